@@ -1,0 +1,1 @@
+"""bisync: two-way file synchronisation for Linux."""

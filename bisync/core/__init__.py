@@ -1,0 +1,1 @@
+"""The rules. Pure functions of values: no clock, no disk, no threads."""

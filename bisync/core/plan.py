@@ -1,0 +1,169 @@
+"""Plan: what each side must do, as transitions in an order that is safe to stop after any.
+
+A transition is valid only while its places still hold what was observed. Node numbers and
+places are the side's own, so a side can perform its list without knowing the other's.
+"""
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from bisync.core.conflict import Conflict
+from bisync.core.node import Attributes, Content, NodeId, Place, Side
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    key: int  # archive number, for grouping results
+    node: NodeId  # the side's own number
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remove(_Step):
+    """Displace a node into the rollback store, a directory with all its ``members``."""
+
+    place: Place
+    members: tuple[tuple[int, NodeId], ...] = ()  # (key, node) of everything below
+    conflict: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Make(_Step):
+    """A new node. ``source`` is the other side's node that has a file's content."""
+
+    place: Place
+    content: Content
+    attributes: Attributes
+    source: NodeId | None = None
+    displaces: Remove | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link(_Step):
+    """One more name for a node that has one."""
+
+    place: Place
+    displaces: Remove | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move(_Step):
+    """One rename. ``old`` is ``None`` for a node that was parked before."""
+
+    old: Place | None
+    new: Place
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchange(_Step):
+    """Two nodes swap their places in one step: neither name is ever missing."""
+
+    old: Place
+    new: Place
+    other: NodeId
+    other_key: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Park(_Step):
+    """Take a node out of the way, where an exchange cannot break a knot of names."""
+
+    old: Place
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replace(_Step):
+    """New content for a node under all its names; what it displaces is kept.
+
+    ``keep`` gives the displaced object a name of its own in the tree instead (a save by
+    backup): ``keep_node`` and ``keep_key`` say which node that is.
+    """
+
+    places: tuple[Place, ...]
+    content: Content
+    attributes: Attributes
+    source: NodeId | None = None
+    conflict: bool = False
+    keep: Place | None = None
+    keep_node: NodeId = 0
+    keep_key: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unlink(_Step):
+    """One name less for a node that keeps another."""
+
+    place: Place
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetAttributes(_Step):
+    """Change attributes in place."""
+
+    attributes: Attributes
+
+
+Transition: TypeAlias = (
+    Make | Link | Move | Exchange | Park | Replace | Unlink | Remove | SetAttributes
+)
+
+
+def keys_of(step: Transition) -> tuple[int, ...]:
+    """The archive numbers whose agreement depends on a transition."""
+    keys = [step.key]
+    match step:
+        case Exchange():
+            keys.append(step.other_key)
+        case Replace() if step.keep is not None:
+            keys.append(step.keep_key)
+        case Remove():
+            keys += [key for key, _ in step.members]
+        case Make() | Link() if step.displaces is not None:
+            keys += keys_of(step.displaces)
+    return tuple(keys)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """What the ancestor says about one node once its transitions are done.
+
+    ``names`` are in archive numbers; none means the node is no longer part of the
+    ancestor. ``attributes`` are what each side should then hold; what they really hold
+    is looked up when the update is committed.
+    """
+
+    key: int
+    names: frozenset[Place]
+    content: Content | None = None
+    ids: tuple[NodeId, NodeId] = (0, 0)
+    attributes: tuple[Attributes | None, Attributes | None] = (None, None)
+    presumed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryTime:
+    """A directory whose modification time is set when nothing is pending below it."""
+
+    key: int
+    ids: tuple[NodeId, NodeId]
+    mtime_ns: tuple[int, int]
+
+
+@dataclass(slots=True)
+class Plan:
+    """Both sides' transitions for one closure and what they add up to."""
+
+    steps: tuple[list[Transition], list[Transition]] = field(default_factory=lambda: ([], []))
+    updates: list[Update] = field(default_factory=list)
+    conflicts: list[Conflict] = field(default_factory=list)
+    directory_times: list[DirectoryTime] = field(default_factory=list)
+    withheld: tuple[dict[NodeId, int], dict[NodeId, int]] = field(default_factory=lambda: ({}, {}))
+    # per side: nodes whose removal waits, and how many entries each stands for
+    held: dict[int, str] = field(default_factory=dict)  # archive number or negative key
+    held_nodes: tuple[set[NodeId], set[NodeId]] = field(default_factory=lambda: (set(), set()))
+    blocked: list[tuple[Side, NodeId, str]] = field(default_factory=list)
+    notes: list[tuple[int, bytes, str]] = field(default_factory=list)
+
+    def empty(self) -> bool:
+        """Whether no side has anything to do and nothing new was agreed."""
+        return not (self.steps[0] or self.steps[1] or self.updates)

@@ -1,0 +1,418 @@
+"""A pair of replicas in memory: the same values as the real ones, no disk.
+
+``MemoryReplica`` keeps nodes and names; users change it with the ``do_*`` methods, the
+engine with :meth:`MemoryReplica.perform`. Whatever the engine displaces goes to ``kept``.
+"""
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from bisync.core.closure import close
+from bisync.core.diff import join, wanted_digests
+from bisync.core.node import (
+    ROOT,
+    SIDES,
+    Agreed,
+    AgreedPart,
+    Attributes,
+    Content,
+    Kind,
+    Node,
+    Part,
+    Side,
+)
+from bisync.core.plan import (
+    Exchange,
+    Link,
+    Make,
+    Move,
+    Park,
+    Plan,
+    Remove,
+    Replace,
+    SetAttributes,
+    Unlink,
+    Update,
+    keys_of,
+)
+from bisync.core.planner import Numbers, make_plan
+from bisync.core.reconcile import Outcome, reconcile
+from bisync.core.resolve import Rules
+
+
+class Stale(Exception):
+    """The tree does not hold what the step expected."""
+
+
+def file_content(text: str) -> Content:
+    return Content(Kind.FILE, size=len(text), digest=text.encode().ljust(32, b"."))
+
+
+class MemoryReplica:
+    """One tree. Offers the same lookups as a real index (``View``)."""
+
+    def __init__(self, name: str, first_number: int = 2) -> None:
+        self.name = name
+        self.count = itertools.count(first_number)
+        self.clock = itertools.count(1000)
+        attributes = Attributes(0o755, 0, 0, 1)
+        self.node = {ROOT: Node(ROOT, Content(Kind.DIR), attributes)}
+        self.at_place = {}
+        self.hidden = set()
+        self.marks = set()
+        self.kept = []
+        self.parked = {}
+        self.content_moved = 0  # files whose bytes crossed
+
+    # -- lookups -------------------------------------------------------------
+
+    def nodes(self, ids):
+        named = set(self.at_place.values()) | {ROOT}
+        return {n: self.node[n] for n in ids if n in named}
+
+    def names_of(self, ids):
+        wanted = set(ids)
+        out = {}
+        for place, node in self.at_place.items():
+            if node in wanted:
+                out.setdefault(node, set()).add(place)
+        return {n: frozenset(p) for n, p in out.items()}
+
+    def at(self, places):
+        return {p: self.at_place[p] for p in places if p in self.at_place}
+
+    def children(self, ids):
+        out = {n: [] for n in ids}
+        for (parent, name), node in self.at_place.items():
+            if parent in out:
+                out[parent].append((name, node))
+        return out
+
+    def forgotten(self, ids):
+        return self.hidden & set(ids)
+
+    # -- what people do ------------------------------------------------------
+
+    def tick(self):
+        return next(self.clock)
+
+    def make(self, parent, name, content):
+        assert (parent, name) not in self.at_place
+        node = next(self.count)
+        mode = 0o755 if content.kind is Kind.DIR else 0o644
+        self.node[node] = Node(
+            node, content, Attributes(mode, 0, 0, self.tick()), version=self.tick()
+        )
+        self.at_place[parent, name] = node
+        self.marks.add(node)
+        return node
+
+    def edit(self, node, content):
+        old = self.node[node]
+        time = self.tick()
+        self.node[node] = replace(
+            old,
+            content=content,
+            version=time,
+            ctime_ns=time,
+            attributes=replace(old.attributes, mtime_ns=time),
+        )
+        self.marks.add(node)
+
+    def chmod(self, node, mode):
+        old = self.node[node]
+        self.node[node] = replace(
+            old, ctime_ns=self.tick(), attributes=replace(old.attributes, mode=mode)
+        )
+        self.marks.add(node)
+
+    def touch(self, node):
+        old = self.node[node]
+        time = self.tick()
+        self.node[node] = replace(
+            old, ctime_ns=time, attributes=replace(old.attributes, mtime_ns=time)
+        )
+        self.marks.add(node)
+
+    def rename(self, old, new):
+        """As the system call: replaces what is there, refuses what the kernel refuses."""
+        node = self.at_place[old]
+        target = self.at_place.get(new)
+        if target == node or self.inside(new[0], node):
+            return
+        if target is not None:
+            self.remove(new)
+        del self.at_place[old]
+        self.at_place[new] = node
+        self.marks.add(node)
+
+    def link(self, node, place):
+        self.at_place[place] = node
+        self.marks.add(node)
+
+    def remove(self, place):
+        node = self.at_place.pop(place)
+        self.marks.add(node)
+        for below in [p for p in self.at_place if p[0] == node]:
+            self.remove(below)
+
+    def inside(self, node, ancestor):
+        while node != ROOT:
+            if node == ancestor:
+                return True
+            node = next(p[0] for p, n in self.at_place.items() if n == node)
+        return node == ancestor
+
+    # -- what the engine does ------------------------------------------------
+
+    def keep(self, node):
+        content = self.node[node].content
+        if content.kind is not Kind.DIR and node not in self.at_place.values():
+            self.kept.append(content)
+
+    def _expect(self, place, node):
+        if self.at_place.get(place) != node:
+            raise Stale(f"{self.name}: {place} holds {self.at_place.get(place)}, not {node}")
+
+    def _free(self, place):
+        if place in self.at_place:
+            raise Stale(f"{self.name}: {place} is taken by {self.at_place[place]}")
+        if place[0] != ROOT and place[0] not in self.at_place.values():
+            raise Stale(f"{self.name}: no directory {place[0]}")
+        if self.node[place[0]].content.kind is not Kind.DIR:
+            raise Stale(f"{self.name}: {place[0]} is no directory")
+
+    def perform(self, step, other: "MemoryReplica"):
+        match step:
+            case Make():
+                if step.displaces is not None:
+                    self.perform(step.displaces, other)
+                self._free(step.place)
+                assert step.node not in self.node, "a node number was used twice"
+                if step.content.kind is Kind.FILE:
+                    assert other.node[step.source].content == step.content
+                    self.content_moved += 1
+                self.node[step.node] = Node(
+                    step.node, step.content, step.attributes, version=self.tick()
+                )
+                self.at_place[step.place] = step.node
+            case Link():
+                if step.displaces is not None:
+                    self.perform(step.displaces, other)
+                self._free(step.place)
+                assert step.node in self.at_place.values()
+                self.at_place[step.place] = step.node
+            case Move(old=None):
+                self._free(step.new)
+                del self.parked[step.node]
+                self.at_place[step.new] = step.node
+            case Move():
+                self._expect(step.old, step.node)
+                self._free(step.new)
+                assert not self.inside(step.new[0], step.node), "a directory below itself"
+                del self.at_place[step.old]
+                self.at_place[step.new] = step.node
+            case Exchange():
+                self._expect(step.old, step.node)
+                self._expect(step.new, step.other)
+                self.at_place[step.old], self.at_place[step.new] = step.other, step.node
+                assert not self.inside(step.new[0], step.node)
+                assert not self.inside(step.old[0], step.other)
+            case Park():
+                self._expect(step.old, step.node)
+                self.parked[step.node] = step.old
+                del self.at_place[step.old]
+            case Replace():
+                for place in step.places:
+                    self._expect(place, step.keep_node if step.keep else step.node)
+                if step.content.kind is Kind.FILE:
+                    assert other.node[step.source].content == step.content
+                    self.content_moved += 1
+                if step.keep is not None:
+                    self._free(step.keep)
+                    self.node[step.node] = Node(step.node, step.content, step.attributes)
+                    self.at_place[step.keep] = step.keep_node
+                    for place in step.places:
+                        self.at_place[place] = step.node
+                else:
+                    self.kept.append(self.node[step.node].content)
+                    self.node[step.node] = replace(
+                        self.node[step.node],
+                        content=step.content,
+                        attributes=step.attributes,
+                        version=self.tick(),
+                    )
+            case Unlink():
+                self._expect(step.place, step.node)
+                del self.at_place[step.place]
+            case Remove():
+                self._expect(step.place, step.node)
+                below = self._below(step.node)
+                assert {n for _, n in below} == {n for _, n in step.members}, "unexpected members"
+                for place, _ in [*below, (step.place, step.node)]:
+                    del self.at_place[place]
+                for node in {n for _, n in below} | {step.node}:
+                    self.keep(node)
+            case SetAttributes():
+                old = self.node[step.node]
+                self.node[step.node] = replace(old, attributes=step.attributes)
+
+    def _below(self, node):
+        out = []
+        for place, child in self.at_place.items():
+            if place[0] == node:
+                out.append((place, child))
+                out += self._below(child)
+        return out
+
+    # -- comparing -----------------------------------------------------------
+
+    def tree(self, node=ROOT, prefix=b"", *, times=True):
+        """Path -> everything a user can see, hard-link groups by their smallest path."""
+        out = {}
+        for path, child in sorted(self._paths(node, prefix)):
+            seen = self.node[child]
+            group = min(p for p, c in self._paths(ROOT, b"") if c == child)
+            attributes = seen.attributes
+            if seen.kind is Kind.DIR or not times:
+                attributes = replace(attributes, mtime_ns=0)
+            out[path] = (seen.content, attributes, group)
+        return out
+
+    def _paths(self, node, prefix):
+        for (parent, name), child in self.at_place.items():
+            if parent == node:
+                yield prefix + name, child
+                yield from self._paths(child, prefix + name + b"/")
+
+    def path_of(self, place):
+        for path, _ in self._paths(ROOT, b""):
+            pass
+        return place
+
+
+@dataclass
+class MemoryArchive:
+    """The ancestor in memory, with the lookups a closure needs (``AgreedView``)."""
+
+    rows: dict = field(default_factory=dict)
+    at_place: dict = field(default_factory=dict)
+    count: Iterable = field(default_factory=lambda: itertools.count(2))
+
+    def nodes(self, keys):
+        return {k: self.rows[k] for k in keys if k in self.rows}
+
+    def names_of(self, keys):
+        wanted = set(keys)
+        out = {}
+        for place, key in self.at_place.items():
+            if key in wanted:
+                out.setdefault(key, set()).add(place)
+        return {k: frozenset(p) for k, p in out.items()}
+
+    def at(self, places):
+        return {p: self.at_place[p] for p in places if p in self.at_place}
+
+    def children(self, keys):
+        out = {k: [] for k in keys}
+        for (parent, name), key in self.at_place.items():
+            if parent in out:
+                out[parent].append((name, key))
+        return out
+
+    def by_side(self, side, ids):
+        index = {row.ids[side]: key for key, row in self.rows.items()}
+        return {n: index[n] for n in ids if n in index}
+
+    def commit(self, update: Update, sides):
+        self.at_place = {p: k for p, k in self.at_place.items() if k != update.key}
+        if not update.names and update.key != ROOT:
+            self.rows.pop(update.key, None)
+            return
+        for place in update.names:
+            # Whoever held the place leaves it with an update of the same batch.
+            self.at_place[place] = update.key
+        found = [sides[s].nodes([update.ids[s]])[update.ids[s]] for s in SIDES]
+        self.rows[update.key] = Agreed(
+            update.key,
+            found[0].content,
+            (found[0].attributes, found[1].attributes),
+            update.ids,
+            (found[0].version, found[1].version),
+            update.presumed,
+        )
+
+
+class MemoryPair:
+    """Two replicas and their ancestor; runs cycles."""
+
+    def __init__(self, rules: Rules | None = None) -> None:
+        self.sides = (MemoryReplica("alpha"), MemoryReplica("beta", 1_000_000))
+        self.archive = MemoryArchive()
+        self.rules = rules or Rules(replicas=("A", "B"))
+        self.conflicts = []
+        self.notes = []
+        self.steps_done = 0
+
+    def plan(self, marks=None, *, removals=True) -> tuple[Plan, Outcome]:
+        if marks is None:
+            marks = tuple(set(s.node) for s in self.sides)
+        agreed, parts = close(self.archive, self.sides, marks)
+        joined = join(agreed, parts)
+        wanted = wanted_digests(joined)
+        assert not wanted[0] and not wanted[1], "in memory every digest is known"
+
+        def taken(side, place):
+            parent = joined.local_of[side].get(place[0])
+            return parent is not None and (parent, place[1]) in self.sides[side].at_place
+
+        outcome = reconcile(joined, self.rules, held={}, taken=taken)
+        numbers = Numbers((self.sides[0].count, self.sides[1].count), self.archive.count)
+        return make_plan(joined, outcome, numbers, removals=removals), outcome
+
+    def cycle(self, marks=None, *, stop_after: int | None = None) -> Plan:
+        """One cycle; ``stop_after`` ends it after that many steps, as a crash would."""
+        plan, _ = self.plan(marks)
+        failed, left = set(), stop_after
+        for side in SIDES:
+            for step in plan.steps[side]:
+                if left is not None:
+                    if left == 0:
+                        self._crash(plan)
+                        return plan
+                    left -= 1
+                self.sides[side].perform(step, self.sides[side.other])
+                self.steps_done += 1
+        self.conflicts += plan.conflicts
+        self.notes += plan.notes
+        for update in plan.updates:
+            if update.key not in failed and not update.names and update.key != ROOT:
+                self.archive.commit(update, self.sides)
+        for update in plan.updates:
+            if update.names or update.key == ROOT:
+                self.archive.commit(update, self.sides)
+        for replica in self.sides:
+            assert not replica.parked
+            replica.marks.clear()
+        return plan
+
+    def _crash(self, plan):
+        """Nothing was agreed; parked nodes go back or on, as recovery does."""
+        for side in SIDES:
+            replica = self.sides[side]
+            for node, place in list(replica.parked.items()):
+                target = place
+                if target in replica.at_place or replica.inside_dead(target):
+                    target = (ROOT, b"recovered-%d" % node)
+                replica.at_place[target] = node
+                del replica.parked[node]
+            replica.marks.update(replica.node)
+        _ = (plan, AgreedPart, Part, Side, keys_of)
+
+
+def inside_dead(self, place):
+    return place[0] != ROOT and place[0] not in self.at_place.values()
+
+
+MemoryReplica.inside_dead = inside_dead
