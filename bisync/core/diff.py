@@ -123,8 +123,8 @@ def join(agreed: AgreedPart, parts: tuple[Part, Part]) -> Join:
 def _bind_known(j: Join, side: Side) -> None:
     part = j.parts[side]
     for local in part.nodes:
-        key = ROOT if local == ROOT else j.agreed.by_side[side].get(local)
-        if key is not None and part.names_of.get(local, _NOTHING if local != ROOT else {(0, b"")}):
+        key = j.agreed.by_side[side].get(local)
+        if key is not None and part.names_of.get(local):
             j.bind(side, local, key)
     j.bind(side, ROOT, ROOT)
 

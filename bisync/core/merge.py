@@ -4,7 +4,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
-from bisync.core.node import SIDES, Attributes, Node, Place, Side
+from bisync.core.node import SIDES, Attributes, Node, Place, Side, XAttrs
 
 T = TypeVar("T", bound=Hashable)
 Order: TypeAlias = Callable[[Place], tuple[bytes, bytes]]
@@ -71,7 +71,7 @@ def merge_places(
     places, disputes = set(extra_a | extra_b), []
     for place in sorted(base, key=order):
         a, b = fate_a[place], fate_b[place]
-        if a == b or b == place:
+        if b in (a, place):
             merged = a
         elif a == place:
             merged = b
@@ -174,8 +174,9 @@ def merge_attributes(
 
 def _newer(nodes: tuple[Node, Node]) -> Side:
     """The side changed last; equal clocks: the greater value, never the side."""
-    keys = [
-        (n.ctime_ns, (n.attributes.mode, n.attributes.uid, n.attributes.gid, n.attributes.xattrs))
-        for n in nodes
-    ]
-    return Side.ALPHA if keys[0] >= keys[1] else Side.BETA
+
+    def key(node: Node) -> tuple[int, int, int, int, XAttrs]:
+        a = node.attributes
+        return (node.ctime_ns, a.mode, a.uid, a.gid, a.xattrs)
+
+    return Side.ALPHA if key(nodes[0]) >= key(nodes[1]) else Side.BETA

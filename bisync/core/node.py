@@ -94,7 +94,6 @@ class Node:
     content: Content
     attributes: Attributes
     ctime_ns: int = 0
-    frozen: bool = False  # a directory whose listing failed: what it holds is not known
     version: int = 0  # counts the times its content may have changed on its replica
     foreign: bool = False  # a directory that directly holds entries bisync leaves alone
     nlink: int = 1  # names the kernel counts, wherever they are

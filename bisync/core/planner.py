@@ -94,7 +94,7 @@ class _Planner:
             if joined.is_dir and joined.names[side]:
                 names.parent[key] = next(iter(joined.names[side]))[0]
         ops = self._ops(side)
-        before = {k: v for k, v in names.at.items()}
+        before = dict(names.at)
         ordered = order(ops, names)
         steps = [self._translate(side, step) for step in ordered.steps]
         for op in ordered.failed:

@@ -130,7 +130,10 @@ class _Merge:
         gained = names - joined.base
         edited = not joined.is_dir and not unchanged(joined, side)
         verdict.names = names
-        if edited or gained or self._moved_as_a_whole(joined, side):
+        if self.rules.amnesia[side.other]:
+            verdict.alive = True
+            verdict.reason = f"missing on {side.other.label}, which was moved or restored"
+        elif edited or gained or self._moved_as_a_whole(joined, side):
             verdict.alive = True
             verdict.reason = "edit beats delete" if edited else "move beats delete"
             self.notes.append(
@@ -239,9 +242,8 @@ class _Merge:
             if verdict.alive and key != ROOT:
                 for place in verdict.names:
                     wanted.setdefault(place, []).append(key)
-        for place in sorted(
-            (p for p, keys in wanted.items() if len(keys) > 1), key=self.place_order
-        ):
+        contested = [place for place, keys in wanted.items() if len(keys) > 1]
+        for place in sorted(contested, key=self.place_order):
             keys = [k for k in wanted[place] if place in self.verdicts[k].names]
             while len(keys) > 1:
                 best = min(keys, key=self._claim)
@@ -377,16 +379,22 @@ class _Merge:
         assert joined.origin is not None
         origin = self.join.nodes[joined.origin]
         theirs = origin.seen[side.other]
-        if theirs is not None and same_content(theirs.content, joined.node(side).content):
+        if (theirs is not None and same_content(theirs.content, joined.node(side).content)) or (
+            theirs is not None
+            and origin.agreed
+            and unchanged(origin, side.other)
+            and joined.node(side).version == origin.agreed.versions[side]
+        ):
             verdict.twin[side.other] = joined.origin
-        elif theirs is not None and origin.agreed and unchanged(origin, side.other):
-            if joined.node(side).version == origin.agreed.versions[side]:
-                verdict.twin[side.other] = joined.origin
 
     def _conflict(self, joined: Joined, verdict: Verdict) -> Side | None:
         a, b = joined.node(Side.ALPHA), joined.node(Side.BETA)
         path = self.path(joined)
-        leader = winner(self.rules.policy, a, b)
+        both = path in self.rules.decisions and self.rules.decisions[path] is None
+        chosen = self.rules.decisions.get(path)
+        if chosen is None:
+            chosen = winner(Policy.NEWEST if both else self.rules.policy, a, b)
+        leader = chosen
         if leader is None:
             self._hold(joined, verdict, "conflict")
             self.conflicts.append(
@@ -397,7 +405,7 @@ class _Merge:
         verdict.reason = f"conflict: {self.rules.policy.value}"
         loser = joined.node(leader.other)
         copy = None
-        if self.rules.policy is Policy.KEEP_BOTH and joined.names[leader.other]:
+        if (both or self.rules.policy is Policy.KEEP_BOTH) and joined.names[leader.other]:
             place = min(verdict.names, key=self.place_order)
             free = self._free_name(place, leader.other, loser)
             copy = self.join.path(leader, free)

@@ -1,6 +1,7 @@
 """Who wins a conflict. Decided by values, never by which side happens to drive."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 
@@ -24,12 +25,17 @@ class Rules:
     """How a session settles what the values alone do not.
 
     ``replicas`` are short names of the two replicas for conflict copies, alpha first.
-    ``decisions`` maps a path to what a person chose for it (``conflicts resolve``).
+    ``presume``: files new on both sides with equal size and mtime are taken for equal.
+    ``amnesia``: a side lost its memory of objects (moved or restored root), so what it
+    lacks was not deleted there. ``decisions``: path -> side a person chose for a conflict
+    that waited, or ``None`` for both versions.
     """
 
     policy: Policy = Policy.NEWEST
     replicas: tuple[str, str] = ("alpha", "beta")
     presume: bool = True
+    amnesia: tuple[bool, bool] = (False, False)
+    decisions: Mapping[bytes, Side | None] = field(default_factory=dict)
 
 
 def rank(node: Node) -> tuple[int, bytes]:

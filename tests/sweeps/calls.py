@@ -115,9 +115,9 @@ def counts_before(reference: Sequence[Call], point: Call) -> Counter[str]:
     return made
 
 
-def last_lines(log: Path, count: int = 8) -> str:
+def last_lines(log: Path, pair: Pair, count: int = 8) -> str:
     """Return the end of a log, for a failure message."""
     if not log.exists():
-        return "(no log)"
-    lines = log.read_text(errors="backslashreplace").splitlines()
-    return "\n".join(f"    {line[:200]}" for line in lines[-count:])
+        return "    (no log)"
+    lines = log.read_text(errors="backslashreplace").replace(f"{pair.base}/", "").splitlines()
+    return "\n".join(f"    {line[:240]}" for line in lines[-count:])

@@ -65,14 +65,16 @@ class Tally:
 
 @dataclass(slots=True)
 class Campaign(Generic[L, P]):
-    """Points, and how to try one.
+    """A way to try points, and how long.
 
     Attributes:
-        name: the test's name, for the command to replay a point.
-        lanes: one thing per point tried at the same time, handed to `attempt`.
+        name: "FILE::TEST", for the command to replay a point.
+        lanes: one thing per point tried at the same time, handed to `attempt`; a single lane is
+            served by the calling thread.
         key: how a point is spelled in ``BISYNC_POINT``.
         seconds: time limit of a sample; the points running then are finished.
         least: that many points are tried whatever the time.
+        unlimited: try all points.
     """
 
     name: str
@@ -81,24 +83,28 @@ class Campaign(Generic[L, P]):
     key: Callable[[P], str]
     seconds: float
     least: int = 8
+    unlimited: bool = FULL
 
     def run(self, points: Sequence[P]) -> Tally:
-        """Try the points; raise AssertionError if one failed or too few could be tried."""
-        chosen = [p for p in points if ONLY in {"", self.key(p)}]
+        """Try points in the given order; raise AssertionError if any failed."""
+        chosen = [point for point in points if ONLY in {"", self.key(point)}]
         assert chosen, f"there is no point {ONLY!r}" if ONLY else f"{self.name}: no points"
-        tally = Tally(total=len(chosen))
+        tally = Tally(total=len(points))
         began = time.monotonic()
         waiting = self._waiting(chosen, began)
         lock = threading.Lock()
         accidents: list[BaseException] = []
-        threads = [
-            threading.Thread(target=self._work, args=(lane, waiting, tally, lock, accidents))
-            for lane in self.lanes
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        if len(self.lanes) == 1:
+            self._work(self.lanes[0], waiting, tally, lock, accidents)
+        else:
+            threads = [
+                threading.Thread(target=self._work, args=(lane, waiting, tally, lock, accidents))
+                for lane in self.lanes
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
         tally.seconds = time.monotonic() - began
         if accidents:
             raise accidents[0]
@@ -107,8 +113,9 @@ class Campaign(Generic[L, P]):
         return tally
 
     def _waiting(self, chosen: Sequence[P], began: float) -> Iterator[P]:
-        for number, point in enumerate(spread(chosen)):
-            if not FULL and number >= self.least and time.monotonic() - began > self.seconds:
+        for number, point in enumerate(chosen):
+            late = time.monotonic() - began > self.seconds
+            if late and not self.unlimited and number >= self.least:
                 return
             yield point
 
@@ -155,10 +162,8 @@ class Campaign(Generic[L, P]):
         return "\n".join(lines)
 
     def replay(self, point: str) -> str:
-        file, _, test = self.name.partition("::")
         return (
-            f"BISYNC_SEED={SEED} BISYNC_POINT='{point}' "
-            f"python -m pytest 'tests/sweeps/{file}' -k '{test}'"
+            f"BISYNC_SEED={SEED} BISYNC_POINT='{point}' python -m pytest 'tests/sweeps/{self.name}'"
         )
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE = 180  # seconds; a run of the scenario takes about one
@@ -76,15 +77,17 @@ def run(line: Sequence[str], home: Path, *, before: Sequence[str] = ()) -> Run:
     return Run(code, _text(output), _text(errors))
 
 
-def start(line: Sequence[str], home: Path, *, before: Sequence[str] = ()) -> subprocess.Popen[bytes]:
-    """Start a command line in a process group of its own."""
+def start(
+    line: Sequence[str], home: Path, *, before: Sequence[str] = (), output: BinaryIO | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a command line in a process group of its own; `output` takes all it says."""
     return subprocess.Popen(
         [*before, *line],
         env=environment(home),
         cwd=REPOSITORY,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdout=output or subprocess.PIPE,
+        stderr=output or subprocess.PIPE,
         start_new_session=True,
     )
 

@@ -12,7 +12,7 @@ or its violent end (`engine_ran`). Per side it notes for each content one of
 
 **A content may be missing only if no side holds it**: it was thrown away at each side where it
 was ever live. Everything else must be live at a side or be in a store, whole. In other words: what
-a user at one side destroyed, but the engine displaced at the other side, must be in the store there.
+a user at one side destroyed, but the engine displaced at the other side, must be in that store.
 
 What a user wrote and destroyed within one turn was never settled and is not noted. What the engine
 installed and displaced within one run is not seen at that side; the ledger is then milder than the
@@ -43,6 +43,7 @@ class Ledger:
     large: dict[Content, bytes] = field(default_factory=dict)  # the token of a large version
     held: dict[str, dict[Content, bool]] = field(default_factory=dict)  # False: thrown away
     live: dict[str, set[Content]] = field(default_factory=dict)  # when last seen
+    pinned: dict[str, Content] = field(default_factory=dict)  # names nobody ever touches
 
     def __post_init__(self) -> None:
         for side in self.roots:
@@ -86,11 +87,27 @@ class Ledger:
             if not (content in self.large and any(self.large[content] in d for d in deltas))
         ]
 
+    def pin(self, side: str, folder: str) -> None:
+        """Expect everything below a folder to stay as it is now, at both sides."""
+        for content, paths in tree.contents(self.roots[side]).items():
+            self.pinned |= {path: content for path in paths if path.startswith(f"{folder}/")}
+
+    def disturbed(self) -> list[str]:
+        """Return each pinned name that does not hold what it held."""
+        return [
+            f"untouched by any user, but changed: {side}:{path!r}"
+            for side, root in self.roots.items()
+            for path, content in self.pinned.items()
+            if not _holds(root / path, content)
+        ]
+
     def _unwritten(self, content: Content, side: str, paths: list[str]) -> list[str]:
         root = self.roots[side]
         if content.is_empty:
             wrong = [p for p in paths if not p.rsplit("/", 1)[-1].startswith("empty")]
-            return [f"empty: {side}:{path!r} is an empty file; no user emptied it" for path in wrong]
+            return [
+                f"empty: {side}:{path!r} is an empty file; no user emptied it" for path in wrong
+            ]
         if content in self.labels:
             return []
         return [f"torn: {side}:{p!r} is {_describe(root / p)}; no user wrote that" for p in paths]
@@ -106,6 +123,10 @@ class Ledger:
         self.labels[content] = f"{newest.decode()}, {len(data)} bytes, first at {side}:{name!s}"
         if len(data) > WHOLE and tokens:
             self.large[content] = newest
+
+
+def _holds(path: Path, content: Content) -> bool:
+    return path.exists() and tree.content_at(path, path.lstat()) == content
 
 
 def _describe(path: Path) -> str:

@@ -1,9 +1,10 @@
 """Where a pair of roots lives, and how each run gets a fresh copy of the same pair.
 
-With the right to mount: one or two file system images are made, the pair is prepared in them once,
-and each run works on a clone of the images, mounted at the same places. Inode numbers, handles, file
-system uuid, times and the engine's state are then the same in each run, and a fresh copy takes some
-hundredths of a second. Otherwise each copy is prepared anew in folders, by running the engine.
+With the right to mount: one or two file system images are made, the pair is prepared in them
+once, and each run works on a clone of the images, mounted at the same places. Inode numbers,
+handles, file system uuid, times and the engine's state are then the same in each run, and a fresh
+copy takes some hundredths of a second. Otherwise each copy is prepared anew in folders, by running
+the engine.
 """
 
 import copy
@@ -187,11 +188,17 @@ def unmount(point: Path, patience: float = 20.0) -> None:
 
 def clone_file(source: Path, target: Path) -> None:
     """Copy a file as a reflink where that is possible, else its data without the holes."""
-    with source.open("rb") as old, target.open("wb") as new:
-        try:
-            fcntl.ioctl(new, FICLONE, old.fileno())
-        except OSError:
+    try:
+        reflink(source, target)
+    except OSError:
+        with source.open("rb") as old, target.open("wb") as new:
             _copy_sparse(old.fileno(), new.fileno())
+
+
+def reflink(source: Path, target: Path) -> None:
+    """Clone a file in one instant; OSError where the file system cannot."""
+    with source.open("rb") as old, target.open("wb") as new:
+        fcntl.ioctl(new, FICLONE, old.fileno())
 
 
 def _copy_sparse(old: int, new: int) -> None:

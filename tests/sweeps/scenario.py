@@ -20,6 +20,7 @@ def prepare(pair: Pair) -> Ledger:
     ledger = Ledger({"alpha": pair.alpha, "beta": pair.beta})
     base(alpha)
     ledger.user_changed("alpha")
+    ledger.pin("alpha", "still")
     pair.agree()
     complaints = ledger.engine_ran()
     assert not complaints, f"the first run of all went wrong: {complaints}"
@@ -102,7 +103,7 @@ def create(alpha: User, beta: User) -> None:
     beta.write("b-new/b.txt")
     beta.write("b-new/b-large.bin", LARGE)
     beta.empty("b-new/empty-b")
-    beta.write("still/0/beside-quiet.txt")
+    beta.write("still/beside-quiet.txt")
 
 
 def edit(alpha: User, beta: User) -> None:

@@ -1,5 +1,6 @@
 """A user at one side: plain system calls, and a unique token in everything written."""
 
+import itertools
 import os
 import shutil
 from collections.abc import Callable
@@ -113,7 +114,7 @@ class User:
         self._note(f"rotate {' -> '.join(names)}")
         aside = self.path(names[-1]).with_name(f"rotating{self.mint.tick()}")
         self.path(names[-1]).rename(aside)
-        for old, new in reversed(list(zip(names[:-1], names[1:], strict=True))):
+        for old, new in reversed(list(itertools.pairwise(names))):
             self.path(old).rename(self.path(new))
         aside.rename(self.path(names[0]))
 

@@ -1,5 +1,7 @@
 """The questions asked after a run. Each answer is a list of complaints; none is good."""
 
+import re
+
 from . import tree
 from .engine import HUNG, Run
 from .ledger import Ledger
@@ -14,13 +16,43 @@ def interrupted(ledger: Ledger) -> list[str]:
     return [f"right after the end: {complaint}" for complaint in ledger.engine_ran()]
 
 
-def converged(pair: Pair, ledger: Ledger, run: Run) -> list[str]:
-    """After an undisturbed run: exit code 0, equal trees, nothing torn, nothing lost."""
+def converged(
+    pair: Pair, ledger: Ledger, run: Run, expected: dict[str, str] | None = None
+) -> list[str]:
+    """After an undisturbed run: exit code 0, equal trees, nothing torn, nothing lost.
+
+    `expected` is the outcome of the same scenario without any disturbance: a crash or an error must
+    not bring a deleted file back, nor turn a clean merge into a conflict.
+    """
     complaints = [] if run.code == 0 else [f"the undisturbed run: {run}"]
     complaints += ledger.engine_ran()
     complaints += ledger.lost()
+    complaints += ledger.disturbed()
     complaints += agreement(pair)
+    if expected is not None and not complaints:
+        complaints += _deviations(outcome(pair), expected)
     return complaints
+
+
+def outcome(pair: Pair) -> dict[str, str]:
+    """Return what alpha holds, by path; the time and replica in a conflict name left out."""
+    entries = tree.snapshot(pair.alpha)
+    return {
+        _CONFLICT.sub(".conflict", path): entry.content or entry.kind
+        for path, entry in entries.items()
+    }
+
+
+_CONFLICT = re.compile(r"\.conflict-[^/]*")
+
+
+def _deviations(found: dict[str, str], expected: dict[str, str]) -> list[str]:
+    return [
+        f"not as without disturbance: {path!r} is {found.get(path, 'absent')[:12]}, "
+        f"should be {expected.get(path, 'absent')[:12]}"
+        for path in sorted(found.keys() | expected.keys())
+        if found.get(path) != expected.get(path)
+    ]
 
 
 def agreement(pair: Pair) -> list[str]:

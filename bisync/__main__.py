@@ -1,0 +1,6 @@
+"""``python -m bisync``."""
+
+from bisync.cli.main import entry
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,125 @@
+"""``bisync sync`` and ``bisync plan``."""
+
+import argparse
+import os
+import signal
+from types import FrameType
+
+from bisync.cli.output import Output
+from bisync.core.ignore import Ignore, filter_lines
+from bisync.core.resolve import Policy
+from bisync.core.safety import DeleteLimit
+from bisync.errors import Interrupted, UsageError
+from bisync.session.config import AfterRestore, Config, Fsync
+from bisync.session.session import Session
+
+
+class _Stopper:
+    """Turns SIGINT and SIGTERM into a clean stop after the operation in hand."""
+
+    def __init__(self) -> None:
+        self.signum = 0
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, self._note)
+
+    def _note(self, signum: int, _frame: FrameType | None) -> None:
+        self.signum = signum
+
+    def check(self) -> None:
+        """Raise if a stop was asked for."""
+        if self.signum:
+            raise Interrupted(self.signum)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; return its exit code."""
+    stopper = _Stopper()
+    config = _config(options, stopper)
+    dry = options.command == "plan" or options.dry_run
+    output = Output(
+        as_json=options.json,
+        verbose=options.verbose or dry,
+        quiet=options.quiet,
+        progress=options.progress,
+        stats=options.stats,
+    )
+    with output:
+        session = Session(
+            _root(options.alpha), _root(options.beta), config, listener=output.event
+        )
+        report = session.run(dry=dry)
+    if dry:
+        report.exit_code = 25 if report.withheld else 0
+    output.summary(report)
+    return report.exit_code
+
+
+def _root(text: str) -> str:
+    head = text.split("/", 1)[0]
+    if text.startswith("ssh://") or (":" in head and not os.path.exists(text)):
+        raise UsageError(f"{text}: other machines are not supported yet; give a local directory")
+    return text
+
+
+def _config(options: argparse.Namespace, stopper: _Stopper) -> Config:
+    return Config(
+        conflict=Policy(options.conflict),
+        ignore=Ignore(_patterns(options.filters or [])),
+        max_delete=_limit(options.max_delete),
+        yes=options.yes,
+        accept_root=options.accept_root,
+        after_restore=AfterRestore(options.after_restore) if options.after_restore else None,
+        checksum=options.checksum,
+        specials=options.specials,
+        devices=options.devices,
+        state_dir=options.state_dir,
+        fsync=Fsync(options.fsync),
+        keep_days=_days(options.keep),
+        workers=_workers(),
+        stop=stopper.check,
+        **({"store": os.fsencode(options.rollback_dir)} if options.rollback_dir else {}),
+    )
+
+
+def _workers() -> int:
+    text = os.environ.get("BISYNC_WORKERS", "2")
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"BISYNC_WORKERS={text}: give a number of threads, at least 1")
+    return int(text)
+
+
+def _patterns(filters: list[tuple[str, str]]) -> tuple[str, ...]:
+    lines: list[str] = []
+    for kind, value in filters:
+        if kind != "exclude-from":
+            lines += filter_lines([(kind, value)])
+            continue
+        try:
+            with open(value, encoding="utf-8", errors="surrogateescape") as file:
+                lines += [line.rstrip("\n") for line in file]
+        except OSError as error:
+            raise UsageError(f"--exclude-from {value}: {error.strerror}") from error
+    return tuple(lines)
+
+
+def _limit(text: str | None) -> DeleteLimit:
+    if text is None:
+        return DeleteLimit()
+    number = text.removesuffix("%")
+    if not number.isdecimal():
+        raise UsageError(f"--max-delete {text}: give a number, or a percentage like 30%")
+    if text.endswith("%"):
+        return DeleteLimit(percent=float(number), minimum=0)
+    return DeleteLimit(count=int(number))
+
+
+def _days(text: str | None) -> int | None:
+    if text is None:
+        return None
+    number, unit = text[:-1], text[-1:]
+    if text.isdecimal():
+        number, unit = text, "d"
+    factors = {"d": 1, "w": 7, "m": 30, "y": 365}
+    if not number.isdecimal() or unit not in factors:
+        raise UsageError(f"--keep {text}: give a number of days like 90d (or w, m, y)")
+    return int(number) * factors[unit]

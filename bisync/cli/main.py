@@ -1,0 +1,138 @@
+"""Parse the command line and hand over to one command. Imports nothing heavy."""
+
+import argparse
+import sys
+from importlib import import_module
+from typing import NoReturn
+
+from bisync import __version__
+from bisync.errors import BisyncError, UsageError
+
+_DESCRIPTION = "Two-way file synchronisation for Linux: moves are moves, nothing is ever lost."
+_EXIT_CODES = """exit codes:
+  0 converged    2 usage    3 root in use    12 a side failed    23 problems    24 busy files
+  25 a guard needs a person    40 conflicts wait (--conflict manual)    130/143 stopped"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see '{self.prog} --help')")
+
+
+class _Filter(argparse.Action):
+    """--exclude, --include and --exclude-from keep their order."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        name = (option_string or "").lstrip("-")
+        namespace.filters = [*(namespace.filters or []), (name, values)]
+
+
+def _session_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("alpha", metavar="ALPHA", help="one root directory")
+    p.add_argument("beta", metavar="BETA", help="the other root directory")
+    p.add_argument(
+        "--conflict",
+        choices=["newest", "oldest", "alpha", "beta", "keep-both", "manual"],
+        default="newest",
+        help="which version wins; the other always goes to the rollback store (newest)",
+    )
+    for name in ("--exclude", "--include", "--exclude-from"):
+        p.add_argument(
+            name,
+            action=_Filter,
+            dest="filters",
+            metavar="FILE" if name.endswith("from") else "PATTERN",
+            help={
+                "--exclude": "leave paths alone (gitignore syntax, the last match decides)",
+                "--include": "take paths back in",
+                "--exclude-from": "read gitignore lines from a file",
+            }[name],
+        )
+    p.add_argument(
+        "--max-delete",
+        metavar="N|N%",
+        help="withhold deletions beyond this many in an hour (50%% and more than 20)",
+    )
+    p.add_argument("--yes", action="store_true", help="approve what the deletion guard withholds")
+    p.add_argument("--accept-root", action="store_true", help="approve another root than before")
+    p.add_argument(
+        "--after-restore",
+        choices=["forward", "keep", "merge"],
+        help="what to do when one side was restored from a backup or snapshot",
+    )
+    p.add_argument("--checksum", action="store_true", help="read files that look equal at first")
+    p.add_argument("--specials", action="store_true", help="carry FIFOs and sockets")
+    p.add_argument("--devices", action="store_true", help="carry device nodes")
+    p.add_argument("--rollback-dir", metavar="DIR", help="store below each root (rsync-rollback)")
+    p.add_argument("--state-dir", metavar="DIR", help="keep state here instead of ROOT/.bisync")
+    p.add_argument(
+        "--fsync",
+        choices=["batch", "always", "never"],
+        default="batch",
+        help="when data is made durable before it becomes visible (batch)",
+    )
+    p.add_argument("--keep", metavar="90d", help="drop kept versions older than this from the store")
+    p.add_argument("-v", "--verbose", action="store_true", help="one line per change")
+    p.add_argument("-q", "--quiet", action="store_true", help="problems only")
+    p.add_argument("--json", action="store_true", help="one JSON object per line, the last a summary")
+    p.add_argument("--progress", action="store_true", help="show progress")
+    p.add_argument("--stats", action="store_true", help="all counters in the closing summary")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = _Parser(
+        prog="bisync",
+        description=_DESCRIPTION,
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"bisync {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    sync = commands.add_parser("sync", help="synchronise two roots both ways, once")
+    _session_options(sync)
+    sync.add_argument("-n", "--dry-run", action="store_true", help="say what would be done")
+    plan = commands.add_parser("plan", help="what sync would do and why; changes nothing")
+    _session_options(plan)
+    conflicts = commands.add_parser("conflicts", help="list, show and resolve conflicts")
+    conflicts.add_argument("action", nargs="?", choices=["list", "show", "resolve"], default="list")
+    conflicts.add_argument("which", nargs="?", metavar="ID|PATH", help="one conflict")
+    conflicts.add_argument("--take", choices=["live", "kept", "both"], help="how to resolve it")
+    conflicts.add_argument("--root", metavar="DIR", help="the root (found from the current folder)")
+    conflicts.add_argument("--state-dir", metavar="DIR", help="as given to sync")
+    conflicts.add_argument("--json", action="store_true", help="one JSON object per line")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; return its exit code. Never shows a traceback to a user."""
+    args = sys.argv[1:] if argv is None else argv
+    try:
+        options = build_parser().parse_args(args)
+        name = "sync" if options.command == "plan" else options.command
+        command = import_module(f"bisync.cli.commands.{name}")
+        return int(command.run(options))
+    except BisyncError as error:
+        from bisync.cli.output import fail  # noqa: PLC0415 - only needed when something failed
+
+        return fail(error, as_json="--json" in args)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output went away
+        return 141
+    except Exception as error:  # noqa: BLE001 - the last line of defence: one clear line
+        from bisync.cli.output import crash  # noqa: PLC0415
+
+        return crash(error, as_json="--json" in args)
+
+
+def entry() -> NoReturn:
+    """The console script."""
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""The only place that prints: lines for people, or one JSON object per line."""
+
+import json
+import os
+import sys
+import tempfile
+import time
+import traceback
+from types import TracebackType
+from typing import Any
+
+from bisync.core.conflict import Conflict
+from bisync.core.path import display
+from bisync.errors import BisyncError
+from bisync.session.report import Change, Event, Met, Progress, Report, event_to_json
+
+_ARROWS = {"alpha": "alpha <-", "beta": "beta  <-"}
+_REFRESH_S = 0.1
+
+
+class Output:
+    """Shows the events of a run, and its summary."""
+
+    def __init__(
+        self, *, as_json: bool, verbose: bool, quiet: bool, progress: bool, stats: bool
+    ) -> None:
+        self._json = as_json
+        self._verbose = verbose
+        self._quiet = quiet
+        self._stats = stats
+        self._progress = progress and not as_json and sys.stderr.isatty()
+        self._plain_progress = progress and not as_json and not sys.stderr.isatty()
+        self._status: Any = None
+        self._last = 0.0
+
+    def __enter__(self) -> "Output":
+        if self._progress:
+            from rich.console import Console  # noqa: PLC0415 - only for a terminal
+
+            self._status = Console(stderr=True).status("starting")
+            self._status.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def event(self, event: Event) -> None:
+        """Show one event of a run."""
+        if isinstance(event, Progress):
+            self._show_progress(event)
+        elif self._json:
+            _line(json.dumps(event_to_json(event)))
+        else:
+            self._show(event)
+
+    def _show_progress(self, event: Progress) -> None:
+        now = time.monotonic()
+        if now - self._last < _REFRESH_S:
+            return
+        self._last = now
+        text = f"{event.phase}: {event.done} entries"
+        if event.bytes:
+            text += f", {_size(event.bytes)}"
+        if self._status is not None:
+            self._status.update(text)
+        elif self._plain_progress:
+            print(text, file=sys.stderr)
+
+    def _show(self, event: Event) -> None:
+        match event:
+            case Change():
+                if self._verbose:
+                    path = display(event.path)
+                    if event.old_path is not None:
+                        path = f"{display(event.old_path)} -> {path}"
+                    why = f"  ({event.reason})" if event.reason else ""
+                    _line(f"{_ARROWS[event.side]} {event.action} {path}{why}")
+            case Conflict():
+                if not self._quiet:
+                    end = "waits for you" if event.winner is None else f"{event.winner.label} wins"
+                    _line(f"conflict: {display(event.path)}: {event.reason}; {end}")
+            case Met(kind="note"):
+                if not self._quiet and (self._verbose or not event.path):
+                    where = f"{display(event.path)}: " if event.path else ""
+                    _line(f"note: {where}{event.reason}")
+            case Met(kind="skipped"):
+                if self._verbose:
+                    _line(f"skipped: {event.side} {display(event.path)}: {event.reason}")
+            case Met():
+                path = f"{display(event.path)}: " if event.path else ""
+                print(f"{event.kind}: {event.side} {path}{event.reason}", file=sys.stderr)
+
+    def summary(self, report: Report) -> None:
+        """Close with what was done."""
+        if self._json:
+            _line(json.dumps(report.summary()))
+            return
+        if self._quiet:
+            return
+        r = report
+        _line(
+            f"scanned {r.files_scanned}, created {r.created}, updated {r.updated}, "
+            f"moved {r.moves}, deleted {r.deleted}, kept {r.kept}"
+        )
+        _line(
+            f"sent {_size(r.bytes_sent)}, received {_size(r.bytes_received)} "
+            f"(literal {_size(r.literal_bytes)}, matched {_size(r.matched_bytes)}) "
+            f"in {r.elapsed_s:.2f} s"
+        )
+        trouble = [
+            f"{n} {what}"
+            for n, what in (
+                (r.conflicts, "conflicts"),
+                (r.problems, "problems"),
+                (r.busy, "busy"),
+                (r.withheld, "deletions withheld"),
+                (r.skipped, "skipped"),
+            )
+            if n
+        ]
+        if trouble:
+            _line(", ".join(trouble))
+        if self._stats:
+            for name, value in r.summary().items():
+                _line(f"  {name}: {value}")
+
+
+def _line(text: str) -> None:
+    print(text, flush=False)
+
+
+def _size(count: int) -> str:
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def show_rows(rows: list[dict[str, Any]], lines: list[str], *, as_json: bool) -> None:
+    """A list of records: for programs, or the lines for people."""
+    for row in rows if as_json else ():
+        _line(json.dumps(row))
+    for text in () if as_json else lines:
+        _line(text)
+
+
+def fail(error: BisyncError, *, as_json: bool) -> int:
+    """One clear line on stderr, and the summary where one is promised."""
+    report = getattr(error, "report", None) or Report(error=str(error), exit_code=error.exit_code)
+    if as_json:
+        _line(json.dumps(report.summary()))
+    print(f"bisync: {error}", file=sys.stderr)
+    return int(report.exit_code)
+
+
+def crash(error: Exception, *, as_json: bool) -> int:
+    """A bug: one line for the user, the traceback in a file for whoever mends it."""
+    text = "".join(traceback.format_exception(error))
+    fd, path = tempfile.mkstemp(prefix="bisync-crash-", suffix=".txt")
+    with os.fdopen(fd, "w") as file:
+        file.write(text)
+    message = f"internal error: {type(error).__name__}: {error}; details in {path}"
+    if as_json:
+        _line(json.dumps(Report(error=message, exit_code=1).summary()))
+    print(f"bisync: {message}", file=sys.stderr)
+    return 1

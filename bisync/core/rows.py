@@ -1,0 +1,124 @@
+"""Values as plain text for databases and logs: JSON with bytes as Latin-1 strings.
+
+One byte is one character, so a row can be read by a person and by any JSON library.
+"""
+
+import json
+from typing import Any
+
+from bisync.core.node import Attributes, Content, Kind, Place, XAttrs
+from bisync.core.plan import Update
+
+
+def _text(data: bytes) -> str:
+    return data.decode("latin-1")
+
+
+def _pairs(values: XAttrs) -> list[list[str]]:
+    return [[_text(name), _text(value)] for name, value in values]
+
+
+def _xattrs(values: Any) -> XAttrs:
+    return tuple((n.encode("latin-1"), v.encode("latin-1")) for n, v in values)
+
+
+def xattrs_to_text(xattrs: XAttrs, acl: XAttrs) -> str | None:
+    """Extended attributes and ACLs of a node, ``None`` where there are none."""
+    if not xattrs and not acl:
+        return None
+    return json.dumps([_pairs(xattrs), _pairs(acl)], separators=(",", ":"))
+
+
+def xattrs_from_text(text: str | None) -> tuple[XAttrs, XAttrs]:
+    """Undo :func:`xattrs_to_text`."""
+    if text is None:
+        return (), ()
+    xattrs, acl = json.loads(text)
+    return _xattrs(xattrs), _xattrs(acl)
+
+
+def attributes_to_list(a: Attributes | None) -> list[Any] | None:
+    """Attributes as a list for JSON."""
+    if a is None:
+        return None
+    out: list[Any] = [a.mode, a.uid, a.gid, a.mtime_ns]
+    if a.xattrs or a.acl:
+        out += [_pairs(a.xattrs), _pairs(a.acl)]
+    return out
+
+
+def attributes_from_list(row: Any) -> Attributes | None:
+    """Undo :func:`attributes_to_list`."""
+    if row is None:
+        return None
+    mode, uid, gid, mtime_ns, *more = row
+    xattrs, acl = map(_xattrs, more) if more else ((), ())
+    return Attributes(mode, uid, gid, mtime_ns, xattrs, acl)
+
+
+def attributes_to_text(a: Attributes | None) -> str | None:
+    """Attributes as JSON text for a column."""
+    if a is None:
+        return None
+    if not a.xattrs and not a.acl:
+        return f"[{a.mode},{a.uid},{a.gid},{a.mtime_ns}]"
+    return json.dumps(attributes_to_list(a), separators=(",", ":"))
+
+
+def attributes_from_text(text: str | None) -> Attributes | None:
+    """Undo :func:`attributes_to_text`."""
+    return None if text is None else attributes_from_list(json.loads(text))
+
+
+def content_to_list(content: Content | None) -> list[Any] | None:
+    """Content as a list for JSON."""
+    if content is None:
+        return None
+    digest = None if content.digest is None else content.digest.hex()
+    return [int(content.kind), content.size, digest, _text(content.target), content.rdev]
+
+
+def content_from_list(row: Any) -> Content | None:
+    """Undo :func:`content_to_list`."""
+    if row is None:
+        return None
+    kind, size, digest, target, rdev = row
+    known = None if digest is None else bytes.fromhex(digest)
+    return Content(Kind(kind), size, known, target.encode("latin-1"), rdev)
+
+
+def places_to_list(places: frozenset[Place]) -> list[list[Any]]:
+    """Names as a list for JSON."""
+    return [[parent, _text(name)] for parent, name in sorted(places)]
+
+
+def places_from_list(rows: Any) -> frozenset[Place]:
+    """Undo :func:`places_to_list`."""
+    return frozenset((parent, name.encode("latin-1")) for parent, name in rows)
+
+
+def update_to_list(update: Update, versions: tuple[int, int]) -> list[Any]:
+    """One row of a commit of the archive."""
+    return [
+        update.key,
+        places_to_list(update.names),
+        content_to_list(update.content),
+        list(update.ids),
+        [attributes_to_list(a) for a in update.attributes],
+        list(versions),
+        int(update.presumed),
+    ]
+
+
+def update_from_list(row: Any) -> tuple[Update, tuple[int, int]]:
+    """Undo :func:`update_to_list`."""
+    key, names, content, ids, attributes, versions, presumed = row
+    update = Update(
+        key=key,
+        names=places_from_list(names),
+        content=content_from_list(content),
+        ids=(ids[0], ids[1]),
+        attributes=(attributes_from_list(attributes[0]), attributes_from_list(attributes[1])),
+        presumed=bool(presumed),
+    )
+    return update, (versions[0], versions[1])

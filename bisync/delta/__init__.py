@@ -1,0 +1,1 @@
+"""The arithmetic of content: digests. No disk, no clock."""

@@ -1,0 +1,1 @@
+"""One side of a session, wherever it is."""

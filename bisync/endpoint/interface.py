@@ -1,0 +1,151 @@
+"""What a session needs from a side. A local tree offers it directly, a far one over a wire.
+
+Calls take and return values in batches; content is pulled by the side that needs it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from bisync.core.closure import View
+from bisync.core.node import Attributes, Node, NodeId, Place
+from bisync.core.plan import Transition
+from bisync.fs.apply import ContentSource, Result
+from bisync.fs.archive import Archive, PairState
+from bisync.fs.recovery import Recovered
+from bisync.fs.walk import ScanResult
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Who a side is; exchanged before anything is written."""
+
+    path: str
+    known: bool  # readable state was found
+    replica: str  # "" without state
+    root: str  # identity of the root directory now
+    recorded: str  # identity its own state was made for, "" without state
+    empty: bool
+    pairs: tuple[PairState, ...]
+    damaged: str = ""  # what of its state could not be read
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What came of reading one file for its digest."""
+
+    node: NodeId
+    status: str  # read | stale | busy | problem
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ConflictRow:
+    """One conflict as the list keeps it."""
+
+    id: str
+    kind: str
+    path: bytes
+    time_ns: int
+    payload: str  # JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a run ended, for one side."""
+
+    time_ns: int
+    complete: bool
+    pending: dict[NodeId, str]
+    conflicts: tuple[ConflictRow, ...]
+    deletions: tuple[tuple[int, int], ...]  # (column that asked, entries)
+    entries: int
+
+
+class Endpoint(ContentSource, Protocol):
+    """One side of a session."""
+
+    @property
+    def view(self) -> View:
+        """Lookups in the side's index."""
+        ...
+
+    def hello(self) -> Hello:
+        """Say who this side is."""
+        ...
+
+    def establish(self, *, new_identity: bool = False, new_incarnation: bool = False) -> Hello:
+        """Make or change the side's state, so that it can be worked with."""
+        ...
+
+    def archive(self, hello: Hello, *, column: int, flipped: bool) -> Archive:
+        """The side's copy of the ancestor shared with the peer that said ``hello``."""
+        ...
+
+    def recover(self, archive: Archive) -> Recovered:
+        """Settle what an earlier run left half done."""
+        ...
+
+    def scan(
+        self, nodes: set[NodeId] | None = None, progress: Callable[[int], None] = ...
+    ) -> ScanResult:
+        """Bring the index up to date: everywhere, or in some directories."""
+        ...
+
+    def read(self, nodes: Iterable[NodeId]) -> list[Read]:
+        """Learn the digests of files."""
+        ...
+
+    def apply(
+        self, archive: Archive, steps: list[Transition], updates: dict[int, str], source: ContentSource
+    ) -> list[Result]:
+        """Perform transitions, with content from the other side."""
+        ...
+
+    def nodes(self, ids: Iterable[NodeId]) -> dict[NodeId, Node]:
+        """Nodes as the side now has them."""
+        ...
+
+    def set_directory_times(self, times: list[tuple[NodeId, int]]) -> dict[NodeId, Attributes]:
+        """Set times, in the given order; return what each directory then has."""
+        ...
+
+    def numbers(self) -> Iterator[NodeId]:
+        """Fresh node numbers of this side."""
+        ...
+
+    def path(self, node: NodeId) -> bytes | None:
+        """The path of a node, for output."""
+        ...
+
+    def place_path(self, place: Place) -> bytes:
+        """The path of a place, for output."""
+        ...
+
+    def imagine(self, node: NodeId, place: Place) -> None:
+        """In a dry run: remember where a directory would be, for output only."""
+        ...
+
+    def changed(self, archive: Archive) -> Iterable[NodeId]:
+        """Nodes to look at in this run: marked since the last one, left over, or all."""
+        ...
+
+    def finish(self, archive: Archive, ending: Ending) -> None:
+        """Record how a run ended: what is left, conflicts, deletions; forget read marks."""
+        ...
+
+    def deletions_since(self, archive: Archive, side: int, time_ns: int) -> int:
+        """Entries deleted for this pair on behalf of a column since a time."""
+        ...
+
+    def decisions(self, archive: Archive) -> dict[bytes, str]:
+        """What a person chose for conflicts that waited: path -> live | kept | both."""
+        ...
+
+    def probe_displaced(self, *, min_age_ns: int) -> list[bytes]:
+        """Look again at what was displaced; bring back what somebody wrote to. Their paths."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back."""
+        ...

@@ -1,0 +1,339 @@
+"""A tree on this machine."""
+
+import errno
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from bisync.core.node import ROOT, Attributes, Node, NodeId, Place
+from bisync.core.path import display
+from bisync.core.plan import Transition
+from bisync.core.safety import HOUR_NS
+from bisync.endpoint.interface import Ending, Hello, Read
+from bisync.errors import BusyError, PathError, StaleError
+from bisync.fs.apply import Applier, ContentSource, Result, Tools
+from bisync.fs.archive import Archive, add_pair
+from bisync.fs.content import Chunk, Version
+from bisync.fs.index import Index
+from bisync.fs.recovery import Recovered, recover
+from bisync.fs.replica import Options, Replica
+from bisync.fs.walk import ScanResult
+from bisync.linux.lease import Lease, probed
+from bisync.linux.rename import rename_noreplace
+
+
+class LocalEndpoint:
+    """One local root as a side of a session."""
+
+    def __init__(self, path: bytes, options: Options, *, dry: bool = False) -> None:
+        self.replica = Replica(path, options)
+        self.dry = dry
+        self._buffer = bytearray(1 << 20)
+        self._imagined: dict[NodeId, Place] = {}
+        if dry:
+            self.replica.keep_dry()
+
+    @property
+    def view(self) -> Index:
+        """Lookups in the index."""
+        return self.replica.index
+
+    def hello(self) -> Hello:
+        """Say who this side is."""
+        r = self.replica
+        return Hello(
+            path=display(r.path),
+            known=r.known,
+            replica=r.marker.replica if r.marker is not None else "",
+            root=r.root.identity.text(),
+            recorded=r.marker.root if r.marker is not None else "",
+            empty=r.is_empty(),
+            pairs=tuple(r.pairs()),
+            damaged=r.damaged,
+        )
+
+    def looks_familiar(self) -> bool:
+        """Whether the tree is the one the index knows."""
+        return self.replica.looks_familiar()
+
+    def establish(self, *, new_identity: bool = False, new_incarnation: bool = False) -> Hello:
+        """Make or change the state; a dry side keeps all of that in memory."""
+        if self.dry:
+            if new_identity or new_incarnation:
+                self.replica.detach()
+            self.replica.become_ephemeral()
+        elif new_identity:
+            self.replica.new_identity()
+        else:
+            self.replica.establish()
+            if new_incarnation:
+                self.replica.new_incarnation()
+        return self.hello()
+
+    def archive(self, hello: Hello, *, column: int, flipped: bool) -> Archive:
+        """The copy of the ancestor shared with a peer; made when first needed."""
+        db = self.replica.database
+        known = next((p for p in self.replica.pairs() if p.peer == hello.replica), None)
+        db.begin()
+        if known is None:
+            pair = add_pair(
+                db, peer=hello.replica, column=column, location=hello.path, identity=hello.root
+            )
+        else:
+            pair = known.pair
+            if (known.location, known.identity) != (hello.path, hello.root):
+                db.execute(
+                    "UPDATE pair SET location=?, identity=? WHERE id=?",
+                    (hello.path, hello.root, pair),
+                )
+        db.execute("UPDATE pair SET location='' WHERE location=? AND id<>?", (hello.path, pair))
+        if not self.dry:
+            db.commit()
+        return Archive(db, pair, flipped=flipped)
+
+    def recover(self, archive: Archive) -> Recovered:
+        """Settle what an earlier run left half done."""
+        return recover(self.replica, archive.pair)
+
+    def scan(
+        self, nodes: set[NodeId] | None = None, progress: Callable[[int], None] = lambda _n: None
+    ) -> ScanResult:
+        """Bring the index up to date."""
+        return self.replica.scan(nodes, progress)
+
+    def read(self, nodes: Iterable[NodeId]) -> list[Read]:
+        """Learn the digests of files."""
+        return [self._read(node) for node in nodes]
+
+    def _read(self, node: NodeId) -> Read:
+        self.replica.options.stop()
+        try:
+            self.replica.read(node, buffer=self._buffer)
+        except StaleError as error:
+            return Read(node, "stale", error.reason)
+        except BusyError as error:
+            return Read(node, "busy", error.reason)
+        except PathError as error:
+            return Read(node, "problem", error.reason)
+        except OSError as error:
+            return Read(node, "problem", error.strerror or str(error))
+        return Read(node, "read")
+
+    def supply(
+        self,
+        node: NodeId,
+        sink: Callable[[Chunk], None],
+        restart: Callable[[], None],
+        *,
+        refuse_writer: bool,
+    ) -> Version:
+        """Read one whole version of a node for the other side."""
+        return self.replica.read(
+            node, sink, restart, refuse_writer=refuse_writer, buffer=self._buffer
+        )
+
+    def apply(
+        self,
+        archive: Archive,
+        steps: list[Transition],
+        updates: dict[int, str],
+        source: ContentSource,
+    ) -> list[Result]:
+        """Perform transitions."""
+        return self._applier(archive.pair, source).run(steps, updates)
+
+    def _applier(self, pair: int, source: ContentSource) -> Applier:
+        r = self.replica
+        tools = Tools(
+            r.root, r.index, r.database, r.stage, r.store, r.directories, r.options.fsync,
+            r.options.stop,
+        )  # fmt: skip
+        return Applier(tools, pair, source)
+
+    def nodes(self, ids: Iterable[NodeId]) -> dict[NodeId, Node]:
+        """Nodes as the index has them."""
+        return self.replica.index.nodes(ids)
+
+    def set_directory_times(self, times: list[tuple[NodeId, int]]) -> dict[NodeId, Attributes]:
+        """Set directory times; what cannot be set is left as it is."""
+        applier = self._applier(0, self)
+        found = {}
+        for node, mtime_ns in times:
+            try:
+                attributes = applier.set_directory_time(node, mtime_ns)
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.EACCES, errno.EROFS):
+                    raise
+                continue
+            if attributes is not None:
+                found[node] = attributes
+        return found
+
+    def path(self, node: NodeId) -> bytes | None:
+        """The path of a node, for output."""
+        return self.replica.index.path(node)
+
+    def place_path(self, place: Place) -> bytes:
+        """The path of a place, for output."""
+        names = [place[1]]
+        while place[0] in self._imagined:
+            place = self._imagined[place[0]]
+            names.append(place[1])
+        above = self.replica.index.path(place[0])
+        return b"/".join([*([above] if above else []), *reversed(names)])
+
+    def imagine(self, node: NodeId, place: Place) -> None:
+        """Remember where a directory of a dry run would be."""
+        self._imagined[node] = place
+
+    def numbers(self) -> Iterator[NodeId]:
+        """Fresh node numbers."""
+        return self.replica.index.numbers()
+
+    # -- the run as a whole --------------------------------------------------
+
+    def changed(self, archive: Archive) -> Iterator[NodeId]:
+        """Nodes to look at: what earlier runs left, then what was marked since, or all."""
+        state = archive.state()
+        db, index = self.replica.database, self.replica.index
+        assert self.replica.marker is not None or self.dry
+        incarnation = "" if self.replica.marker is None else self.replica.marker.incarnation
+        if state.cursor is None or state.incarnation != incarnation:
+            yield from self._everything(archive, state.column)
+            return
+        rows = db.execute("SELECT node FROM pending WHERE pair=?", (archive.pair,)).fetchall()
+        yield from (row[0] for row in rows)
+        yield from index.marks_after(state.cursor)
+
+    def _everything(self, archive: Archive, column: int) -> Iterator[NodeId]:
+        """Every node not agreed yet with its present content, directory by directory."""
+        db = self.replica.database
+        sql = (
+            "SELECT name.parent, name.name, name.node FROM name JOIN node ON node.id=name.node "
+            "WHERE (name.parent, name.name) > (?, ?) AND NOT EXISTS (SELECT 1 FROM agreed "
+            f"WHERE pair=? AND node{column}=name.node AND version{column}=node.version) "
+            "ORDER BY name.parent, name.name LIMIT 2000"
+        )
+        yield ROOT
+        last: tuple[int, bytes] = (0, b"")
+        while rows := db.execute(sql, (*last, archive.pair)).fetchall():
+            last = (rows[-1][0], rows[-1][1])
+            yield from (row[2] for row in rows)
+        if archive.state().entries:
+            # What was agreed and is here no more: no name leads to it.
+            gone = db.execute(
+                f"SELECT key, node{column} FROM agreed WHERE pair=? AND key<>? AND NOT EXISTS "
+                f"(SELECT 1 FROM name WHERE name.node=node{column})",
+                (archive.pair, ROOT),
+            )
+            yield from (row[1] for row in gone.fetchall() if row[1] is not None)
+
+    def deletions_since(self, archive: Archive, side: int, time_ns: int) -> int:
+        """Entries deleted for this pair on behalf of a column since a time."""
+        row = self.replica.database.execute(
+            "SELECT coalesce(sum(count), 0) FROM deletion WHERE pair=? AND side=? AND time_ns>?",
+            (archive.pair, side, time_ns),
+        ).fetchone()
+        return int(row[0])
+
+    def decisions(self, archive: Archive) -> dict[bytes, str]:
+        """What a person chose for conflicts that waited."""
+        rows = self.replica.database.execute(
+            "SELECT path, take FROM decision WHERE pair=?", (archive.pair,)
+        )
+        return dict(rows.fetchall())
+
+    def finish(self, archive: Archive, ending: Ending) -> None:
+        """Record how a run ended."""
+        r, pair = self.replica, archive.pair
+        db = r.database
+        assert r.marker is not None
+        db.begin()
+        db.execute("DELETE FROM pending WHERE pair=?", (pair,))
+        db.many(
+            "INSERT INTO pending VALUES(?,?,?)",
+            [(pair, node, reason) for node, reason in ending.pending.items()],
+        )
+        db.many(
+            "INSERT OR REPLACE INTO conflict VALUES(?,?,?,?,?,?)",
+            [(c.id, pair, c.time_ns, c.kind, c.path, c.payload) for c in ending.conflicts],
+        )
+        db.execute("DELETE FROM deletion WHERE time_ns<?", (ending.time_ns - HOUR_NS,))
+        db.many(
+            "INSERT INTO deletion VALUES(?,?,?,?,?)",
+            [(pair, side, ending.time_ns, n, ending.entries) for side, n in ending.deletions],
+        )
+        db.execute("DELETE FROM decision WHERE pair=?", (pair,))
+        db.execute(
+            "UPDATE pair SET cursor=?, incarnation=?, complete_ns=coalesce(?, complete_ns) "
+            "WHERE id=?",
+            (r.index.last_mark(), r.marker.incarnation,
+             ending.time_ns if ending.complete else None, pair),
+        )  # fmt: skip
+        (oldest,) = db.execute("SELECT min(coalesce(cursor, 0)) FROM pair").fetchone()
+        r.index.trim_marks(oldest)
+        r.index.save_numbers()
+        db.commit()
+
+    # -- what was displaced --------------------------------------------------
+
+    def probe_displaced(self, *, min_age_ns: int) -> list[bytes]:
+        """Look again at displaced files: a writer caught in ``open`` holds the kept one.
+
+        Its edit is an edit of the live name: the kept object goes back under a name beside
+        the live one, where its user finds it and the next scan carries it over.
+        """
+        db = self.replica.database
+        back: list[bytes] = []
+        rows = db.execute("SELECT path, payload FROM displaced").fetchall()
+        for kept, payload in rows:
+            text, size, mtime_ns, time_ns = json.loads(payload)
+            path = text.encode("latin-1")
+            if self._was_written(kept, size, mtime_ns):
+                back.append(self._bring_back(kept, path))
+            elif time.time_ns() - time_ns < min_age_ns:
+                continue
+            db.begin()
+            db.execute("DELETE FROM displaced WHERE path=?", (kept,))
+        return back
+
+    def _was_written(self, kept: bytes, size: int, mtime_ns: int) -> bool:
+        try:
+            fd, name = self.replica.store.open_kept(kept)
+        except OSError:
+            return False  # pruned or moved by a person
+        try:
+            info = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if (info.st_size, info.st_mtime_ns) != (size, mtime_ns):
+                return True
+            with probed(fd, name) as (_, lease):
+                return lease is Lease.REFUSED
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+
+    def _bring_back(self, kept: bytes, path: bytes) -> bytes:
+        fd, name = self.replica.store.open_kept(kept)
+        try:
+            *parts, base = path.split(b"/")
+            folder = self.replica.root.fd
+            opened = []
+            try:
+                for part in parts:
+                    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+                    folder = os.open(part, flags, dir_fd=folder)
+                    opened.append(folder)
+                beside = base[:200] + b".edited-" + os.urandom(4).hex().encode()
+                rename_noreplace(fd, name, folder, beside)
+                return b"/".join([*parts, beside])
+            finally:
+                for one in opened:
+                    os.close(one)
+        finally:
+            os.close(fd)
+
+    def close(self) -> None:
+        """Give everything back."""
+        self.replica.close()

@@ -1,0 +1,1 @@
+"""One local tree: its root, index, scan, stage, changes, kept versions and state on disk."""

@@ -1,0 +1,300 @@
+"""The ancestor of one pair on disk, kept on both sides as a chain of epochs.
+
+Each commit has a number, a random nonce, the nonce of the one before and a running digest
+of everything committed. It is *prepared* on both sides before either marks it committed,
+so that after any crash both can say which commits count.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from bisync.core.node import ROOT, Agreed, Content, Kind, NodeId, Place, Side
+from bisync.core.plan import Update
+from bisync.core.rows import attributes_from_text, attributes_to_text, update_from_list
+from bisync.delta.digest import chain_digest
+from bisync.fs.database import Database
+
+_HISTORY = 1000  # links of the chain that are remembered
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """One link of the chain."""
+
+    number: int = 0
+    nonce: str = ""
+    predecessor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PairState:
+    """What a replica knows about one of its pairs, without its peer."""
+
+    pair: int
+    peer: str  # replica id
+    column: int  # which of the two columns of a row is this replica's
+    location: str  # where the peer was last reached
+    identity: str  # of the peer's root
+    epoch: Epoch
+    digest: bytes
+    entries: int
+    cursor: int | None  # marks read so far; None: the whole tree is still to be looked at
+    incarnation: str  # of this replica when the cursor was written
+    complete_ns: int | None  # when a run last ended with nothing left to do
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One commit of the archive: rows, and its place in the chain."""
+
+    epoch: Epoch
+    payload: bytes  # JSON list of update rows, in columns 0 and 1
+
+
+class Archive:
+    """One pair's archive on one side. Rows are in *columns*, the same on both sides.
+
+    Lookups (``AgreedView``) are in sides of the running session: ``flipped`` says that
+    alpha is column 1.
+    """
+
+    def __init__(self, db: Database, pair: int, *, flipped: bool) -> None:
+        self.db = db
+        self.pair = pair
+        self.flipped = flipped
+
+    # -- lookups -------------------------------------------------------------
+
+    def _both(self, pair: tuple) -> tuple:  # type: ignore[type-arg]
+        return (pair[1], pair[0]) if self.flipped else pair
+
+    def nodes(self, keys: Iterable[int]) -> dict[int, Agreed]:
+        """The agreed nodes with these numbers."""
+        found = {}
+        for row in self._each("SELECT * FROM agreed WHERE pair=? AND key", keys):
+            found[row[1]] = self._agreed(row)
+        return found
+
+    def _agreed(self, row: tuple) -> Agreed:  # type: ignore[type-arg]
+        (_, key, node0, node1, kind, size, rdev, digest, target, attr0, attr1, version0, version1,
+         presumed) = row  # fmt: skip
+        attributes = (attributes_from_text(attr0), attributes_from_text(attr1))
+        return Agreed(
+            key,
+            Content(Kind(kind), size, digest, target, rdev),
+            self._both(attributes),
+            self._both((node0, node1)),
+            self._both((version0, version1)),
+            bool(presumed),
+        )
+
+    def names_of(self, keys: Iterable[int]) -> dict[int, frozenset[Place]]:
+        """All names of each agreed node."""
+        found: dict[int, set[Place]] = {}
+        sql = "SELECT key, parent, name FROM agreed_name WHERE pair=? AND key"
+        for key, parent, name in self._each(sql, keys):
+            found.setdefault(key, set()).add((parent, name))
+        return {key: frozenset(names) for key, names in found.items()}
+
+    def at(self, places: Iterable[Place]) -> dict[Place, int]:
+        """What was agreed at each place."""
+        found = {}
+        for place in places:
+            row = self.db.execute(
+                "SELECT key FROM agreed_name WHERE pair=? AND parent=? AND name=?",
+                (self.pair, *place),
+            ).fetchone()
+            if row is not None:
+                found[place] = row[0]
+        return found
+
+    def children(self, keys: Iterable[int]) -> dict[int, list[tuple[bytes, int]]]:
+        """What each agreed directory held."""
+        return {
+            key: self.db.execute(
+                "SELECT name, key FROM agreed_name WHERE pair=? AND parent=?", (self.pair, key)
+            ).fetchall()
+            for key in keys
+        }
+
+    def by_side(self, side: Side, ids: Iterable[NodeId]) -> dict[NodeId, int]:
+        """The archive's numbers of a side's nodes."""
+        column = self.column(side)
+        sql = f"SELECT node{column}, key FROM agreed WHERE pair=? AND node{column}"
+        return dict(self._each(sql, ids))
+
+    def column(self, side: Side) -> int:
+        """The column of a side of this session."""
+        return 1 - side if self.flipped else int(side)
+
+    def _each(self, sql: str, values: Iterable[int]) -> Iterator[tuple]:  # type: ignore[type-arg]
+        todo = list(values)
+        for start in range(0, len(todo), 200):
+            batch = todo[start : start + 200]
+            marks = ",".join("?" * len(batch))
+            yield from self.db.execute(f"{sql} IN ({marks})", (self.pair, *batch))
+
+    # -- the pair's own row --------------------------------------------------
+
+    def state(self) -> PairState:
+        """The pair's row."""
+        found = pair_states(self.db, self.pair)
+        return found[0]
+
+    def next_key(self) -> int:
+        """The first archive number never used."""
+        row = self.db.execute("SELECT next_key FROM pair WHERE id=?", (self.pair,)).fetchone()
+        return int(row[0])
+
+    def nonces(self) -> set[str]:
+        """Nonces of the links that are remembered."""
+        rows = self.db.execute("SELECT nonce FROM chain WHERE pair=?", (self.pair,))
+        return {row[0] for row in rows}
+
+    # -- commits -------------------------------------------------------------
+
+    def prepare(self, commit: Commit) -> None:
+        """Store a commit durably without making it count."""
+        e = commit.epoch
+        self.db.begin()
+        self.db.execute(
+            "INSERT OR REPLACE INTO prepared VALUES(?,?,?,?,?)",
+            (self.pair, e.number, e.nonce, e.predecessor, commit.payload),
+        )
+        self.db.commit()
+
+    def prepared(self) -> Commit | None:
+        """The commit that waits, if any."""
+        row = self.db.execute("SELECT * FROM prepared WHERE pair=?", (self.pair,)).fetchone()
+        return None if row is None else Commit(Epoch(row[1], row[2], row[3]), row[4])
+
+    def drop_prepared(self) -> None:
+        """Forget a commit that only one side has."""
+        self.db.begin()
+        self.db.execute("DELETE FROM prepared WHERE pair=?", (self.pair,))
+        self.db.commit()
+
+    def commit(self) -> None:
+        """Let the prepared commit count, and empty the result log behind it."""
+        waiting = self.prepared()
+        if waiting is None:
+            raise LookupError("nothing is prepared")
+        self.db.begin()
+        self.write(update_from_list(row) for row in json.loads(waiting.payload))
+        e = waiting.epoch
+        self.db.execute(
+            "UPDATE pair SET number=?, nonce=?, predecessor=?, digest=? WHERE id=?",
+            (e.number, e.nonce, e.predecessor,
+             chain_digest(self.state().digest, waiting.payload), self.pair),
+        )  # fmt: skip
+        self.db.execute("INSERT OR REPLACE INTO chain VALUES(?,?,?)", (self.pair, e.number, e.nonce))
+        self.db.execute(
+            "DELETE FROM chain WHERE pair=? AND number<?", (self.pair, e.number - _HISTORY)
+        )
+        self.db.execute("DELETE FROM prepared WHERE pair=?", (self.pair,))
+        self.db.execute("DELETE FROM result WHERE pair=?", (self.pair,))
+        self.db.commit()
+
+    def write(self, updates: Iterable[tuple[Update, tuple[int, int]]]) -> None:
+        """Bring rows up to date; the transaction is the caller's."""
+        rows = list(updates)
+        entries = 0
+        top = 0
+        for update, _ in rows:
+            cursor = self.db.execute(
+                "DELETE FROM agreed_name WHERE pair=? AND key=?", (self.pair, update.key)
+            )
+            entries -= cursor.rowcount
+            if not update.names and update.key != ROOT:
+                self.db.execute(
+                    "DELETE FROM agreed WHERE pair=? AND key=?", (self.pair, update.key)
+                )
+        names, nodes = [], []
+        for update, versions in rows:
+            if not update.names and update.key != ROOT:
+                continue
+            names += [(self.pair, parent, name, update.key) for parent, name in update.names]
+            nodes.append(self._row(update, versions))
+            top = max(top, update.key)
+        self.db.many("INSERT OR REPLACE INTO agreed_name VALUES(?,?,?,?)", names)
+        self.db.many("INSERT OR REPLACE INTO agreed VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?)", nodes)
+        self.db.execute(
+            "UPDATE pair SET entries=entries+?, next_key=max(next_key, ?) WHERE id=?",
+            (entries + len(names), top + 1, self.pair),
+        )
+
+    def _row(self, u: Update, versions: tuple[int, int]) -> tuple[object, ...]:
+        content = u.content or Content(Kind.DIR)
+        return (
+            self.pair, u.key, u.ids[0], u.ids[1], content.kind, content.size, content.rdev,
+            content.digest, content.target, attributes_to_text(u.attributes[0]),
+            attributes_to_text(u.attributes[1]), *versions, int(u.presumed),
+        )  # fmt: skip
+
+    def clear(self) -> None:
+        """Forget everything agreed: first contact again."""
+        for table in ("agreed", "agreed_name", "prepared", "result", "chain", "pending"):
+            self.db.execute(f"DELETE FROM {table} WHERE pair=?", (self.pair,))
+        self.db.execute(
+            "UPDATE pair SET number=0, nonce='', predecessor='', digest=x'', entries=0, "
+            "next_key=2, cursor=NULL WHERE id=?",
+            (self.pair,),
+        )
+
+    def copy_from(self, other: "Archive") -> None:
+        """Become a copy of another archive, rows and chain."""
+        self.db.begin()
+        state = other.state()
+        self.clear()
+        for table, columns in (("agreed", 13), ("agreed_name", 3), ("chain", 2)):
+            marks = ",".join("?" * (columns + 1))
+            rows = other.db.execute(f"SELECT * FROM {table} WHERE pair=?", (other.pair,))
+            self.db.many(
+                f"INSERT INTO {table} VALUES({marks})", ((self.pair, *row[1:]) for row in rows)
+            )
+        e = state.epoch
+        self.db.execute(
+            "UPDATE pair SET number=?, nonce=?, predecessor=?, digest=?, entries=?, next_key=? "
+            "WHERE id=?",
+            (e.number, e.nonce, e.predecessor, state.digest, state.entries, other.next_key(),
+             self.pair),
+        )  # fmt: skip
+        self.db.commit()
+
+    def reset_cursor(self) -> None:
+        """Look at the whole tree again."""
+        self.db.begin()
+        self.db.execute("UPDATE pair SET cursor=NULL WHERE id=?", (self.pair,))
+        self.db.commit()
+
+    def forget_ids(self, column: int) -> None:
+        """One side's node numbers mean nothing any more; places and contents stay."""
+        self.db.execute(
+            f"UPDATE agreed SET node{column}=NULL, version{column}=-1 WHERE pair=?", (self.pair,)
+        )
+
+
+def pair_states(db: Database, pair: int | None = None) -> list[PairState]:
+    """The pairs a replica belongs to."""
+    sql = (
+        "SELECT id, peer, side, location, identity, number, nonce, predecessor, digest, entries, "
+        "cursor, incarnation, complete_ns FROM pair"
+    )
+    rows = db.execute(sql + (" WHERE id=?" if pair is not None else ""), (pair,) if pair else ())
+    return [
+        PairState(
+            r[0], r[1], r[2], r[3], r[4], Epoch(r[5], r[6], r[7]), bytes(r[8]), r[9], r[10], r[11],
+            r[12],
+        )  # fmt: skip
+        for r in rows.fetchall()
+    ]
+
+
+def add_pair(db: Database, *, peer: str, column: int, location: str, identity: str) -> int:
+    """Make a pair's row; nothing is agreed yet."""
+    cursor = db.execute(
+        "INSERT INTO pair VALUES(NULL,?,?,?,?,0,'','',x'',0,2,NULL,'',NULL)",
+        (peer, column, location, identity),
+    )
+    return int(cursor.lastrowid or 0)

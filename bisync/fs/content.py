@@ -1,0 +1,174 @@
+"""Read a file's content so that what was read is one state that existed.
+
+fsync (so that stores through a memory map move the times), stat, read, stat: the version
+counts only if nothing moved in between. Holes are found, not read.
+"""
+
+import errno
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from bisync.delta.digest import BLOCK_SIZE, ContentHasher
+from bisync.errors import BusyError, PathError, StaleError
+from bisync.linux.lease import Lease, probed, release
+
+_BUFFER = 8 * BLOCK_SIZE
+_TRIES = 4
+_FIRST_WAIT = 0.02  # seconds between tries, doubled each time
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A stretch of a file: bytes, or a hole of ``length`` zeros. Valid until the next one."""
+
+    offset: int
+    length: int
+    data: memoryview | None
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One state of a file that was read as a whole."""
+
+    size: int
+    digest: bytes
+    info: os.stat_result
+    writer: bool  # somebody had it open for writing
+
+
+def chunks_of(fd: int, size: int, buffer: bytearray) -> Iterator[Chunk]:
+    """The content of an open file from start to ``size``, in order.
+
+    Chunks start at multiples of the block size. Ends early where the file does.
+    """
+    view = memoryview(buffer)
+    offset = 0
+    while offset < size:
+        start = _next_data(fd, offset, size)
+        aligned = start - start % BLOCK_SIZE if start < size else size
+        if aligned > offset:
+            yield Chunk(offset, aligned - offset, None)
+            offset = aligned
+            continue
+        end = min(_next_hole(fd, start, size), size)
+        end = min(-(-end // BLOCK_SIZE) * BLOCK_SIZE, size)
+        while offset < end:
+            want = min(len(buffer), end - offset)
+            got = 0
+            while got < want:
+                n = os.preadv(fd, [view[got:want]], offset + got)
+                if n == 0:
+                    break
+                got += n
+            if got:
+                yield Chunk(offset, got, view[:got])
+            offset += got
+            if got < want:
+                return
+
+
+def _next_data(fd: int, offset: int, size: int) -> int:
+    try:
+        return os.lseek(fd, offset, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return size
+        if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+            return offset
+        raise
+
+
+def _next_hole(fd: int, offset: int, size: int) -> int:
+    try:
+        return os.lseek(fd, offset, os.SEEK_HOLE)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENXIO):
+            return size
+        raise
+
+
+def read_version(
+    dir_fd: int,
+    name: bytes,
+    sink: Callable[[Chunk], None] | None = None,
+    *,
+    expect: Callable[[os.stat_result], bool] = lambda _info: True,
+    restart: Callable[[], None] = lambda: None,
+    refuse_writer: bool = False,
+    buffer: bytearray | None = None,
+) -> Version:
+    """Read one whole version of a regular file.
+
+    Args:
+        dir_fd: the held directory.
+        name: the file in it; links are not followed.
+        sink: gets every chunk in order.
+        expect: whether the file is still the one that was observed.
+        restart: called before another try: what the sink got so far is void.
+        refuse_writer: do not read a file that somebody can write to.
+        buffer: scratch space to reuse.
+
+    Raises:
+        StaleError: it is not what was observed; observe again.
+        BusyError: it changed during every try, or a writer is refused.
+        PathError: it cannot be read.
+    """
+    space = buffer if buffer is not None else bytearray(_BUFFER)
+    wait = _FIRST_WAIT
+    for attempt in range(_TRIES):
+        if attempt:
+            restart()
+            time.sleep(wait)
+            wait *= 2
+        version = _read_once(dir_fd, name, sink, expect, space, refuse_writer=refuse_writer)
+        if version is not None:
+            return version
+    raise BusyError("it changed while it was read, every time")
+
+
+def _read_once(
+    dir_fd: int,
+    name: bytes,
+    sink: Callable[[Chunk], None] | None,
+    expect: Callable[[os.stat_result], bool],
+    space: bytearray,
+    *,
+    refuse_writer: bool,
+) -> Version | None:
+    try:
+        with probed(dir_fd, name) as (fd, lease):
+            if lease is Lease.GRANTED:
+                release(fd)  # the question is answered; nobody has to wait for us
+            writer = lease is Lease.REFUSED
+            if writer and refuse_writer:
+                raise BusyError("somebody is still writing it")
+            if writer:
+                os.fsync(fd)
+            before = os.fstat(fd)
+            if not expect(before):
+                raise StaleError("it changed since it was observed")
+            hasher = ContentHasher()
+            for chunk in chunks_of(fd, before.st_size, space):
+                if chunk.data is None:
+                    hasher.update_zeros(chunk.length)
+                else:
+                    hasher.update(chunk.data)
+                if sink is not None:
+                    sink(chunk)
+                if hasher.size % BLOCK_SIZE and hasher.size != before.st_size:
+                    return None
+            after = os.fstat(fd)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
+            raise StaleError("it was moved or replaced") from error
+        if error.errno == errno.EWOULDBLOCK:
+            raise BusyError("somebody holds a lease on it") from error
+        raise PathError(f"cannot read: {error.strerror}") from error
+    same = all(
+        getattr(before, f) == getattr(after, f) for f in ("st_size", "st_mtime_ns", "st_ctime_ns")
+    )
+    if not same or hasher.size != before.st_size:
+        return None
+    return Version(before.st_size, hasher.digest(), before, writer)

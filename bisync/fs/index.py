@@ -1,0 +1,270 @@
+"""The index of one replica: its nodes and names as last observed, and what changed since.
+
+It answers the lookups of a closure and is written by the scan (what users did) and by
+apply (what the engine did). Marks are a queue of nodes that may have changed; each pair
+remembers how far it has read.
+"""
+
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from bisync.core.node import ROOT, Attributes, Content, Kind, Node, NodeId, Place
+from bisync.core.rows import xattrs_from_text, xattrs_to_text
+from bisync.fs.database import Database
+
+_STAMP = struct.Struct("<QqqqIIII")
+NO_STAMP = b""  # never equal to a real one: look again next time
+_COLUMNS = (
+    "id, kind, size, rdev, digest, target, mode, uid, gid, mtime, ctime, xattrs, version, "
+    "nlink, foreigners"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the kernel says about one object: enough to tell whether it is the same.
+
+    ``ctime_ns`` moves with renames and attribute changes, so it proves nothing after our
+    own operations; ``handle`` is the identity.
+    """
+
+    ino: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+def stamp_of(
+    ino: int, size: int, mtime: int, ctime: int, mode: int, uid: int, gid: int, nlink: int
+) -> bytes:
+    """The evidence that nothing about an object changed, as one comparable value."""
+    return _STAMP.pack(ino, size, mtime, ctime, mode, uid, gid, nlink)
+
+
+class Index:
+    """Nodes, names and marks of one replica. Lookups come in batches (``View``)."""
+
+    def __init__(self, db: Database) -> None:
+        self.db = db
+        self._next = int(db.get("next_node") or ROOT + 1)
+
+    # -- numbers -------------------------------------------------------------
+
+    def new_node(self) -> NodeId:
+        """A number never used before on this replica."""
+        number = self._next
+        self._next += 1
+        return number
+
+    def numbers(self) -> Iterator[NodeId]:
+        """An endless supply of fresh numbers."""
+        while True:
+            yield self.new_node()
+
+    def save_numbers(self) -> None:
+        """Write the counter; part of every commit."""
+        self.db.put("next_node", self._next)
+
+    # -- lookups (View) ------------------------------------------------------
+
+    def nodes(self, ids: Iterable[NodeId]) -> dict[NodeId, Node]:
+        """The nodes that are in the index."""
+        found = {}
+        for row in self._each(f"SELECT {_COLUMNS} FROM node WHERE id", ids):
+            found[row[0]] = _node(row)
+        return found
+
+    def names_of(self, ids: Iterable[NodeId]) -> dict[NodeId, frozenset[Place]]:
+        """All names of each node."""
+        found: dict[NodeId, set[Place]] = {}
+        for node, parent, name in self._each("SELECT node, parent, name FROM name WHERE node", ids):
+            found.setdefault(node, set()).add((parent, name))
+        return {node: frozenset(names) for node, names in found.items()}
+
+    def at(self, places: Iterable[Place]) -> dict[Place, NodeId]:
+        """What is at each place; free places are left out."""
+        found = {}
+        run = self.db.execute
+        for place in places:
+            row = run("SELECT node FROM name WHERE parent=? AND name=?", place).fetchone()
+            if row is not None:
+                found[place] = row[0]
+        return found
+
+    def children(self, ids: Iterable[NodeId]) -> dict[NodeId, list[tuple[bytes, NodeId]]]:
+        """What each directory holds."""
+        run = self.db.execute
+        return {
+            parent: run("SELECT name, node FROM name WHERE parent=?", (parent,)).fetchall()
+            for parent in ids
+        }
+
+    def forgotten(self, ids: Iterable[NodeId]) -> set[NodeId]:
+        """Those that a filter hides now."""
+        return {row[0] for row in self._each("SELECT node FROM forgotten WHERE node", ids)}
+
+    def _each(self, sql: str, ids: Iterable[NodeId]) -> Iterator[tuple]:  # type: ignore[type-arg]
+        todo = list(ids)
+        for start in range(0, len(todo), 200):
+            batch = todo[start : start + 200]
+            marks = ",".join("?" * len(batch))
+            yield from self.db.execute(f"{sql} IN ({marks})", batch)
+
+    # -- single rows ---------------------------------------------------------
+
+    def node(self, node: NodeId) -> Node | None:
+        """One node, whether it has names or not."""
+        row = self.db.execute(f"SELECT {_COLUMNS} FROM node WHERE id=?", (node,)).fetchone()
+        return None if row is None else _node(row)
+
+    def by_handle(self, handle: bytes) -> Node | None:
+        """The node with this identity."""
+        row = self.db.execute(f"SELECT {_COLUMNS} FROM node WHERE handle=?", (handle,)).fetchone()
+        return None if row is None else _node(row)
+
+    def identity(self, node: NodeId) -> tuple[bytes, Seen] | None:
+        """The handle of a node, and what was seen of it last."""
+        row = self.db.execute(
+            "SELECT handle, ino, size, mtime, ctime FROM node WHERE id=?", (node,)
+        ).fetchone()
+        return None if row is None else (row[0], Seen(*row[1:]))
+
+    def places(self, node: NodeId) -> list[Place]:
+        """The names of one node."""
+        return self.db.execute("SELECT parent, name FROM name WHERE node=?", (node,)).fetchall()
+
+    def path(self, node: NodeId) -> bytes | None:
+        """A path of a node below the root, "" for the root; ``None`` if it has none."""
+        parts: list[bytes] = []
+        while node != ROOT:
+            row = self.db.execute(
+                "SELECT parent, name FROM name WHERE node=? ORDER BY name LIMIT 1", (node,)
+            ).fetchone()
+            if row is None:
+                return None
+            node = row[0]
+            parts.append(row[1])
+        return b"/".join(reversed(parts))
+
+    def place_path(self, place: Place) -> bytes:
+        """The path of a place, for output."""
+        parent = self.path(place[0])
+        if parent is None:
+            return b"?/" + place[1]
+        return parent + b"/" + place[1] if parent else place[1]
+
+    def listing(self, parent: NodeId) -> dict[bytes, tuple[NodeId, bytes]]:
+        """name -> (node, stamp) of one directory."""
+        return {
+            name: (node, stamp)
+            for name, node, stamp in self.db.execute(
+                "SELECT name, node, stamp FROM name WHERE parent=?", (parent,)
+            )
+        }
+
+    def count(self) -> int:
+        """How many names the tree has."""
+        row = self.db.execute("SELECT count(*) FROM name").fetchone()
+        return int(row[0])
+
+    # -- changes -------------------------------------------------------------
+
+    def insert_node(self, node: Node, handle: bytes, ino: int) -> bool:
+        """Insert a new node; ``False`` if another node has this identity already."""
+        cursor = self.db.execute(f"INSERT OR IGNORE {_VALUES}", _row(node, handle, ino))
+        return cursor.rowcount == 1
+
+    def put_node(self, node: Node, handle: bytes, ino: int) -> None:
+        """Insert or replace a node's row."""
+        self.db.execute(f"INSERT OR REPLACE {_VALUES}", _row(node, handle, ino))
+
+    def disown(self, node: NodeId) -> None:
+        """Take a node's identity away: another object has it."""
+        self.db.execute("UPDATE node SET handle=handle||'-'||id WHERE id=?", (node,))
+
+    def put_name(self, place: Place, node: NodeId, stamp: bytes) -> None:
+        """Insert or replace a name."""
+        self.db.execute("INSERT OR REPLACE INTO name VALUES(?,?,?,?)", (*place, node, stamp))
+
+    def set_stamp(self, place: Place, stamp: bytes) -> None:
+        """Record the evidence under which the name was found unchanged."""
+        self.db.execute("UPDATE name SET stamp=? WHERE parent=? AND name=?", (stamp, *place))
+
+    def drop_name(self, place: Place) -> None:
+        """Remove a name; the node stays until it is proven gone."""
+        self.db.execute("DELETE FROM name WHERE parent=? AND name=?", place)
+
+    def drop_node(self, node: NodeId) -> None:
+        """Remove a node's row: its object is gone or no longer ours."""
+        self.db.execute("DELETE FROM node WHERE id=?", (node,))
+
+    def set_digest(self, node: NodeId, version: int, size: int, digest: bytes | None) -> None:
+        """Record what a version's bytes are."""
+        self.db.execute(
+            "UPDATE node SET digest=?, size=? WHERE id=? AND version=?",
+            (digest, size, node, version),
+        )
+
+    def distrust(self, node: NodeId) -> None:
+        """Look at a node again next time, whatever its times say."""
+        self.db.execute("UPDATE name SET stamp=? WHERE node=?", (NO_STAMP, node))
+
+    def mark(self, node: NodeId) -> None:
+        """Queue a node for every pair."""
+        self.db.execute("INSERT INTO mark(node) VALUES(?)", (node,))
+
+    def last_mark(self) -> int:
+        """The number of the newest mark."""
+        row = self.db.execute("SELECT seq FROM sqlite_sequence WHERE name='mark'").fetchone()
+        return 0 if row is None else int(row[0])
+
+    def marks_after(self, seq: int) -> Iterator[NodeId]:
+        """Marked nodes, oldest first, each once per stretch; in batches, so reads may mix."""
+        seen: set[NodeId] = set()
+        while True:
+            rows = self.db.execute(
+                "SELECT seq, node FROM mark WHERE seq>? ORDER BY seq LIMIT 5000", (seq,)
+            ).fetchall()
+            if not rows:
+                return
+            seq = rows[-1][0]
+            for _, node in rows:
+                if node not in seen:
+                    seen.add(node)
+                    yield node
+
+    def forget(self, node: NodeId) -> None:
+        """A filter hides the node from now on."""
+        self.db.execute("INSERT OR IGNORE INTO forgotten VALUES(?)", (node,))
+
+    def trim_marks(self, seq: int) -> None:
+        """Drop marks every pair has read."""
+        self.db.execute("DELETE FROM mark WHERE seq<=?", (seq,))
+
+
+_VALUES = "INTO node VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+
+
+def _row(node: Node, handle: bytes, ino: int) -> tuple[object, ...]:
+    c, a = node.content, node.attributes
+    return (
+        node.id, c.kind, handle, ino, c.size, c.rdev, c.digest, c.target, a.mode, a.uid,
+        a.gid, a.mtime_ns, node.ctime_ns, xattrs_to_text(a.xattrs, a.acl), node.version,
+        node.nlink, int(node.foreign),
+    )  # fmt: skip
+
+
+def _node(row: tuple) -> Node:  # type: ignore[type-arg]
+    (node, kind, size, rdev, digest, target, mode, uid, gid, mtime, ctime, xattrs, version, nlink,
+     foreigners) = row  # fmt: skip
+    names, acl = xattrs_from_text(xattrs)
+    return Node(
+        node,
+        Content(Kind(kind), size, digest, target, rdev),
+        Attributes(mode, uid, gid, mtime, names, acl),
+        ctime,
+        version,
+        bool(foreigners),
+        nlink,
+    )

@@ -1,0 +1,189 @@
+"""Look at what is really at a place, and take things out of the tree under that look."""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from bisync.core.node import ROOT, Kind, Node, NodeId, Place
+from bisync.errors import BusyError, StaleError
+from bisync.fs.index import Index, stamp_of
+from bisync.fs.meta import kind_of
+from bisync.fs.root import OPEN_DIR, Directories, Root
+from bisync.linux.lease import Lease, is_breaking, probed
+
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE)
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """A name in a held directory and what stood there."""
+
+    dir_fd: int
+    name: bytes
+    info: os.stat_result
+    handle: bytes
+
+
+def stamp(info: os.stat_result) -> bytes:
+    """The stamp of a stat result."""
+    return stamp_of(
+        info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_mode,
+        info.st_uid, info.st_gid, info.st_nlink,
+    )  # fmt: skip
+
+
+class Looker:
+    """Compares places with the index, by identity and by what can be seen."""
+
+    def __init__(self, root: Root, index: Index, directories: Directories) -> None:
+        self.root = root
+        self.index = index
+        self.directories = directories
+
+    def stat(self, dir_fd: int, name: bytes) -> os.stat_result:
+        """Stat a name, links not followed.
+
+        Raises:
+            StaleError: nothing is there.
+        """
+        try:
+            return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        except OSError as error:
+            if error.errno in _GONE:
+                raise StaleError("it is not there any more") from error
+            raise
+
+    def at(self, place: Place, node: NodeId, *, content: bool = False) -> Looked:
+        """Look at a place that should hold ``node``.
+
+        Args:
+            content: also insist on size, mtime and ctime: nothing happened to its content
+                since it was observed.
+
+        Raises:
+            StaleError: it holds something else.
+        """
+        known = self.index.identity(node)
+        if known is None:
+            raise StaleError("it is not known any more")
+        if node == ROOT:
+            return Looked(self.root.fd, b"", os.fstat(self.root.fd), known[0])
+        dir_fd, name = self.directories.at(place)
+        info = self.stat(dir_fd, name)
+        handle, seen = known
+        if info.st_ino != seen.ino or self.handle(dir_fd, name) != handle:
+            raise StaleError("something else has its name")
+        if content and stat.S_ISREG(info.st_mode):
+            now = (info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+            if now != (seen.size, seen.mtime_ns, seen.ctime_ns):
+                raise StaleError("it changed since it was observed")
+        return Looked(dir_fd, name, info, handle)
+
+    def handle(self, dir_fd: int, name: bytes) -> bytes:
+        """The handle of a name; nothing there is stale."""
+        try:
+            return self.root.handles.read(dir_fd, name)
+        except OSError as error:
+            if error.errno in _GONE:
+                raise StaleError("it is not there any more") from error
+            raise
+
+    def same_object(self, dir_fd: int, name: bytes, looked: Looked) -> bool:
+        """Whether what came out is what was looked at, unwritten since. Not the ctime: the
+        exchange itself moves it on most file systems."""
+        info = self.stat(dir_fd, name)
+        before = looked.info
+        if info.st_ino != before.st_ino or self.handle(dir_fd, name) != looked.handle:
+            return False
+        if not stat.S_ISREG(info.st_mode):
+            return True
+        return (info.st_size, info.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+    @contextmanager
+    def guarded(self, place: Place, node: NodeId) -> Iterator["Guard"]:
+        """Look at an object that is about to be displaced, under a read lease if it is a file.
+
+        Raises:
+            BusyError: somebody can write to it.
+            StaleError: it is not what was observed.
+        """
+        looked = self.at(place, node, content=True)
+        if not stat.S_ISREG(looked.info.st_mode):
+            yield Guard(looked, -1, Lease.UNKNOWN)
+            return
+        try:
+            with probed(looked.dir_fd, looked.name) as (fd, lease):
+                if lease is Lease.REFUSED:
+                    raise BusyError("somebody has it open for writing")
+                looked = self.at(place, node, content=True)
+                if os.fstat(fd).st_ino != looked.info.st_ino:
+                    raise StaleError("something else has its name")
+                yield Guard(looked, fd, lease)
+        except PermissionError:
+            # Not readable for us: the looks alone have to do.
+            yield Guard(looked, -1, Lease.UNKNOWN)
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """An object about to be displaced, and the lease that holds writers off."""
+
+    looked: Looked
+    fd: int
+    lease: Lease
+
+    def somebody_waits(self) -> bool:
+        """Whether a writer was caught in ``open``; it would end up on the displaced object."""
+        return self.lease is Lease.GRANTED and is_breaking(self.fd)
+
+
+def look_through(
+    looker: Looker, dir_fd: int, name: bytes, node: NodeId, members: set[NodeId]
+) -> None:
+    """Make sure that a displaced directory holds what the index says, and no writer.
+
+    Raises:
+        StaleError: it holds a surprise.
+        BusyError: somebody can write to a file in it.
+        PathError: it cannot be looked through.
+    """
+    fd = os.open(name, OPEN_DIR, dir_fd=dir_fd)
+    try:
+        known = looker.index.listing(node)
+        for entry in os.listdir(fd):
+            child_name = os.fsencode(entry)
+            row = known.pop(child_name, None)
+            if row is None or row[0] not in members:
+                raise StaleError("something new is in it")
+            child = looker.index.node(row[0])
+            identity = looker.index.identity(row[0])
+            info = looker.stat(fd, child_name)
+            if child is None or identity is None or kind_of(info.st_mode) is not child.kind:
+                raise StaleError("something in it changed")
+            if looker.handle(fd, child_name) != identity[0]:
+                raise StaleError("something in it was replaced")
+            if child.kind is Kind.FILE:
+                _look_at_file(fd, child_name, info, child)
+            elif child.kind is Kind.DIR:
+                look_through(looker, fd, child_name, child.id, members)
+    finally:
+        os.close(fd)
+
+
+def _look_at_file(fd: int, name: bytes, info: os.stat_result, node: Node) -> None:
+    seen = (info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+    if seen != (node.content.size, node.attributes.mtime_ns, node.ctime_ns):
+        raise StaleError("a file in it changed")
+    if info.st_nlink > 1:
+        raise StaleError("a file in it has another name")
+    try:
+        with probed(fd, name) as (_, lease):
+            if lease is Lease.REFUSED:
+                raise BusyError("somebody has a file in it open for writing")
+    except PermissionError:
+        return  # not readable for us: the look alone has to do
+
+

@@ -1,0 +1,479 @@
+"""A replica: one root with its state folder, index, stage, store and lock.
+
+Opening a replica touches nothing; :meth:`Replica.establish` makes its state once it is
+clear that this root may be written at all.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import stat
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bisync.core.ignore import reserved
+from bisync.core.node import Kind, NodeId
+from bisync.core.path import STATE_DIR, STORE_DIR
+from bisync.delta.digest import digest_of
+from bisync.errors import EndpointError, RootLockedError, StaleError, StateFormatError, UsageError
+from bisync.fs.archive import PairState, pair_states
+from bisync.fs.content import Chunk, Version, read_version
+from bisync.fs.database import FORMAT, Database, StateDamagedError
+from bisync.fs.index import Index
+from bisync.fs.root import OPEN_DIR, Directories, Root
+from bisync.fs.stage import Stage
+from bisync.fs.store import Store
+from bisync.fs.walk import Scanner, ScanResult, ScanRules
+from bisync.linux.filesystem import set_nodump
+
+_TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# bisync keeps its state here.\n"
+_SAMPLE = 200  # names looked at to tell whether a tree is still the one the index knows
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """``.bisync/replica``: who this replica is, and which root it was made for."""
+
+    format: int
+    replica: str  # 32 hex digits
+    incarnation: str
+    host: str
+    root: str  # RootIdentity.text()
+    nonce: str
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a replica is opened."""
+
+    rules: ScanRules
+    store: bytes = STORE_DIR
+    state_dir: str | None = None  # holds state folders outside the roots
+    workers: int = 2
+    fsync: bool = True
+    stop: Callable[[], None] = lambda: None
+
+
+class Replica:
+    """One root and everything that belongs to it."""
+
+    def __init__(self, path: bytes, options: Options) -> None:
+        """Open the root and read the state if there is any.
+
+        Raises:
+            UsageError: no directory there, or its state is newer than this version.
+            RootLockedError: another engine holds it.
+        """
+        self.options = options
+        self.root = Root(path)
+        self.path = self.root.path
+        self.db: Database | None = None
+        self.marker: Marker | None = None
+        self.damaged = ""  # what could not be read of the state
+        self._state_fd = -1
+        self._lock_fd = -1
+        self._stage: Stage | None = None
+        self._store: Store | None = None
+        self._index: Index | None = None
+        self._directories: Directories | None = None
+        try:
+            self._peek()
+        except BaseException:
+            self.close()
+            raise
+
+    # -- opening -------------------------------------------------------------
+
+    def _state_name(self) -> tuple[int, bytes]:
+        """(directory, name) of the state folder; the descriptor is the caller's to close."""
+        base = self.options.state_dir
+        if base is None:
+            return os.dup(self.root.fd), STATE_DIR
+        os.makedirs(base, 0o700, exist_ok=True)
+        name = digest_of(self.path)[:16].hex().encode()
+        return os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), name
+
+    def _peek(self) -> None:
+        base, name = self._state_name()
+        try:
+            try:
+                self._state_fd = os.open(name, OPEN_DIR, dir_fd=base)
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                text = os.fsdecode(self.path + b"/" + name)
+                raise UsageError(f"{text} is not a state folder: {error.strerror}") from error
+        finally:
+            os.close(base)
+        info = os.fstat(self._state_fd)
+        if info.st_uid not in (os.geteuid(), 0):
+            raise UsageError(f"{os.fsdecode(self.path)}: its state belongs to another user")
+        self._lock()
+        self.marker = self._read_marker()
+        if self.marker is not None:
+            self._open_database()
+
+    def _lock(self) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            self._lock_fd = os.open(b"lock", flags, 0o600, dir_fd=self._state_fd)
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            text = os.fsdecode(self.path)
+            raise RootLockedError(
+                f"{text}: another bisync works on this root; wait for it or stop it"
+            ) from error
+        except OSError as error:
+            text = os.fsdecode(self.path)
+            raise EndpointError(f"{text}: cannot lock the root: {error.strerror}") from error
+
+    def _read_marker(self) -> Marker | None:
+        try:
+            with open(os.open(b"replica", os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self._state_fd)) as f:
+                found = json.load(f)
+            if found["format"] > FORMAT:
+                text = os.fsdecode(self.path)
+                raise StateFormatError(
+                    f"{text}: its state was written by a newer bisync (format {found['format']}); "
+                    "use that version, nothing was touched"
+                )
+            return Marker(**found)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self.damaged = f"replica: {error}"
+            return None
+
+    def _open_database(self) -> None:
+        path = b"/proc/self/fd/%d/state.db" % self._state_fd
+        # SQLite resolves the link itself; the descriptor keeps the folder in hand.
+        path = os.readlink(b"/proc/self/fd/%d" % self._state_fd) + b"/state.db"
+        existed = os.path.exists(path)
+        if not existed:
+            self.damaged = "state.db is missing"
+        try:
+            self._use(Database(path))
+        except StateDamagedError as error:
+            self.damaged = str(error)
+            self.set_aside()
+            self._use(Database(path))
+
+    def _use(self, db: Database) -> None:
+        try:
+            self.db = db
+            self._index = Index(db)
+            pair_states(db)
+        except BaseException:
+            db.close()
+            self.db = None
+            raise
+
+    def set_aside(self) -> None:
+        """Move an unreadable database away, for a person to look at; nothing is deleted."""
+        for number in range(1, 1000):
+            try:
+                os.stat(b"state.db.damaged-%d" % number, dir_fd=self._state_fd)
+            except FileNotFoundError:
+                break
+        for suffix in (b"", b"-wal", b"-shm"):
+            try:
+                os.rename(
+                    b"state.db" + suffix,
+                    b"state.db.damaged-%d%s" % (number, suffix),
+                    src_dir_fd=self._state_fd,
+                    dst_dir_fd=self._state_fd,
+                )
+            except FileNotFoundError:
+                continue
+
+    # -- making and changing state -------------------------------------------
+
+    @property
+    def known(self) -> bool:
+        """Whether readable state was found when the root was opened."""
+        return self.marker is not None and not self.damaged
+
+    @property
+    def moved(self) -> bool:
+        """Whether the state was made for another root object than this one."""
+        return self.marker is not None and self.marker.root != self.root.identity.text()
+
+    def establish(self) -> None:
+        """Make the state folder, or complete it; idempotent."""
+        info = os.fstat(self.root.fd)
+        if self._state_fd < 0:
+            base, name = self._state_name()
+            try:
+                try:
+                    os.mkdir(name, 0o700, dir_fd=base)
+                except FileExistsError as error:
+                    text = os.fsdecode(self.path)
+                    raise RootLockedError(f"{text}: another bisync starts there") from error
+                except OSError as error:
+                    text = os.fsdecode(self.path)
+                    raise EndpointError(f"{text}: cannot make state: {error.strerror}") from error
+                self._state_fd = os.open(name, OPEN_DIR, dir_fd=base)
+                os.fsync(base)
+            finally:
+                os.close(base)
+            self._lock()
+            set_nodump(self._state_fd)
+            self._write(b"CACHEDIR.TAG", _TAG)
+            os.utime(self.root.fd, ns=(info.st_atime_ns, info.st_mtime_ns))
+        for acl in ("system.posix_acl_default", "system.posix_acl_access"):
+            try:
+                os.removexattr(self._state_fd, acl)
+            except OSError as error:
+                if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+                    raise
+        if self.marker is None:
+            self.marker = Marker(
+                FORMAT,
+                os.urandom(16).hex(),
+                os.urandom(16).hex(),
+                socket.gethostname(),
+                self.root.identity.text(),
+                os.urandom(16).hex(),
+            )
+            self._write_marker()
+        if self.db is None:
+            self._open_database()
+        if self._stage is None:
+            self._stage = Stage(self._state_fd, workers=self.options.workers)
+
+    def become_ephemeral(self) -> None:
+        """Keep everything in memory: a plan changes nothing, not even state."""
+        if self.db is None:
+            self._use(Database(None))
+
+    def detach(self) -> None:
+        """Go on as if there were no state; what is on disk stays untouched."""
+        if self.db is not None:
+            self.db.close()
+            self.db = None
+        self._index = self._directories = None
+        self.marker = None
+
+    def new_identity(self) -> None:
+        """This root is a copy of another replica: it becomes one of its own, without state."""
+        had_state = self.db is not None
+        self.detach()
+        if had_state:
+            self.set_aside()
+        self.establish()
+
+    def new_incarnation(self) -> None:
+        """The tree is the one we knew, every object in it is new: forget all identities."""
+        assert self.marker is not None
+        self.marker = Marker(
+            FORMAT,
+            self.marker.replica,
+            os.urandom(16).hex(),
+            socket.gethostname(),
+            self.root.identity.text(),
+            self.marker.nonce,
+        )
+        db = self.database
+        db.begin()
+        for table in ("node", "name", "mark", "forgotten"):
+            db.execute(f"DELETE FROM {table}")
+        db.commit()
+        self._write_marker()
+
+    def _write_marker(self) -> None:
+        assert self.marker is not None
+        self._write(b"replica", json.dumps(asdict(self.marker), indent=1).encode() + b"\n")
+
+    def _write(self, name: bytes, data: bytes) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(name + b".new", flags, 0o600, dir_fd=self._state_fd)
+        try:
+            os.write(fd, data)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(name + b".new", name, src_dir_fd=self._state_fd, dst_dir_fd=self._state_fd)
+        os.fsync(self._state_fd)
+
+    # -- parts ---------------------------------------------------------------
+
+    @property
+    def database(self) -> Database:
+        """The open database."""
+        if self.db is None:
+            raise EndpointError(f"{os.fsdecode(self.path)}: its state is not open")
+        return self.db
+
+    @property
+    def index(self) -> Index:
+        """The index."""
+        if self._index is None:
+            self._index = Index(self.database)
+        return self._index
+
+    @property
+    def stage(self) -> Stage:
+        """The stage."""
+        if self._stage is None:
+            raise EndpointError(f"{os.fsdecode(self.path)}: its stage is not open")
+        return self._stage
+
+    @property
+    def store(self) -> Store:
+        """The rollback store; made on disk when first needed."""
+        if self._store is None:
+            assert self.marker is not None
+            self._store = Store(self.root.fd, self.options.store, self.marker.replica[:8])
+        return self._store
+
+    @property
+    def directories(self) -> Directories:
+        """Held directory descriptors."""
+        if self._directories is None:
+            self._directories = Directories(self.root, self.index)
+        return self._directories
+
+    # -- observing -----------------------------------------------------------
+
+    def is_empty(self) -> bool:
+        """Whether the tree holds nothing but what is the engine's own."""
+        with os.scandir(os.open(b".", OPEN_DIR, dir_fd=self.root.fd)) as entries:
+            names = [os.fsencode(entry.name) for entry in entries]
+        return all(reserved(n, at_root=True) or n == self.options.store for n in names)
+
+    def looks_familiar(self) -> bool:
+        """Whether the tree is the one the index knows, going by names, sizes and times."""
+        index = self.index
+        rows = self.database.execute(
+            "SELECT parent, name, node FROM name WHERE node IN "
+            "(SELECT id FROM node WHERE kind=? ORDER BY random() LIMIT ?)",
+            (int(Kind.FILE), _SAMPLE),
+        ).fetchall()
+        fits = 0
+        for parent, name, node in rows:
+            known = index.node(node)
+            try:
+                info = os.stat(
+                    index.place_path((parent, name)), dir_fd=self.root.fd, follow_symlinks=False
+                )
+            except OSError:
+                continue
+            if known is not None and stat.S_ISREG(info.st_mode):
+                seen = (known.content.size, known.attributes.mtime_ns)
+                fits += seen == (info.st_size, info.st_mtime_ns)
+        return not rows or fits * 2 >= len(rows)
+
+    def scan(
+        self, nodes: set[NodeId] | None = None, progress: Callable[[int], None] = lambda _n: None
+    ) -> ScanResult:
+        """Bring the index up to date: everywhere, or in some directories."""
+        self.root.check()
+        db = self.database
+        db.begin()
+        try:
+            scanner = Scanner(
+                self.root, self.index, self.options.rules, stop=self.options.stop, progress=progress
+            )
+            result = scanner.scan() if nodes is None else scanner.rescan(nodes)
+            self.root.check()
+            self.index.save_numbers()
+        except BaseException:
+            db.rollback()
+            self._index = None
+            self._directories = None
+            raise
+        if db.path is not None and not self._dry:
+            db.commit()
+        return result
+
+    _dry = False
+
+    def keep_dry(self) -> None:
+        """From now on commit nothing: everything is forgotten at the end."""
+        self._dry = True
+
+    # -- content -------------------------------------------------------------
+
+    def read(
+        self,
+        node: NodeId,
+        sink: Callable[[Chunk], None] | None = None,
+        restart: Callable[[], None] = lambda: None,
+        *,
+        refuse_writer: bool = False,
+        buffer: bytearray | None = None,
+    ) -> Version:
+        """Read one whole version of a file and record its digest.
+
+        Raises:
+            PathError: stale, busy or unreadable.
+        """
+        index = self.index
+        places, identity, row = index.places(node), index.identity(node), index.node(node)
+        if not places or identity is None or row is None:
+            raise StaleError("it is not there any more")
+        dir_fd, name = self.directories.at(places[0])
+        seen = identity[1]
+
+        def expect(info: os.stat_result) -> bool:
+            now = (info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+            return now == (seen.ino, seen.size, seen.mtime_ns, seen.ctime_ns)
+
+        version = read_version(
+            dir_fd,
+            name,
+            sink,
+            expect=expect,
+            restart=restart,
+            refuse_writer=refuse_writer,
+            buffer=buffer,
+        )
+        if row.content.digest != version.digest:
+            self.database.begin()
+            index.set_digest(node, row.version, version.size, version.digest)
+        if version.writer:
+            self.database.begin()
+            index.distrust(node)  # a file with a writer is never clean
+        return version
+
+    def pairs(self) -> list[PairState]:
+        """The pairs this replica belongs to."""
+        return [] if self.db is None else pair_states(self.db)
+
+    def close(self) -> None:
+        """Give everything back. What was not committed is forgotten."""
+        for part in (self._directories, self._store, self._stage, self.db):
+            if part is not None:
+                part.close()
+        self._directories = self._store = self._stage = self.db = None
+        for fd in (self._lock_fd, self._state_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._lock_fd = self._state_fd = -1
+        if self.root.fd >= 0:
+            self.root.close()
+            self.root.fd = -1
+
+
+def replica_facts(replica: Replica) -> dict[str, Any]:
+    """What can be said about a root without its peer: epochs, last complete time."""
+    return {
+        "path": os.fsdecode(replica.path),
+        "replica": None if replica.marker is None else replica.marker.replica,
+        "pairs": [
+            {
+                "peer": p.peer,
+                "location": p.location,
+                "epoch": p.epoch.number,
+                "nonce": p.epoch.nonce,
+                "entries": p.entries,
+                "complete_ns": p.complete_ns,
+            }
+            for p in replica.pairs()
+        ],
+    }
+
+

@@ -1,0 +1,98 @@
+"""The stage: complete new objects waiting on the tree's own file system.
+
+``in/`` holds incoming objects. Before one is exchanged with a name in the tree, the
+result log names it durably; so an entry the log does not know was never used. ``out/``
+holds what was displaced and is on its way to the store, and parked nodes.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+from bisync.fs.content import Chunk
+from bisync.fs.root import OPEN_DIR
+from bisync.linux.filesystem import syncfs
+
+_FSYNC_EACH = 64  # up to this many files one by one, more by one flush of the file system
+
+
+class Stage:
+    """The stage of one replica."""
+
+    def __init__(self, state_fd: int, *, workers: int) -> None:
+        self.incoming = _make_dir(state_fd, b"in")
+        self.displaced = _make_dir(state_fd, b"out")
+        self._workers = workers
+        self._unflushed: list[int] = []
+        self._written = 0
+        self._open: dict[bytes, int] = {}
+
+    @staticmethod
+    def name() -> bytes:
+        """A fresh random name."""
+        return os.urandom(16).hex().encode()
+
+    def create(self) -> tuple[bytes, int]:
+        """A new empty file, open for writing, readable by nobody else."""
+        name = self.name()
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(name, flags, 0o600, dir_fd=self.incoming)
+        return name, fd
+
+    @staticmethod
+    def write(fd: int, chunk: Chunk) -> None:
+        """Write one chunk; holes stay holes."""
+        if chunk.data is None:
+            return
+        view, offset = chunk.data, chunk.offset
+        while view:
+            n = os.pwrite(fd, view, offset)
+            view = view[n:]
+            offset += n
+
+    def finish(self, fd: int) -> None:
+        """The file is complete; it becomes durable with the next :meth:`flush`."""
+        self._written += 1
+        if self._written <= _FSYNC_EACH:
+            self._unflushed.append(fd)
+        else:
+            os.close(fd)
+
+    def flush(self) -> None:
+        """Make every finished file durable."""
+        fds, count = self._unflushed, self._written
+        self._unflushed, self._written = [], 0
+        try:
+            if count > _FSYNC_EACH:
+                syncfs(self.incoming)
+            elif len(fds) > 1 and self._workers > 1:
+                with ThreadPoolExecutor(self._workers) as pool:
+                    list(pool.map(os.fsync, fds))
+            else:
+                for fd in fds:
+                    os.fsync(fd)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def discard(self, name: bytes) -> None:
+        """Remove an incoming object that was not used."""
+        try:
+            os.unlink(name, dir_fd=self.incoming)
+        except IsADirectoryError:
+            os.rmdir(name, dir_fd=self.incoming)
+        except FileNotFoundError:
+            return
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        for fd in [*self._unflushed, self.incoming, self.displaced]:
+            os.close(fd)
+        self._unflushed.clear()
+
+
+def _make_dir(parent: int, name: bytes) -> int:
+    try:
+        os.mkdir(name, 0o700, dir_fd=parent)
+    except FileExistsError:
+        pass
+    return os.open(name, OPEN_DIR, dir_fd=parent)

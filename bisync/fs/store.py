@@ -1,0 +1,299 @@
+"""The rollback store: everything the engine displaced, by day, append-only.
+
+``rsync-rollback/YYYY-MM-DD/REL/PATH`` (local date) is what was displaced that day from
+that path; a second version becomes ``PATH.~2~``. Nothing in the store is ever replaced.
+The manifest (``.manifest/REPLICA-NNNNNN.jsonl``) records time, origin, reason and the
+true path of each.
+"""
+
+import errno
+import json
+import os
+import stat
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from bisync.core.path import NAME_MAX, display, numbered
+from bisync.errors import PathError
+from bisync.fs.content import chunks_of
+from bisync.fs.root import OPEN_DIR
+from bisync.fs.stage import Stage
+from bisync.linux.filesystem import clone
+from bisync.linux.rename import rename_noreplace
+
+_MARKER = b".store"
+_MANIFEST = b".manifest"
+_ROLL = 8 << 20  # bytes after which a new manifest file begins
+_SETID = 0o6000
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Where a displaced object went, below the store's folder."""
+
+    path: bytes
+    day: str
+
+
+class Store:
+    """One replica's rollback store; made when first needed."""
+
+    def __init__(self, base_fd: int, name: bytes, replica: str) -> None:
+        """``name`` is the store's path below ``base_fd``, one or more components."""
+        self._base_fd = base_fd
+        self._name = name
+        self._replica = replica
+        self._fd = -1
+        self._manifest = -1
+        self._manifest_size = 0
+        self._touched: dict[int, None] = {}
+        self._open_dirs: dict[bytes, int] = {}
+
+    def _open(self) -> int:
+        if self._fd >= 0:
+            return self._fd
+        fd = self._base_fd
+        for part in self._name.split(b"/"):
+            try:
+                os.mkdir(part, 0o700, dir_fd=fd)
+            except FileExistsError:
+                pass
+            else:
+                os.fsync(fd)
+            below = os.open(part, OPEN_DIR, dir_fd=fd)
+            if fd != self._base_fd:
+                os.close(fd)
+            fd = below
+        self._fd = fd
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        os.close(os.open(_MARKER, flags, 0o600, dir_fd=fd))
+        try:
+            os.mkdir(_MANIFEST, 0o700, dir_fd=fd)
+        except FileExistsError:
+            pass
+        manifest = os.open(_MANIFEST, OPEN_DIR, dir_fd=fd)
+        try:
+            self._open_manifest(manifest)
+            os.fsync(manifest)
+        finally:
+            os.close(manifest)
+        os.fsync(fd)
+        return fd
+
+    def _open_manifest(self, folder: int) -> None:
+        prefix = self._replica.encode() + b"-"
+        mine = sorted(n for n in map(os.fsencode, os.listdir(folder)) if n.startswith(prefix))
+        number = int(mine[-1][len(prefix) : len(prefix) + 6]) if mine else 1
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        while True:
+            name = prefix + b"%06d.jsonl" % number
+            fd = os.open(name, flags, 0o600, dir_fd=folder)
+            size = os.fstat(fd).st_size
+            if size < _ROLL:
+                break
+            os.close(fd)
+            number += 1
+        self._manifest, self._manifest_size = fd, size
+        if size and os.pread(fd, 1, size - 1) != b"\n":
+            os.write(fd, b"\n")  # a line torn by a crash stays one bad line
+
+    def keep(
+        self, dir_fd: int, name: bytes, path: bytes, record: dict[str, Any], *, copy: bool
+    ) -> Kept:
+        """Move an object from the stage into the store.
+
+        Args:
+            dir_fd: where it lies now (the stage).
+            name: its name there.
+            path: its true path below the root.
+            record: what the manifest should say (reason, origin, digest ...).
+            copy: its inode has other names, so the store gets a copy of its own.
+
+        Raises:
+            PathError: it cannot be kept; it is still where it was.
+        """
+        day = time.strftime("%Y-%m-%d")
+        try:
+            self._open()
+            info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+            if copy and stat.S_ISREG(info.st_mode):
+                where = self._keep_copy(dir_fd, name, path, day, info)
+            else:
+                where = self._keep_object(dir_fd, name, path, day, info)
+        except OSError as error:
+            raise PathError(f"cannot keep the old version: {error.strerror}") from error
+        self._record(path, where, info, record)
+        return Kept(where, day)
+
+    def _keep_object(
+        self, dir_fd: int, name: bytes, path: bytes, day: str, info: os.stat_result
+    ) -> bytes:
+        if stat.S_ISREG(info.st_mode) and info.st_mode & _SETID:
+            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+            try:
+                os.chmod(b"/proc/self/fd/%d" % fd, stat.S_IMODE(info.st_mode) & ~_SETID)
+            finally:
+                os.close(fd)
+        parent, base, prefix = self._folder(path, day)
+        number = 1
+        while True:
+            target = numbered(base, number)
+            try:
+                rename_noreplace(dir_fd, name, parent, target)
+                return prefix + target
+            except FileExistsError:
+                number += 1
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, errno.EINVAL):
+                    raise
+                return self._cross_over(dir_fd, name, path, day, info)
+
+    def _cross_over(
+        self, dir_fd: int, name: bytes, path: bytes, day: str, info: os.stat_result
+    ) -> bytes:
+        """Another file system, quota project or subvolume: copy, flush, then unlink."""
+        if stat.S_ISREG(info.st_mode):
+            return self._keep_copy(dir_fd, name, path, day, info)
+        if stat.S_ISLNK(info.st_mode):
+            parent, base, prefix = self._folder(path, day)
+            link = os.readlink(name, dir_fd=dir_fd)
+            number = 1
+            while True:
+                try:
+                    os.symlink(link, numbered(base, number), dir_fd=parent)
+                    break
+                except FileExistsError:
+                    number += 1
+            os.fsync(parent)
+            os.unlink(name, dir_fd=dir_fd)
+            return prefix + numbered(base, number)
+        raise OSError(errno.EXDEV, "the store is on another file system")
+
+    def _keep_copy(
+        self, dir_fd: int, name: bytes, path: bytes, day: str, info: os.stat_result
+    ) -> bytes:
+        parent, base, prefix = self._folder(path, day)
+        source = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+        number = 1
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            while True:
+                try:
+                    target = os.open(numbered(base, number), flags, 0o600, dir_fd=parent)
+                    break
+                except FileExistsError:
+                    number += 1
+            try:
+                if not clone(source, target):
+                    for chunk in chunks_of(source, info.st_size, bytearray(1 << 20)):
+                        Stage.write(target, chunk)
+                    os.ftruncate(target, info.st_size)
+                _dress_copy(target, info)
+                os.fsync(target)
+            except BaseException:
+                os.unlink(numbered(base, number), dir_fd=parent)
+                raise
+            finally:
+                os.close(target)
+        finally:
+            os.close(source)
+        os.fsync(parent)
+        os.unlink(name, dir_fd=dir_fd)
+        return prefix + numbered(base, number)
+
+    def _folder(self, path: bytes, day: str) -> tuple[int, bytes, bytes]:
+        """The store's directory for a path: (descriptor, base name, prefix for output).
+
+        Where a component exists with another kind, the nearest one that is free gets a
+        number: ``a`` kept as a file in the morning, ``a/b`` in the evening.
+        """
+        fd, prefix = self._enter(self._open(), b"", day.encode())
+        *parts, base = path.split(b"/")
+        for part in parts:
+            fd, prefix = self._enter(fd, prefix, part)
+        self._touched[fd] = None
+        return fd, base[:NAME_MAX], prefix
+
+    def _enter(self, parent: int, prefix: bytes, name: bytes) -> tuple[int, bytes]:
+        number = 1
+        while True:
+            actual = numbered(name, number)
+            below = prefix + actual + b"/"
+            if below in self._open_dirs:
+                return self._open_dirs[below], below
+            try:
+                os.mkdir(actual, 0o700, dir_fd=parent)
+                self._touched[parent] = None
+            except FileExistsError:
+                pass
+            try:
+                fd = os.open(actual, OPEN_DIR, dir_fd=parent)
+            except (NotADirectoryError, OSError) as error:
+                if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                    raise
+                number += 1
+                continue
+            if len(self._open_dirs) > 512:
+                self.flush()
+                self._forget_dirs(keep=parent)
+            self._open_dirs[below] = fd
+            return fd, below
+
+    def _forget_dirs(self, keep: int = -1) -> None:
+        for path, fd in list(self._open_dirs.items()):
+            if fd != keep:
+                os.close(fd)
+                del self._open_dirs[path]
+
+    def _record(self, path: bytes, where: bytes, info: os.stat_result, record: dict[str, Any]) -> None:
+        line = {
+            "time_ns": time.time_ns(),
+            "path": display(path),
+            "kept": display(where),
+            "mode": stat.S_IMODE(info.st_mode),
+            "uid": info.st_uid,
+            "gid": info.st_gid,
+            "size": info.st_size,
+            "mtime_ns": info.st_mtime_ns,
+            **record,
+        }
+        data = json.dumps(line, separators=(",", ":")).encode() + b"\n"
+        os.write(self._manifest, data)
+
+    def flush(self) -> None:
+        """Make the manifest and the touched folders durable."""
+        if self._fd < 0:
+            return
+        for fd in self._touched:
+            os.fsync(fd)
+        self._touched.clear()
+        if self._manifest >= 0:
+            os.fdatasync(self._manifest)
+
+    def open_kept(self, path: bytes) -> tuple[int, bytes]:
+        """The directory (caller closes) and name of a kept object."""
+        fd = os.dup(self._open())
+        *parts, base = path.split(b"/")
+        for part in parts:
+            below = os.open(part, OPEN_DIR, dir_fd=fd)
+            os.close(fd)
+            fd = below
+        return fd, base
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        self._forget_dirs()
+        for fd in (self._manifest, self._fd):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._manifest = -1
+
+
+def _dress_copy(fd: int, info: os.stat_result) -> None:
+    try:
+        os.fchown(fd, info.st_uid, info.st_gid)
+    except PermissionError:
+        pass  # the manifest has the owner
+    os.fchmod(fd, stat.S_IMODE(info.st_mode) & ~_SETID)
+    os.utime(fd, ns=(info.st_atime_ns, info.st_mtime_ns))

@@ -1,0 +1,470 @@
+"""The scan: compare the tree with the index, record what differs, prove what vanished.
+
+An entry whose stamp (inode, size, times, mode, owner, links) equals the recorded one is
+unchanged and costs one comparison; the rest is looked at: handle, attributes, target.
+
+A scan is not an instant: a file moved from a directory not yet listed into one already
+listed is in no listing. So a node without a name has only *vanished*; it counts as
+deleted when its handle is stale or unlinked, when it now lives outside the root, or,
+where handles may not be opened, when listing again found nothing new.
+"""
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from bisync.core.ignore import Matcher, reserved
+from bisync.core.node import ROOT, Content, Kind, Node, NodeId, Place
+from bisync.core.path import STATE_DIR, TEMP_PREFIX
+from bisync.errors import StaleError
+from bisync.fs.index import NO_STAMP, Index, stamp_of
+from bisync.fs.meta import attributes_of, kind_of, read_xattrs
+from bisync.fs.root import OPEN_DIR, Directories, Root
+from bisync.linux.handle import open_by_handle
+
+_RACY_NS = 50_000_000  # a change in the same clock tick as the look leaves no trace
+_RACY_COARSE_NS = 2_000_000_000  # where times are kept in whole seconds
+_ROUNDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One path that could not be handled; everything else goes on."""
+
+    path: bytes
+    reason: str
+    kind: str = "problem"  # problem | busy | skipped | boundary
+
+
+@dataclass(frozen=True, slots=True)
+class ScanRules:
+    """What a scan leaves alone."""
+
+    matcher: Matcher
+    store: bytes | None = None  # path of the rollback store below the root
+    specials: bool = False  # FIFOs and sockets
+    devices: bool = False
+
+
+@dataclass(slots=True)
+class ScanResult:
+    """What a scan met."""
+
+    entries: int = 0
+    changed: int = 0
+    vanished: int = 0
+    problems: list[Problem] = field(default_factory=list)
+
+
+class Scanner:
+    """Scans one tree into its index. The index's transaction is the caller's."""
+
+    def __init__(
+        self,
+        root: Root,
+        index: Index,
+        rules: ScanRules,
+        *,
+        stop: Callable[[], None] = lambda: None,
+        progress: Callable[[int], None] = lambda _n: None,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.root = root
+        self.index = index
+        self.rules = rules
+        self.result = ScanResult()
+        self._stop = stop
+        self._progress = progress
+        self._clock = clock
+        self._now = 0
+        self._lost: dict[NodeId, list[Place]] = {}
+        self._fresh = index.node(ROOT) is None  # nothing to look up yet
+
+    # -- entry points --------------------------------------------------------
+
+    def scan(self) -> ScanResult:
+        """Scan the whole tree."""
+        self._now = self._clock()
+        self._look_at_root()
+        self._walk(self.root.fd, ROOT, b"")
+        self._prove_vanished()
+        return self.result
+
+    def rescan(self, nodes: set[NodeId]) -> ScanResult:
+        """List some directories again, and what is new below them."""
+        self._now = self._clock()
+        directories = Directories(self.root, self.index)
+        try:
+            for node in nodes:
+                path = self.index.path(node)
+                if path is None:
+                    continue
+                if node == ROOT:
+                    self._look_at_root()
+                try:
+                    fd = os.open(b".", OPEN_DIR, dir_fd=directories.open(node))
+                except (StaleError, OSError):
+                    continue  # what took its place is found by listing its parent
+                try:
+                    self._list(fd, node, path, only_new=True)
+                finally:
+                    os.close(fd)
+        finally:
+            directories.close()
+        self._prove_vanished()
+        return self.result
+
+    # -- walking -------------------------------------------------------------
+
+    def _walk(self, fd: int, node: NodeId, path: bytes) -> None:
+        """Depth first; one descriptor per level is held."""
+        stack: list[tuple[int, list[tuple[bytes, NodeId, bytes]]]] = []
+        own = os.open(b".", OPEN_DIR, dir_fd=fd)
+        try:
+            stack.append((own, self._list(own, node, path)))
+            while stack:
+                parent, todo = stack[-1]
+                if not todo:
+                    stack.pop()
+                    os.close(parent)
+                    continue
+                name, child, child_path = todo.pop()
+                try:
+                    below = os.open(name, OPEN_DIR, dir_fd=parent)
+                except OSError as error:
+                    self._cannot_open(error, child_path)
+                    continue
+                stack.append((below, []))
+                stack[-1] = (below, self._list(below, child, child_path))
+        finally:
+            for open_fd, _ in stack:
+                os.close(open_fd)
+
+    def _cannot_open(self, error: OSError, path: bytes) -> None:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return  # moved or replaced since it was listed; found at its new place, or vanished
+        self._problem(path, f"cannot open directory: {error.strerror}")
+
+    def _list(
+        self, fd: int, node: NodeId, path: bytes, *, only_new: bool = False
+    ) -> list[tuple[bytes, NodeId, bytes]]:
+        """List one directory; return its sub-directories (those new to the index if asked)."""
+        self._stop()
+        known = self.index.listing(node)
+        prefix = path + b"/" if path else b""
+        at_root = node == ROOT
+        matcher = self.rules.matcher if self.rules.matcher.active else None
+        store = self.rules.store
+        subdirs: list[tuple[bytes, NodeId, bytes]] = []
+        foreign = False
+        count = 0
+        fsencode = os.fsencode
+        try:
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    name = fsencode(entry.name)
+                    if name[:7] == STATE_DIR and reserved(name, at_root=at_root):
+                        foreign = foreign or name.startswith(TEMP_PREFIX)
+                        continue
+                    if store is not None and prefix + name == store:
+                        continue
+                    try:
+                        info = entry.stat(follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue
+                    except OSError as error:
+                        foreign = True
+                        known.pop(name, None)
+                        self._problem(prefix + name, error.strerror or str(error))
+                        continue
+                    mode = info.st_mode
+                    is_dir = mode & 0o170000 == 0o040000
+                    if matcher is not None and matcher.ignores(prefix + name, is_dir=is_dir):
+                        foreign = True
+                        if name in known:
+                            self._forget((node, name), known.pop(name)[0])
+                        continue
+                    count += 1
+                    row = known.pop(name, None)
+                    stamp = stamp_of(
+                        info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns, mode,
+                        info.st_uid, info.st_gid, info.st_nlink,
+                    )  # fmt: skip
+                    if row is not None and row[1] == stamp:
+                        child = row[0]
+                        seen_before = True
+                    else:
+                        place = (node, name)
+                        try:
+                            found = self._look(fd, place, prefix + name, info, stamp, row)
+                        except FileNotFoundError:
+                            if row is not None:
+                                known[name] = row
+                            continue
+                        if found is None:
+                            foreign = True
+                            continue
+                        child = found
+                        seen_before = row is not None and row[0] == child
+                    if is_dir and not (only_new and seen_before):
+                        subdirs.append((name, child, prefix + name))
+        except OSError as error:
+            self._problem(path, f"cannot list: {error.strerror}")
+            return subdirs
+        for name, (gone, _) in known.items():
+            self._lose((node, name), gone)
+        self.result.entries += count
+        self._progress(count)
+        self._set_foreign(node, foreign)
+        if only_new:
+            for name, child, child_path in subdirs:
+                below = os.open(name, OPEN_DIR, dir_fd=fd)
+                try:
+                    self._walk(below, child, child_path)
+                finally:
+                    os.close(below)
+            return []
+        return subdirs
+
+    # -- looking -------------------------------------------------------------
+
+    def _look_at_root(self) -> None:
+        info = os.fstat(self.root.fd)
+        xattrs, acl = read_xattrs(self.root.fd, b"")
+        attributes = attributes_of(info, xattrs, acl)
+        old = self.index.node(ROOT)
+        foreign = old.foreign if old is not None else False
+        node = Node(ROOT, Content(Kind.DIR), attributes, info.st_ctime_ns, 0, foreign, 1)
+        if old is None or old.attributes != attributes:
+            self.index.put_node(node, self.root.handles.read(self.root.fd, b""), info.st_ino)
+            self.index.mark(ROOT)
+
+    def _look(
+        self,
+        fd: int,
+        place: Place,
+        path: bytes,
+        info: os.stat_result,
+        stamp: bytes,
+        row: tuple[NodeId, bytes] | None,
+    ) -> NodeId | None:
+        """Record an entry that is new or differs; ``None`` if it is left alone."""
+        name = place[1]
+        kind = kind_of(info.st_mode)
+        if kind in (Kind.FIFO, Kind.SOCKET) and not self.rules.specials:
+            self.result.problems.append(Problem(path, f"{kind.name.lower()} skipped", "skipped"))
+            return None
+        if kind in (Kind.CHAR, Kind.BLOCK) and not self.rules.devices:
+            self.result.problems.append(Problem(path, "device skipped", "skipped"))
+            return None
+        if kind is Kind.DIR and (
+            info.st_dev != self.root.device
+            or self.root.handles.mount_id(fd, name) != self.root.mount
+        ):
+            reason = "another file system or subvolume begins here; left alone"
+            self.result.problems.append(Problem(path, reason, "boundary"))
+            return None
+        handle = self.root.handles.read(fd, name)
+        old = None if self._fresh and info.st_nlink == 1 else self.index.by_handle(handle)
+        if old is not None and old.kind is not kind:
+            self.index.disown(old.id)  # only where identity had to be guessed
+            old = None
+        proven = row is not None and old is not None and row[0] == old.id and row[1] != NO_STAMP
+        node = self._observe(fd, name, kind, info, old, proven=proven)
+        if old is None and not self.index.insert_node(node, handle, info.st_ino):
+            old = self.index.by_handle(handle)  # seen before in this scan, under another name
+            node = self._observe(fd, name, kind, info, old, proven=False)
+        racy = self._is_racy(info)
+        trusted = kind is not Kind.FILE or not racy
+        changed = old is None or row is None or row[0] != node.id or self._differs(old, node)
+        if changed or (old is not None and node.version != old.version):
+            if old is not None:
+                self.index.put_node(node, handle, info.st_ino)
+            self.index.mark(node.id)
+            self.result.changed += 1
+        elif old != node:
+            self.index.put_node(node, handle, info.st_ino)
+        self.index.put_name(place, node.id, stamp if trusted else NO_STAMP)
+        if row is None or row[0] != node.id:
+            self.index.db.execute("DELETE FROM forgotten WHERE node=?", (node.id,))
+            if row is not None:
+                self._lost.setdefault(row[0], []).append(place)
+                self.index.mark(row[0])
+        return node.id
+
+    def _observe(
+        self,
+        fd: int,
+        name: bytes,
+        kind: Kind,
+        info: os.stat_result,
+        old: Node | None,
+        *,
+        proven: bool,
+    ) -> Node:
+        same = (
+            proven
+            and old is not None
+            and old.content.size == (info.st_size if kind is Kind.FILE else 0)
+            and old.attributes.mtime_ns == info.st_mtime_ns
+            and old.ctime_ns == info.st_ctime_ns
+        )
+        if same and old is not None:
+            xattrs, acl = old.attributes.xattrs, old.attributes.acl
+        else:
+            xattrs, acl = read_xattrs(fd, name)
+        attributes = attributes_of(info, xattrs, acl)
+        version = old.version if old is not None else 1
+        foreign = old.foreign if old is not None else False
+        match kind:
+            case Kind.FILE if same and old is not None:
+                content = old.content
+            case Kind.FILE:
+                content = Content(kind, size=info.st_size)
+                version = version + 1 if old is not None else 1
+            case Kind.SYMLINK:
+                content = Content(kind, target=os.readlink(name, dir_fd=fd))
+            case Kind.CHAR | Kind.BLOCK:
+                content = Content(kind, rdev=info.st_rdev)
+            case _:
+                content = Content(kind)
+        node = old.id if old is not None else self.index.new_node()
+        nlink = 1 if kind is Kind.DIR else info.st_nlink
+        return Node(node, content, attributes, info.st_ctime_ns, version, foreign, nlink)
+
+    @staticmethod
+    def _differs(old: Node, node: Node) -> bool:
+        """Whether anything a pair could care about changed; a ctime alone is not that."""
+        return replace(old, ctime_ns=0, nlink=0) != replace(node, ctime_ns=0, nlink=0)
+
+    def _is_racy(self, info: os.stat_result) -> bool:
+        coarse = info.st_ctime_ns % 1_000_000_000 == 0
+        window = _RACY_COARSE_NS if coarse else _RACY_NS
+        return info.st_ctime_ns > self._clock() - window
+
+    def _set_foreign(self, node: NodeId, foreign: bool) -> None:
+        self.index.db.execute(
+            "UPDATE node SET foreigners=? WHERE id=? AND foreigners<>?",
+            (int(foreign), node, int(foreign)),
+        )
+
+    def _problem(self, path: bytes, reason: str) -> None:
+        self.result.problems.append(Problem(path, reason))
+
+    # -- vanishing -----------------------------------------------------------
+
+    def _forget(self, place: Place, node: NodeId) -> None:
+        """A filter hides a name now: nobody deleted anything."""
+        self.index.drop_name(place)
+        todo = [node]
+        while todo:
+            current = todo.pop()
+            if self.index.places(current):
+                continue
+            self.index.forget(current)
+            self.index.mark(current)
+            for name, child in self.index.children([current])[current]:
+                self.index.drop_name((current, name))
+                todo.append(child)
+
+    def _lose(self, place: Place, node: NodeId) -> None:
+        self.index.drop_name(place)
+        self.index.mark(node)
+        self._lost.setdefault(node, []).append(place)
+
+    def _prove_vanished(self) -> None:
+        """Decide about every node that lost its last name; undo what cannot be proven."""
+        for _ in range(_ROUNDS):
+            unproven = self._settle_lost()
+            if not unproven:
+                return
+            before = self.index.last_mark()
+            self._lost = {node: places for node, (places, _) in unproven.items()}
+            self._walk(self.root.fd, ROOT, b"")
+            if self.index.last_mark() != before:
+                continue
+            # A whole round found nothing new and the old names are still free: whatever
+            # could not be asked by handle is gone, unless it may sit where nobody can look.
+            blind = any(p.kind == "problem" for p in self.result.problems)
+            unproven = self._settle_lost()
+            todo = [(n, p) for n, (p, alive) in unproven.items() if not alive and not blind]
+            self._restore({n: p for n, (p, alive) in unproven.items() if alive or blind})
+            while todo:
+                node, _places = todo.pop()
+                if not self.index.places(node) and self.index.identity(node) is not None:
+                    todo += self._gone(node)
+            return
+        self._restore({node: places for node, (places, _) in self._settle_lost().items()})
+
+    def _restore(self, nodes: dict[NodeId, list[Place]]) -> None:
+        """Not proven gone: it stays as it was until the next cycle."""
+        for node, places in nodes.items():
+            for place in places:
+                if not self.index.at([place]):
+                    self.index.put_name(place, node, NO_STAMP)
+
+    def _settle_lost(self) -> dict[NodeId, tuple[list[Place], bool]]:
+        """Settle what identity can settle; the rest with whether it is known to be alive."""
+        unproven: dict[NodeId, tuple[list[Place], bool]] = {}
+        lost, self._lost = self._lost, {}
+        todo = list(lost.items())
+        while todo:
+            node, places = todo.pop()
+            known = self.index.identity(node)
+            if known is None or self.index.places(node):
+                continue  # it has another name: moved, or a hard link
+            gone = self._is_gone(known[0])
+            if gone:
+                todo += self._gone(node)
+            else:
+                unproven[node] = (places, gone is False)
+        return unproven
+
+    def _gone(self, node: NodeId) -> list[tuple[NodeId, list[Place]]]:
+        """A node is proven gone; what was below it has lost its name there."""
+        self.result.vanished += 1
+        self.result.changed += 1
+        below = []
+        for name, child in self.index.children([node])[node]:
+            self.index.drop_name((node, name))
+            self.index.mark(child)
+            below.append((child, [(node, name)]))
+        self.index.drop_node(node)
+        return below
+
+    def _is_gone(self, handle: bytes) -> bool | None:
+        """Whether an object was deleted or moved out of what is synchronised.
+
+        ``None``: nobody can tell, because handles may not be opened here.
+        """
+        try:
+            fd = open_by_handle(self.root.fd, handle)
+        except OSError:
+            return None
+        if fd is None:
+            return True
+        try:
+            info = os.fstat(fd)
+            if info.st_nlink == 0:
+                return True
+            where = os.readlink(b"/proc/self/fd/%d" % fd)
+            root = os.readlink(b"/proc/self/fd/%d" % self.root.fd).rstrip(b"/") + b"/"
+            if where.endswith(b" (deleted)"):
+                return True if stat.S_ISDIR(info.st_mode) else None
+            return not where.startswith(root) or self._is_left_alone(where[len(root) :])
+        finally:
+            os.close(fd)
+
+    def _is_left_alone(self, path: bytes) -> bool:
+        parts = path.split(b"/")
+        for i, name in enumerate(parts):
+            above = b"/".join(parts[: i + 1])
+            if reserved(name, at_root=i == 0) or above == self.rules.store:
+                return True
+            if self.rules.matcher.ignores(above, is_dir=i < len(parts) - 1):
+                return True
+        return False
+

@@ -1,0 +1,89 @@
+"""What a file system is, and what it can do: identity, flushing, cloning, flags."""
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+
+from bisync.linux.libc import check, function
+
+_FS_IOC_GETFSUUID = 0x80111500
+_BTRFS_IOC_FS_INFO = 0x8400941F
+_BTRFS_IOC_GET_SUBVOL_INFO = 0x81F8943C
+_FICLONE = 0x40049409
+_FS_IOC_GETFLAGS = 0x80086601
+_FS_IOC_SETFLAGS = 0x40086602
+_FS_NODUMP_FL = 0x40
+_syncfs = function("syncfs", ctypes.c_int)
+_UNSUPPORTED = (errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM)
+
+
+def fs_uuid(fd: int) -> str:
+    """The file system's own uuid as hex, or "" where it has none or does not tell.
+
+    Never ``f_fsid`` (XFS: the device number) nor ``st_dev`` (btrfs: made up at mount).
+    """
+    buffer = bytearray(17)
+    try:
+        fcntl.ioctl(fd, _FS_IOC_GETFSUUID, buffer)
+        uuid = bytes(buffer[1 : 1 + min(buffer[0], 16)])
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        info = bytearray(1024)
+        try:
+            fcntl.ioctl(fd, _BTRFS_IOC_FS_INFO, info)
+        except OSError as inner:
+            if inner.errno not in _UNSUPPORTED:
+                raise
+            return ""
+        uuid = bytes(info[16:32])
+    return uuid.hex() if any(uuid) else ""
+
+
+def subvolume(fd: int) -> str:
+    """Number and uuid of the btrfs subvolume ``fd`` is in, "" elsewhere."""
+    info = bytearray(504)
+    try:
+        fcntl.ioctl(fd, _BTRFS_IOC_GET_SUBVOL_INFO, info)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        return ""
+    (number,) = struct.unpack_from("=Q", info)
+    return f"{number}-{bytes(info[296:312]).hex()}"
+
+
+def syncfs(fd: int) -> None:
+    """Make everything written so far to the file system of ``fd`` durable."""
+    check(_syncfs(fd))
+
+
+def clone(source: int, target: int) -> bool:
+    """Let ``target`` share all blocks of ``source``; ``False`` where that is impossible."""
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+    except OSError as error:
+        if error.errno in (*_UNSUPPORTED, errno.EXDEV, errno.ETXTBSY):
+            return False
+        raise
+    return True
+
+
+def set_nodump(fd: int) -> None:
+    """Ask backup tools to skip a directory; nothing where flags are unknown."""
+    flags = bytearray(8)
+    try:
+        fcntl.ioctl(fd, _FS_IOC_GETFLAGS, flags)
+        (value,) = struct.unpack_from("=L", flags)
+        fcntl.ioctl(fd, _FS_IOC_SETFLAGS, struct.pack("=L4x", value | _FS_NODUMP_FL))
+    except OSError as error:
+        if error.errno not in (*_UNSUPPORTED, errno.EACCES):
+            raise
+
+
+def free_bytes(fd: int) -> int:
+    """Bytes an unprivileged writer could still use."""
+    info = os.fstatvfs(fd)
+    return info.f_bavail * info.f_frsize

@@ -1,0 +1,70 @@
+"""Read leases: whether anybody can write to a file, and a hold on those who want to.
+
+A read lease is refused while anyone has the file open for writing, also through a memory
+map whose descriptor is closed. A later opener waits until the lease is given back.
+"""
+
+import errno
+import fcntl
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+
+
+class Lease(Enum):
+    """What an attempt at a read lease told."""
+
+    GRANTED = "granted"  # nobody can write to it
+    REFUSED = "refused"  # somebody can
+    UNKNOWN = "unknown"  # no right to ask, or the file system has no leases
+
+
+def take_read_lease(fd: int) -> Lease:
+    """Try to take a read lease on an open regular file."""
+    try:
+        # The default signal of a broken lease ends the process; this one is ignored.
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EBUSY):
+            return Lease.REFUSED
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOLCK, errno.ENOSYS):
+            return Lease.UNKNOWN
+        raise
+    return Lease.GRANTED
+
+
+def is_breaking(fd: int) -> bool:
+    """Whether somebody waits in ``open`` for our lease to end."""
+    return fcntl.fcntl(fd, fcntl.F_GETLEASE) != fcntl.F_RDLCK
+
+
+def release(fd: int) -> None:
+    """Give a lease back; nothing happens where there is none."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EINVAL, errno.EACCES, errno.EPERM):
+            raise
+
+
+@contextmanager
+def probed(dir_fd: int, name: bytes) -> Iterator[tuple[int, Lease]]:
+    """Open a regular file for reading and hold a read lease while the block runs.
+
+    Yields the descriptor and what the attempt told. Never follows a link, never waits for
+    a FIFO or for somebody else's lease.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    fd = os.open(name, flags, dir_fd=dir_fd)
+    try:
+        lease = take_read_lease(fd)
+        try:
+            yield fd, lease
+        finally:
+            if lease is Lease.GRANTED:
+                release(fd)
+    finally:
+        os.close(fd)

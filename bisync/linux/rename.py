@@ -1,0 +1,27 @@
+"""Renames that never overwrite: refuse where something is, or swap two names."""
+
+import ctypes
+import errno
+
+from bisync.linux.libc import check, function
+
+_NOREPLACE = 1
+_EXCHANGE = 2
+_renameat2 = function(
+    "renameat2", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint
+)
+
+
+def rename_noreplace(old_dir: int, old: bytes, new_dir: int, new: bytes) -> None:
+    """Rename; ``FileExistsError`` if the new name is taken."""
+    check(_renameat2(old_dir, old, new_dir, new, _NOREPLACE))
+
+
+def exchange(a_dir: int, a: bytes, b_dir: int, b: bytes) -> None:
+    """Swap two names in one step. Both must exist."""
+    check(_renameat2(a_dir, a, b_dir, b, _EXCHANGE))
+
+
+def is_unsupported(error: OSError) -> bool:
+    """Whether a file system refused the flags themselves (NFS, some FUSE)."""
+    return error.errno in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)

@@ -1,0 +1,1 @@
+"""One pair of endpoints: configuration, cycle, archive commits and the report."""

@@ -1,0 +1,155 @@
+"""Two-phase commits of the ancestor: prepared on both sides, then committed on both."""
+
+import json
+import os
+from dataclasses import dataclass
+
+from bisync.core.node import SIDES, Side
+from bisync.core.plan import Update
+from bisync.core.rows import update_to_list
+from bisync.endpoint.interface import Endpoint, Hello
+from bisync.errors import HaltError
+from bisync.fs.archive import Archive, Commit, Epoch
+from bisync.fs.recovery import Recovered
+from bisync.session.config import AfterRestore
+
+_KEEP_SIDES = "run again with --after-restore forward, keep or merge (see the documentation)"
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Both sides' copies of one ancestor."""
+
+    archives: tuple[Archive, Archive]
+
+    @property
+    def lead(self) -> Archive:
+        """The copy that lookups use; both are equal between commits."""
+        return self.archives[0]
+
+    def row(self, update: Update, versions: tuple[int, int]) -> str:
+        """One update as it is written, in columns."""
+        if self.lead.flipped:
+            swapped = Update(
+                key=update.key,
+                names=update.names,
+                content=update.content,
+                ids=(update.ids[1], update.ids[0]),
+                attributes=(update.attributes[1], update.attributes[0]),
+                presumed=update.presumed,
+            )
+            return json.dumps(
+                update_to_list(swapped, (versions[1], versions[0])), separators=(",", ":")
+            )
+        return json.dumps(update_to_list(update, versions), separators=(",", ":"))
+
+    def commit(self, rows: list[str]) -> None:
+        """Write rows on both sides, so that any crash leaves a state both can tell."""
+        if not rows:
+            return
+        last = self.lead.state().epoch
+        epoch = Epoch(last.number + 1, os.urandom(16).hex(), last.nonce)
+        commit = Commit(epoch, ("[" + ",".join(rows) + "]").encode())
+        for archive in self.archives:
+            archive.prepare(commit)
+        for archive in self.archives:
+            archive.commit()
+
+    def settle(self) -> None:
+        """Bring commits that a crash interrupted to one end on both sides."""
+        waiting = [archive.prepared() for archive in self.archives]
+        states = [archive.state() for archive in self.archives]
+        for side in SIDES:
+            mine, other = waiting[side], waiting[side.other]
+            if mine is None:
+                continue
+            committed_there = states[side.other].epoch.nonce == mine.epoch.nonce
+            both = other is not None and other.epoch.nonce == mine.epoch.nonce
+            if committed_there or both:
+                self.archives[side].commit()
+            else:
+                self.archives[side].drop_prepared()
+
+    def compare(self, after: AfterRestore | None, paths: tuple[str, str]) -> list[str]:
+        """Find out whether both copies stand at the same link; repair what can be.
+
+        Returns:
+            What a person should hear.
+
+        Raises:
+            HaltError: one side was restored from a backup, and nobody said what to do.
+        """
+        epochs = [archive.state().epoch for archive in self.archives]
+        if epochs[0].nonce == epochs[1].nonce:
+            return []
+        for side in SIDES:
+            mine, theirs = epochs[side], self.archives[side.other].nonces()
+            if not mine.nonce:
+                self.clear()
+                return [f"{paths[side]}: its state was lost; the trees are merged"]
+            if mine.nonce in theirs:
+                return self._restored(side, after, paths[side])
+        self.clear()
+        return ["the sides' histories differ; the trees are merged, nothing is deleted"]
+
+    def _restored(self, older: Side, after: AfterRestore | None, path: str) -> list[str]:
+        if after is None:
+            raise HaltError(
+                f"{path}: its state is older than its peer's, as after a restored backup or "
+                f"snapshot; nothing was touched; {_KEEP_SIDES}"
+            )
+        if after is AfterRestore.MERGE:
+            self.clear()
+            return [f"{path}: restored; the trees are merged, nothing is deleted"]
+        source = older if after is AfterRestore.FORWARD else older.other
+        target = source.other
+        self.archives[target].copy_from(self.archives[source])
+        for archive in self.archives:
+            archive.forget_ids(archive.column(older))
+            archive.reset_cursor()
+        return [f"{path}: restored; going on from the {'older' if source is older else 'newer'} state"]
+
+    def clear(self) -> None:
+        """Forget everything agreed, on both sides."""
+        for archive in self.archives:
+            archive.db.begin()
+            archive.clear()
+            archive.db.commit()
+
+    def replay(self, recovered: tuple[Recovered, Recovered]) -> None:
+        """Let what both logs prove to be applied count as agreed."""
+        failed = recovered[0].failed | recovered[1].failed
+        rows = []
+        known = {key for r in recovered for key in r.updates}
+        parents = self.lead.nodes({p for r in recovered for u, _ in r.updates.values() for p, _ in u.names})
+        done: set[int] = set()
+        for r in recovered:
+            for key, (update, versions) in r.updates.items():
+                if key in failed or key in done or key not in r.performed:
+                    continue
+                if all(p in parents or p in known - failed or p == 1 for p, _ in update.names):
+                    rows.append(json.dumps(update_to_list(update, versions)))
+                    done.add(key)
+        self.commit(rows)
+        for archive in self.archives:
+            if archive.db.execute("SELECT 1 FROM result WHERE pair=?", (archive.pair,)).fetchone():
+                archive.db.begin()
+                archive.db.execute("DELETE FROM result WHERE pair=?", (archive.pair,))
+                archive.db.commit()
+
+
+def open_ledger(sides: tuple[Endpoint, Endpoint], hellos: tuple[Hello, Hello]) -> Ledger:
+    """Both copies of the ancestor of a pair.
+
+    Columns follow the replica ids, so they stay what they are whichever side drives.
+    """
+    flipped = hellos[0].replica > hellos[1].replica
+    columns = (1, 0) if flipped else (0, 1)
+    return Ledger(
+        (
+            sides[0].archive(hellos[1], column=columns[0], flipped=flipped),
+            sides[1].archive(hellos[0], column=columns[1], flipped=flipped),
+        )
+    )
+
+

@@ -1,0 +1,54 @@
+"""How a session behaves. One frozen value travels through everything."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from bisync.core.ignore import Ignore
+from bisync.core.path import STORE_DIR, valid_name
+from bisync.core.resolve import Policy
+from bisync.core.safety import DeleteLimit
+from bisync.errors import UsageError
+
+
+class AfterRestore(Enum):
+    """What to do when one side's state is an older link of the other's chain."""
+
+    FORWARD = "forward"  # merge from the older agreed state
+    KEEP = "keep"  # the restored tree is the truth
+    MERGE = "merge"  # agree anew; delete nothing
+
+
+class Fsync(Enum):
+    """When new data is made durable."""
+
+    BATCH = "batch"  # before it becomes visible, a batch at a time
+    ALWAYS = "always"  # one transition at a time
+    NEVER = "never"  # leave it to the kernel; a power cut may cost what was applied
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything a person may choose about a session; the defaults are the safe ones."""
+
+    conflict: Policy = Policy.NEWEST
+    ignore: Ignore = field(default_factory=Ignore)
+    max_delete: DeleteLimit = field(default_factory=DeleteLimit)
+    yes: bool = False  # approve what the deletion guard would withhold, in this run
+    accept_root: bool = False  # approve a root that is not the recorded one
+    after_restore: AfterRestore | None = None
+    checksum: bool = False  # read files that look equal at first contact
+    specials: bool = False  # carry FIFOs and sockets
+    devices: bool = False  # carry device nodes
+    store: bytes = STORE_DIR  # the rollback store's path below each root
+    state_dir: str | None = None  # holds the state folders instead of the roots
+    keep_days: int | None = None  # drop kept versions older than this; None: keep all
+    fsync: Fsync = Fsync.BATCH
+    workers: int = 2  # threads that read, hash and flush
+    chunk: int = 2000  # marks decided at a time; bounds memory
+    stop: Callable[[], None] = lambda: None  # raises Interrupted when a stop was asked for
+
+    def __post_init__(self) -> None:
+        parts = self.store.split(b"/")
+        if not all(map(valid_name, parts)) or parts[0] == b".bisync":
+            raise UsageError("the rollback folder must be a path below the root")

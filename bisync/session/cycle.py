@@ -1,0 +1,422 @@
+"""One pass over what changed: close, decide, stage and apply, commit; a chunk at a time.
+
+Everything between observing and applying is a pure function of values, so a chunk can be
+decided anew at any time. Deletions wait until everything else has gone through, and until
+the guard has seen how many they are.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+from bisync.core.closure import close
+from bisync.core.conflict import Conflict
+from bisync.core.diff import Join, join, wanted_digests
+from bisync.core.node import ROOT, SIDES, Agreed, Kind, Node, NodeId, Place, Side
+from bisync.core.plan import (
+    DirectoryTime,
+    Exchange,
+    Link,
+    Make,
+    Move,
+    Park,
+    Plan,
+    Remove,
+    Replace,
+    SetAttributes,
+    Transition,
+    Update,
+    keys_of,
+)
+from bisync.core.planner import PENDING_TIME, Numbers, make_plan
+from bisync.core.reconcile import reconcile
+from bisync.core.resolve import Rules
+from bisync.endpoint.interface import Endpoint
+from bisync.fs.apply import Result, Status
+from bisync.session.commit import Ledger
+from bisync.session.config import Config, Fsync
+from bisync.session.report import ACTIONS, Change, Listener, Met, Progress, Report
+
+_ROUNDS = 4  # how often what moved under our hands is looked at again
+
+
+@dataclass(slots=True)
+class Unfinished:
+    """Nodes of one side that the next run must look at again, with the reason."""
+
+    nodes: dict[NodeId, str] = field(default_factory=dict)
+
+
+class Cycle:
+    """One run over two observed sides."""
+
+    def __init__(
+        self,
+        sides: tuple[Endpoint, Endpoint],
+        ledger: Ledger,
+        rules: Rules,
+        config: Config,
+        report: Report,
+        listener: Listener,
+        *,
+        dry: bool,
+    ) -> None:
+        self.sides = sides
+        self.ledger = ledger
+        self.rules = rules
+        self.config = config
+        self.report = report
+        self.tell = listener
+        self.dry = dry
+        self.numbers = Numbers(
+            (sides[0].numbers(), sides[1].numbers()), itertools.count(ledger.lead.next_key())
+        )
+        self.settled: tuple[set[NodeId], set[NodeId]] = (set(), set())
+        self.again: tuple[set[NodeId], set[NodeId]] = (set(), set())
+        self.stale: tuple[dict[NodeId, str], dict[NodeId, str]] = ({}, {})
+        self.unfinished = (Unfinished(), Unfinished())
+        self.withheld: tuple[dict[NodeId, int], dict[NodeId, int]] = ({}, {})
+        self.times: dict[int, DirectoryTime] = {}
+        self.conflicts: list[tuple[Conflict, bytes | None]] = []
+        self.attribute_notes: set[tuple[int, str]] = set()
+        self.planned: set[Change] = set()
+
+    # -- the run -------------------------------------------------------------
+
+    def run(self, marks: tuple[Iterable[NodeId], Iterable[NodeId]]) -> None:
+        """Decide and do everything the marks call for, but removals."""
+        for side in SIDES:
+            for batch in _batches(marks[side], self.config.chunk):
+                todo = {n for n in batch if n not in self.settled[side]}
+                if todo:
+                    self.chunk(side, todo, removals=False)
+
+    def repeat(self) -> None:
+        """Observe again what had changed under our hands, and decide it anew."""
+        for _ in range(_ROUNDS):
+            if self.dry or not any(self.again) and not any(self.stale):
+                return
+            again, stale = self.again, self.stale
+            self.again, self.stale = (set(), set()), ({}, {})
+            for side in SIDES:
+                names = self.sides[side].view.names_of(again[side] | stale[side].keys())
+                parents = {parent for places in names.values() for parent, _ in places}
+                if parents:
+                    self.sides[side].scan(parents)
+                self.settled[side].clear()
+            for side in SIDES:
+                nodes = again[side] | stale[side].keys()
+                if nodes:
+                    self.chunk(side, nodes, removals=False)
+        for side in SIDES:
+            for node, reason in self.stale[side].items():
+                self._met(side, "busy", node, f"it keeps changing: {reason}")
+                self.unfinished[side].nodes[node] = reason
+
+    def remove(self, side: Side) -> None:
+        """Do the removals on one side that waited."""
+        nodes = list(self.withheld[side])
+        self.withheld[side].clear()
+        self.settled[side].clear()
+        for batch in _batches(nodes, self.config.chunk):
+            todo = {n for n in batch if n not in self.settled[side]}
+            if todo:
+                self.chunk(side, todo, removals=True)
+
+    # -- one chunk -----------------------------------------------------------
+
+    def chunk(self, side: Side, nodes: set[NodeId], *, removals: bool) -> None:
+        """Close, decide and do one set of marked nodes."""
+        self.config.stop()
+        marks: list[set[NodeId]] = [set(), set()]
+        marks[side] = nodes
+        joined, held = self._decide_inputs((marks[0], marks[1]))
+        plan = self._plan(joined, held, removals=removals)
+        for s in SIDES:
+            self.settled[s].update(joined.parts[s].names_of)
+            for node, count in plan.withheld[s].items():
+                self.withheld[s][node] = count
+        self._note_plan(plan, joined)
+        if self.dry:
+            self._list(plan)
+            return
+        results = self._apply(plan)
+        self._settle(plan, results)
+
+    def _decide_inputs(
+        self, marks: tuple[set[NodeId], set[NodeId]]
+    ) -> tuple[Join, dict[int, str]]:
+        agreed, parts = close(
+            self.ledger.lead, (self.sides[0].view, self.sides[1].view), marks
+        )
+        joined = join(agreed, parts)
+        wanted = wanted_digests(joined, presume=self.rules.presume)
+        if not any(wanted):
+            return joined, {}
+        waiting: list[tuple[Side, NodeId, str]] = []
+        for side in SIDES:
+            for read in self.sides[side].read(sorted(wanted[side])):
+                if read.status == "stale":
+                    self.stale[side][read.node] = read.reason
+                elif read.status != "read":
+                    self._met(side, read.status, read.node, read.reason)
+                    self.unfinished[side].nodes[read.node] = read.reason
+                if read.status != "read":
+                    waiting.append((side, read.node, read.reason))
+            for node, fresh in self.sides[side].nodes(wanted[side]).items():
+                if node in parts[side].nodes:
+                    parts[side].nodes[node] = fresh
+        joined = join(agreed, parts)
+        held = {}
+        for side, node, reason in waiting:
+            key = joined.key_of[side].get(node)
+            if key is not None:
+                held[key] = reason
+        return joined, held
+
+    def _plan(self, joined: Join, held: dict[int, str], *, removals: bool) -> Plan:
+        def taken(side: Side, place: Place) -> bool:
+            parent = joined.local_of[side].get(place[0])
+            return parent is not None and bool(self.sides[side].view.at([(parent, place[1])]))
+
+        outcome = reconcile(joined, self.rules, held=held, taken=taken)
+        return make_plan(joined, outcome, self.numbers, removals=removals)
+
+    def _note_plan(self, plan: Plan, joined: Join) -> None:
+        for conflict in plan.conflicts:
+            if conflict.winner is None:
+                self.report.waiting += 1
+                self.conflicts.append((conflict, None))
+            self.report.conflicts += 1
+            self.report.conflict_list.append(conflict)
+            self.tell(conflict)
+        for _, path, text in plan.notes:
+            self.tell(Met("", "note", path, text))
+        for side in SIDES:
+            for node in plan.held_nodes[side]:
+                self.unfinished[side].nodes.setdefault(node, "held")
+        for side, node, reason in plan.blocked:
+            self._met(side, "problem", node, reason)
+            self.unfinished[side].nodes[node] = reason
+        known = joined.agreed.nodes
+        self.report.presumed += sum(u.presumed and u.key not in known for u in plan.updates)
+
+    # -- doing it ------------------------------------------------------------
+
+    def _apply(self, plan: Plan) -> list[Result]:
+        rows = {u.key: self.ledger.row(u, (1, 1)) for u in plan.updates}
+        keys_on = [{k for step in plan.steps[s] for k in keys_of(step)} for s in SIDES]
+        results: list[Result] = []
+        for side in SIDES:
+            steps = plan.steps[side]
+            if not steps:
+                continue
+            later = set() if side is Side.BETA else keys_on[Side.BETA]
+            logged = {k: row for k, row in rows.items() if k in keys_on[side] - later}
+            size = 1 if self.config.fsync is Fsync.ALWAYS else len(steps)
+            for start in range(0, len(steps), size):
+                done = self.sides[side].apply(
+                    self.ledger.archives[side],
+                    steps[start : start + size],
+                    logged,
+                    self.sides[side.other],
+                )
+                for result in done:
+                    self._count(side, result)
+                results += done
+        return results
+
+    def _settle(self, plan: Plan, results: list[Result]) -> None:
+        """Agree on what was done; queue the rest."""
+        failed: set[int] = set()
+        for result in results:
+            if result.status is not Status.DONE:
+                failed.update(keys_of(result.step))
+        updates = [u for u in plan.updates if u.key not in failed]
+        for time_ in plan.directory_times:
+            self.times.setdefault(time_.key, time_)
+        self.ledger.commit(self._rows(updates))
+        for conflict in plan.conflicts:
+            if conflict.winner is None:
+                continue
+            kept = next(
+                (r.kept for r in results if r.kept is not None and conflict.key in keys_of(r.step)),
+                None,
+            )
+            self.conflicts.append((conflict, kept))
+
+    def _rows(self, updates: list[Update]) -> list[str]:
+        """Rows for the archive, with what each side really holds now."""
+        found = [self.sides[s].nodes([u.ids[s] for u in updates if u.ids[s]]) for s in SIDES]
+        parents = {p for u in updates for p, _ in u.names}
+        known = self.ledger.lead.nodes(parents).keys() | {ROOT}
+        new = {u.key for u in updates}
+        rows = []
+        for update in updates:
+            if not update.names and update.key != ROOT:
+                rows.append(self.ledger.row(update, (-1, -1)))
+                continue
+            nodes = [found[s].get(update.ids[s]) for s in SIDES]
+            a, b = nodes
+            if a is None or b is None or not all(p in known or p in new for p, _ in update.names):
+                continue
+            rows.append(self.ledger.row(self._really(update, a, b), (a.version, b.version)))
+        return rows
+
+    def _really(self, update: Update, a: Node, b: Node) -> Update:
+        content = update.content
+        if content is not None and not content.known:
+            content = a.content if a.content.known else b.content
+        attributes = [a.attributes, b.attributes]
+        if a.kind is Kind.DIR and update.key in self.times:
+            attributes = [replace(x, mtime_ns=PENDING_TIME) for x in attributes]
+        return replace(update, content=content, attributes=(attributes[0], attributes[1]))
+
+    def set_times(self) -> None:
+        """Directory times, deepest first, when nothing else is left to do."""
+        if self.dry or not self.times:
+            return
+        for batch in _batches(sorted(self.times, reverse=True), 5000):
+            self._set_times(list(batch))
+
+    def _set_times(self, keys: list[int]) -> None:
+        agreed = self.ledger.lead.nodes(keys)
+        todo = [self.times[k] for k in keys if k in agreed]
+        held = []
+        for side in SIDES:
+            times = [(t.ids[side], t.mtime_ns[side]) for t in todo]
+            held.append(self.sides[side].set_directory_times(times))
+        rows = []
+        names = self.ledger.lead.names_of(keys)
+        nodes = [self.sides[s].nodes([t.ids[s] for t in todo]) for s in SIDES]
+        for t in todo:
+            a, b = (held[s].get(t.ids[s]) for s in SIDES)
+            if a is None or b is None:
+                continue
+            old: Agreed = agreed[t.key]
+            update = Update(
+                key=t.key,
+                names=names.get(t.key, frozenset()),
+                content=old.content,
+                ids=t.ids,
+                attributes=(a, b),
+            )
+            rows.append(
+                self.ledger.row(
+                    update, (nodes[0][t.ids[0]].version, nodes[1][t.ids[1]].version)
+                )
+            )
+        self.ledger.commit(rows)
+
+    # -- counting and telling ------------------------------------------------
+
+    def _count(self, side: Side, result: Result) -> None:
+        step, report = result.step, self.report
+        if result.status is Status.STALE:
+            self.stale[side][step.node] = result.reason
+            source = getattr(step, "source", None)
+            if source is not None:
+                self.stale[side.other][source] = result.reason
+            return
+        if result.status is not Status.DONE:
+            self._failed(side, result)
+            return
+        if side is Side.BETA:
+            report.bytes_sent += result.size
+        else:
+            report.bytes_received += result.size
+        report.literal_bytes += result.size
+        report.kept += result.kept is not None
+        self._count_step(step)
+        for text in result.missed:
+            if (step.key, text) not in self.attribute_notes:
+                self.attribute_notes.add((step.key, text))
+                self.tell(Met(side.label, "note", self._path(side, step), f"not set: {text}"))
+        self.tell(self._change(side, step, result.size))
+
+    def _count_step(self, step: Transition) -> None:
+        report = self.report
+        match step:
+            case Make() | Link():
+                report.created += isinstance(step, Make)
+                report.deleted += 0 if step.displaces is None else 1 + len(step.displaces.members)
+            case Move() | Exchange():
+                report.moves += 1
+            case Replace():
+                report.updated += 1
+                report.moves += step.keep is not None
+            case SetAttributes():
+                report.updated += 1
+            case Remove():
+                report.deleted += 1 + len(step.members)
+            case _:
+                pass
+
+    def _failed(self, side: Side, result: Result) -> None:
+        step = result.step
+        kind = result.status.value
+        path = self._path(side, step)
+        met = Met(side.label, kind, path, result.reason)
+        self.report.add(met)
+        self.tell(met)
+        if result.status is not Status.SKIPPED:
+            self.unfinished[side].nodes[step.node] = result.reason
+            source = getattr(step, "source", None)
+            if source is not None:
+                self.unfinished[side.other].nodes[source] = result.reason
+        else:
+            self.unfinished[side].nodes[step.node] = result.reason
+
+    def _met(self, side: Side, kind: str, node: NodeId, reason: str) -> None:
+        path = self.sides[side].path(node) or b"?"
+        met = Met(side.label, kind, path, reason)
+        self.report.add(met)
+        self.tell(met)
+
+    def _path(self, side: Side, step: Transition) -> bytes:
+        place = getattr(step, "place", None) or getattr(step, "new", None)
+        if place is None and getattr(step, "places", None):
+            place = step.places[0]  # type: ignore[union-attr]
+        if place is None:
+            place = getattr(step, "old", None)
+        if place is not None:
+            return self.sides[side].place_path(place)
+        return self.sides[side].path(step.node) or b"."
+
+    def _change(self, side: Side, step: Transition, size: int) -> Change:
+        old = None
+        if isinstance(step, Move | Exchange) and step.old is not None:
+            old = self.sides[side].place_path(step.old)
+        action = ACTIONS.get(type(step), "attributes")
+        return Change(side.label, action, self._path(side, step), step.reason, old, size)
+
+    def _list(self, plan: Plan) -> None:
+        """A dry run: say what would be done, each thing once."""
+        for side in SIDES:
+            for step in plan.steps[side]:
+                if isinstance(step, Park):
+                    continue
+                if isinstance(step, Make):
+                    self.sides[side].imagine(step.node, step.place)
+                change = self._change(side, step, 0)
+                if change in self.planned:
+                    continue
+                self.planned.add(change)
+                self._count_step(step)
+                self.report.changes.append(change)
+                self.tell(change)
+
+    def progress(self, phase: str, done: int) -> None:
+        """Tell how far the run is."""
+        self.tell(Progress(phase, done))
+
+
+def _batches(nodes: Iterable[NodeId], size: int) -> Iterator[list[NodeId]]:
+    batch: list[NodeId] = []
+    for node in nodes:
+        batch.append(node)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
