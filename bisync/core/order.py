@@ -9,7 +9,7 @@ cannot break (a directory and its own ancestor) go through a parking place.
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bisync.core.node import NodeId, Place
 from bisync.core.plan import Exchange, Link, Make, Move, Park, Remove, Replace, Transition, Unlink
@@ -31,6 +31,7 @@ class Op:
     inside: frozenset[int] = frozenset()  # remove: keys of the directories that go with it
     state: int = NEW
     emit: Callable[[], Transition] | None = None  # make, keep and remove know their own values
+    origin: int | None = None  # keep: the key whose object is kept under the new name
 
 
 @dataclass(slots=True)
@@ -70,11 +71,17 @@ class Orderer:
         self.names = names
         self.result = Ordered()
         self.leaver = {op.src: op for op in ops if op.src is not None}
-        self.maker = {op.key: op for op in ops if op.kind in ("make", "keep")}
+        self.maker = {op.key: op for op in ops if op.kind in ("make", "keep")}  # or parked movers
         self.leaving: dict[int, list[Op]] = defaultdict(list)
         for op in ops:
             if op.src is not None:
                 self.leaving[op.src[0]].append(op)
+        # A keep links the old object from where its node is just then, so it must have a place.
+        self.keeper = {op.origin: op for op in ops if op.origin is not None}
+        self.origin_at: dict[int, set[Place]] = {key: set() for key in self.keeper}
+        for place, key in names.at.items():
+            if key in self.origin_at:
+                self.origin_at[key].add(place)
 
     def run(self) -> Ordered:
         pending = [op for op in self.ops if op.needed]
@@ -106,11 +113,8 @@ class Orderer:
             elif blocker is None:
                 self._perform(op)
             elif blocker.state == VISITING:
-                if not self._untie(op, blocker):
+                if not self._untie(stack, blocker):
                     op.state = FAILED
-                elif op.parked and op.state == VISITING and blocker.kind != "move":
-                    op.state = NEW  # it waits in the parking place for the one it blocked
-                    stack.pop()
             else:
                 stack.append(blocker)
 
@@ -161,7 +165,11 @@ class Orderer:
             key = self.names.parent[key]
         return None
 
-    def _untie(self, op: Op, blocker: Op) -> bool:
+    def _untie(self, stack: list[Op], blocker: Op) -> bool:
+        """Break a circle of operations that wait for each other: the last of ``stack`` for
+        ``blocker``, which is further down in it. Exchange if two names swap, else park one.
+        """
+        op = stack[-1]
         if (
             op.kind == blocker.kind == "move"
             and op.src is not None
@@ -174,13 +182,26 @@ class Orderer:
         ):
             self._exchange(op, blocker)
             return True
-        for mover in (blocker, op):
-            if mover.kind == "move" and mover.src is not None:
-                self._step(Park(key=mover.key, node=self.names.local[mover.key], old=mover.src))
-                self._vacate(mover)
-                mover.parked = True
-                return True
+        circle = stack[stack.index(blocker) :]
+        for mover in sorted((blocker, op, *circle[1:-1]), key=lambda each: each.is_dir):
+            if mover.kind != "move" or mover.src is None or self._is_kept_from(mover):
+                continue
+            self._step(Park(key=mover.key, node=self.names.local[mover.key], old=mover.src))
+            self._vacate(mover)
+            mover.parked = True
+            self.maker[mover.key] = mover  # what goes into it has to wait for its new place
+            if mover is not blocker:
+                # Whoever waited for it goes on; those above wait again in their turn.
+                while stack[-1] is not mover:
+                    stack.pop().state = NEW
+                stack.pop().state = NEW
+            return True
         return False
+
+    def _is_kept_from(self, mover: Op) -> bool:
+        """Whether a keep still needs this node in its place."""
+        keeper = self.keeper.get(mover.key)
+        return keeper is not None and keeper.state in (NEW, VISITING)
 
     # -- playing -------------------------------------------------------------
 
@@ -190,6 +211,8 @@ class Orderer:
     def _vacate(self, op: Op) -> None:
         assert op.src is not None
         del self.names.at[op.src]
+        if op.key in self.origin_at:
+            self.origin_at[op.key].discard(op.src)
         if self.leaver.get(op.src) is op:
             del self.leaver[op.src]
         if op.is_dir:
@@ -199,6 +222,8 @@ class Orderer:
     def _arrive(self, op: Op) -> None:
         assert op.dst is not None
         self.names.at[op.dst] = op.key
+        if op.key in self.origin_at:
+            self.origin_at[op.key].add(op.dst)
         if op.is_dir:
             self.names.parent[op.key] = op.dst[0]
         op.state = DONE
@@ -223,6 +248,8 @@ class Orderer:
         self._arrive(op)
         other.src = old
         self.names.at[old] = other.key
+        if other.key in self.origin_at:
+            self.origin_at[other.key].add(old)
         self.leaver[old] = other
         self.leaving[old[0]].append(other)
         if other.is_dir:
@@ -274,18 +301,10 @@ class Orderer:
                 step = op.emit()
                 assert isinstance(step, Make | Replace)
                 if isinstance(step, Make):
-                    step = Make(
-                        key=step.key,
-                        node=step.node,
-                        reason=step.reason,
-                        place=step.place,
-                        content=step.content,
-                        attributes=step.attributes,
-                        source=step.source,
-                        displaces=displaces,
-                    )
+                    step = replace(step, displaces=displaces)
                     self.names.local[op.key] = step.node
                 else:
+                    step = replace(step, places=tuple(sorted(self.origin_at[step.key])))
                     self.names.local[op.key] = step.keep_node
                     self.names.local[step.key] = step.node
                 self._step(step)

@@ -125,7 +125,8 @@ class _Planner:
         moves: list[Op] = []
         leaves: list[Op] = []
         whole = self._whole_removals(side)
-        for key, verdict in self.verdicts.items():
+        # Known nodes by number, so that the same knot of names is always untied the same way.
+        for key, verdict in sorted(self.verdicts.items(), key=lambda item: (item[0] < 0, item[0])):
             joined = self.join.nodes[key]
             if key == ROOT or verdict.held or (verdict.forget and not verdict.alive):
                 continue
@@ -145,6 +146,7 @@ class _Planner:
                     elif new != old:
                         moves.append(Op("move", key, src=old, dst=new, is_dir=joined.is_dir))
                 moves += [Op("link", key, dst=place) for place in sorted(extra)]
+        makes.sort(key=lambda op: op.kind != "keep")  # an old object is kept before it moves on
         return makes + moves + leaves
 
     def _make_ops(self, side: Side, joined: Joined, verdict: Verdict) -> list[Op]:
@@ -153,7 +155,7 @@ class _Planner:
         twin = verdict.twin[side]
         if twin is not None and self._replaced_on(side, twin):
             kept = self._replace_step(side, twin, [], keep=first, keep_key=key)
-            ops = [Op("keep", key, dst=first, emit=lambda: kept)]
+            ops = [Op("keep", key, dst=first, emit=lambda: kept, origin=twin)]
         else:
             assert verdict.content is not None
             attributes = verdict.attributes[side]
@@ -386,9 +388,6 @@ class _Planner:
                 return replace(step, old=at(step.old))
             case Replace():
                 places = tuple(at(p) for p in step.places)
-                if step.keep is not None and not places:
-                    names = self.join.nodes[step.key].names[side]
-                    places = tuple(at(p) for p in sorted(names))
                 return replace(step, places=places, keep=at(step.keep) if step.keep else None)
             case SetAttributes():
                 return step
