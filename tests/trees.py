@@ -11,14 +11,18 @@ import json
 import os
 import random
 import re
+import shutil
 import stat
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import pytest
 
 STATE = b".bisync"
 STORE = b"rsync-rollback"
@@ -317,17 +321,21 @@ def run(
 ) -> Outcome:
     """Run the program and require one of the exit codes ``check`` (None: any) and no traceback."""
     who: dict[str, Any] = {}
+    line, env = command(*args), environment()
     if user is not None:
         who = {"user": user, "group": user, "extra_groups": []}
+        line[0] = _python_for_anybody()
+        packages = sysconfig.get_path("purelib")
+        env = environment(HOME="/nonexistent", PYTHONPATH=f"{_HERE}{os.pathsep}{packages}")
     done = subprocess.run(
-        command(*args),
+        line,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,
         timeout=180,
         cwd=cwd,
         umask=umask,
-        env=environment(**({} if user is None else {"HOME": "/nonexistent"})),
+        env=env,
         **who,
     )
     said = [text.decode(errors="surrogateescape") for text in (done.stdout, done.stderr)]
@@ -337,6 +345,16 @@ def run(
     allowed = (check,) if isinstance(check, int) else check
     assert allowed is None or outcome.rc in allowed, f"expected {allowed}: {about}"
     return outcome
+
+
+def _python_for_anybody() -> str:
+    """Find an interpreter like ours that a plain user may start."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    for program in (sys.executable, shutil.which(version, path="/usr/local/bin:/usr/bin") or ""):
+        real = Path(program).resolve()
+        if program and all(p.stat().st_mode & 0o001 for p in (real, *real.parents)):
+            return program
+    pytest.skip(f"no {version} here that a plain user may start")
 
 
 def sync(

@@ -238,14 +238,20 @@ def _collect(j: Join) -> None:
             )
 
 
+def same_version(node: Node, agreed: Agreed, side: Side) -> bool:
+    """Whether a side's object is the agreed one and nobody wrote to it since.
+
+    Versions are counted per node: a successor's mean nothing beside its predecessor's.
+    """
+    return node.id == agreed.ids[side] and node.version == agreed.versions[side]
+
+
 def unchanged(joined: Joined, side: Side) -> bool:
     """Whether a side still holds the agreed content. Unknown digests count as changed."""
     node, agreed = joined.seen[side], joined.agreed
     if node is None or agreed is None:
         return False
-    if node.version == agreed.versions[side]:
-        return True
-    return same_content(node.content, agreed.content)
+    return same_version(node, agreed, side) or same_content(node.content, agreed.content)
 
 
 def same_content(a: Content, b: Content) -> bool:
@@ -276,7 +282,14 @@ def wanted_digests(j: Join, *, presume: bool = True) -> tuple[set[NodeId], set[N
             continue
         a, b = nodes
         agreed = joined.agreed
-        if agreed is None:
+        if agreed is None and joined.origin is not None and (a is None or b is None):
+            # The old object of a save by backup: is it what the other side still has?
+            before = j.nodes[joined.origin].agreed
+            changed = [
+                n is not None and (before is None or not same_version(n, before, s))
+                for s, n in zip(SIDES, nodes, strict=True)
+            ]
+        elif agreed is None:
             if a is None or b is None or a.kind is not b.kind:
                 continue
             if presume and joined.origin is None and presumed_equal(a, b):
@@ -284,7 +297,7 @@ def wanted_digests(j: Join, *, presume: bool = True) -> tuple[set[NodeId], set[N
             changed = [True, True]
         else:
             changed = [
-                n is not None and n.version != agreed.versions[s]
+                n is not None and not same_version(n, agreed, s)
                 for s, n in zip(SIDES, nodes, strict=True)
             ]
             if not agreed.content.known and any(changed):

@@ -280,17 +280,15 @@ class Orderer:
         displaces: Remove | None = None
         if op.dst in self.names.at:
             leaver = self.leaver[op.dst]
-            if op.kind == "move" and op.src is not None and not op.is_dir and not leaver.is_dir:
-                self._exchange(op, leaver)
-                return
-            if op.kind in ("make", "link"):
+            in_one = op.kind == "move" and op.src is not None and not op.is_dir
+            if op.kind in ("make", "link") or (in_one and not leaver.is_dir):
                 displaces = self._removal(leaver)
             else:
                 self._step(self._removal(leaver))
         match op.kind:
             case "move":
                 node = self.names.local[op.key]
-                self._step(Move(key=op.key, node=node, old=op.src, new=op.dst))
+                self._step(Move(key=op.key, node=node, old=op.src, new=op.dst, displaces=displaces))
                 if op.src is not None:
                     self._vacate(op)
             case "link":

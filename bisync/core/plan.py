@@ -48,10 +48,15 @@ class Link(_Step):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Move(_Step):
-    """One rename. ``old`` is ``None`` for a node that was parked before."""
+    """One rename. ``old`` is ``None`` for a node that was parked before.
+
+    ``displaces`` sits at the new name: the two are exchanged, so that the name is never
+    missing, and it is removed from the old one.
+    """
 
     old: Place | None
     new: Place
+    displaces: Remove | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +123,7 @@ def keys_of(step: Transition) -> tuple[int, ...]:
             keys.append(step.keep_key)
         case Remove():
             keys += [key for key, _ in step.members]
-        case Make() | Link() if step.displaces is not None:
+        case Make() | Link() | Move() if step.displaces is not None:
             keys += keys_of(step.displaces)
     return tuple(keys)
 

@@ -381,7 +381,11 @@ class _Planner:
             case Remove() | Unlink():
                 return replace(step, place=at(step.place))
             case Move():
-                return replace(step, old=at(step.old) if step.old else None, new=at(step.new))
+                displaced = step.displaces
+                if displaced is not None:
+                    displaced = replace(displaced, place=at(displaced.place))
+                old = at(step.old) if step.old else None
+                return replace(step, old=old, new=at(step.new), displaces=displaced)
             case Exchange():
                 return replace(step, old=at(step.old), new=at(step.new))
             case Park():
@@ -403,7 +407,7 @@ class _Planner:
             case Remove():
                 members = tuple((self.archive[k], node) for k, node in step.members)
                 return replace(step, key=key, members=members)
-            case Make() | Link() if step.displaces is not None:
+            case Make() | Link() | Move() if step.displaces is not None:
                 displaced = self._archived(step.displaces)
                 assert isinstance(displaced, Remove)
                 return replace(step, key=key, displaces=displaced)
@@ -433,7 +437,7 @@ class _Planner:
             if key == ROOT:
                 self._root_update(verdict, joined)
             elif not verdict.alive:
-                if joined.agreed is not None:
+                if joined.agreed is not None and not self._stays_hidden(verdict, joined):
                     self.result.updates.append(Update(key=key, names=frozenset()))
             elif key in self.busy_keys or self._differs(verdict, joined):
                 ids = tuple(self.locals[s].get(key, 0) for s in SIDES)
@@ -449,6 +453,11 @@ class _Planner:
                         presumed=verdict.presumed,
                     )
                 )
+
+    def _stays_hidden(self, verdict: Verdict, joined: Joined) -> bool:
+        """Whether it may come back when the filter changes again: its directory still stands."""
+        parents = [self.verdicts.get(parent) for parent, _ in joined.base]
+        return verdict.hidden and all(p is None or p.alive or p.hidden for p in parents)
 
     def _root_update(self, verdict: Verdict, joined: Joined) -> None:
         if joined.agreed is None or ROOT in self.busy_keys or self._differs(verdict, joined):
@@ -482,8 +491,8 @@ class _Planner:
     def _directory_times(self) -> None:
         for key, verdict in self.verdicts.items():
             joined = self.join.nodes[key]
-            if not verdict.alive or verdict.held or not joined.is_dir:
-                continue
+            if key == ROOT or not verdict.alive or verdict.held or not joined.is_dir:
+                continue  # state and store touch the root's own time: it does not travel
             a, b = verdict.attributes
             if a is None or b is None:
                 continue

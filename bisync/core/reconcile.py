@@ -9,7 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bisync.core.conflict import Conflict, ConflictKind
-from bisync.core.diff import Join, Joined, presumed_equal, same_content, unchanged
+from bisync.core.diff import (
+    Join,
+    Joined,
+    presumed_equal,
+    same_content,
+    same_version,
+    unchanged,
+)
 from bisync.core.merge import merge_attributes, merge_places
 from bisync.core.node import ROOT, SIDES, Attributes, Content, Node, Place, Side
 from bisync.core.resolve import Policy, Rules, conflict_name, rank, winner
@@ -35,6 +42,7 @@ class Verdict:
     attributes: list[Attributes | None] = field(default_factory=lambda: [None, None])
     presumed: bool = False
     forget: bool = False
+    hidden: bool = False  # a filter hides it on both sides: agreed things stay agreed
     held: str = ""  # why nothing may be done
     reason: str = ""
     conflict: bool = False  # the displaced version is a conflict's loser
@@ -97,6 +105,7 @@ class _Merge:
                 self._present_once(joined, verdict, Side.ALPHA if present[0] else Side.BETA)
             else:
                 verdict.forget = True
+                verdict.hidden = any(joined.forgotten)
                 verdict.reason = "deleted on both sides"
 
     def _hold(self, joined: Joined, verdict: Verdict, reason: str) -> None:
@@ -383,7 +392,7 @@ class _Merge:
             theirs is not None
             and origin.agreed
             and unchanged(origin, side.other)
-            and joined.node(side).version == origin.agreed.versions[side]
+            and same_version(joined.node(side), origin.agreed, side)
         ):
             verdict.twin[side.other] = joined.origin
 

@@ -28,6 +28,7 @@ class Hello:
     empty: bool
     pairs: tuple[PairState, ...]
     damaged: str = ""  # what of its state could not be read
+    became_link: bool = False  # a symlink stands where the root itself was
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,7 @@ class LocalEndpoint:
             empty=r.is_empty(),
             pairs=tuple(r.pairs()),
             damaged=r.damaged,
+            became_link=r.became_link,
         )
 
     def looks_familiar(self) -> bool:

@@ -206,6 +206,8 @@ class Applier:
                 self.staged[i] = self._build(step.content, step.attributes, step.source, new=False)
             case Remove() | Unlink() | Park():
                 self.outs[i] = Stage.name()
+            case Move() if step.displaces is not None:
+                self.outs[i] = Stage.name()
             case _:
                 pass
 
@@ -306,6 +308,10 @@ class Applier:
                     row["path"] = self._path_text(step.place)
             case Move():
                 row["at"] = [_place(step.new)]
+                if step.displaces is not None and step.old is not None:
+                    row["displaces"] = step.displaces.node
+                    row["displaced_at"] = _place(step.old)
+                    row["path"] = self._path_text(step.new)
             case Exchange():
                 row["at"] = [_place(step.new)]
                 row["other"] = step.other
@@ -565,6 +571,9 @@ class Applier:
             raise StaleError("something new has its name") from error
 
     def _move(self, i: int, step: Move) -> None:
+        if step.displaces is not None:
+            self._move_over(i, step, step.displaces)
+            return
         new_dir, new = self.t.directories.at(step.new)
         if step.old is None:
             out = self.parked.pop(step.node)
@@ -582,6 +591,38 @@ class Applier:
         self._refresh(step.node, [step.new])
         self.touched.add(step.new[0])
         self._done(i, step)
+
+    def _move_over(self, i: int, step: Move, removal: Remove) -> None:
+        """Swap the two names, then take what must go away from the old one."""
+        assert step.old is not None
+        path, out = self.t.index.place_path(step.new), self.outs[i]
+        one = self.look.at(step.old, step.node)
+        with self.look.guarded(step.new, removal.node) as guard:
+            two = guard.looked
+            exchange(one.dir_fd, one.name, two.dir_fd, two.name)
+            try:
+                if (
+                    self.look.handle(two.dir_fd, two.name) != one.handle
+                    or not self.look.same_object(one.dir_fd, one.name, two)
+                    or guard.somebody_waits()
+                ):
+                    raise StaleError("somebody changed it at the same moment")
+                self._place_free(one.dir_fd, one.name, self.t.stage.displaced, out)
+            except (PathError, OSError):
+                exchange(one.dir_fd, one.name, two.dir_fd, two.name)
+                raise
+        try:
+            kept = self._keep(self.t.stage.displaced, out, path, two, removal)
+        except PathError:
+            self._place_free(self.t.stage.displaced, out, one.dir_fd, one.name)
+            exchange(one.dir_fd, one.name, two.dir_fd, two.name)
+            raise
+        self._forget_tree(removal, step.new)
+        self.t.db.begin()
+        self.t.index.drop_name(step.old)
+        self._refresh(step.node, [step.new])
+        self.touched.update((step.old[0], step.new[0]))
+        self._done(i, step, kept=kept)
 
     def _exchange(self, i: int, step: Exchange) -> None:
         one, two = self.look.at(step.old, step.node), self.look.at(step.new, step.other)

@@ -139,6 +139,8 @@ def _read_once(
 ) -> Version | None:
     try:
         with probed(dir_fd, name) as (fd, lease):
+            if fd < 0:
+                raise PathError("cannot read: permission denied")
             if lease is Lease.GRANTED:
                 release(fd)  # the question is answered; nobody has to wait for us
             writer = lease is Lease.REFUSED

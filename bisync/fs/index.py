@@ -14,6 +14,9 @@ from bisync.core.rows import xattrs_from_text, xattrs_to_text
 from bisync.fs.database import Database
 
 _STAMP = struct.Struct("<QqqqIIII")
+_WIDE_STAMP = struct.Struct("<QqQQIIII")
+_U64 = (1 << 64) - 1
+_I64 = 1 << 63
 NO_STAMP = b""  # never equal to a real one: look again next time
 _COLUMNS = (
     "id, kind, size, rdev, digest, target, mode, uid, gid, mtime, ctime, xattrs, version, "
@@ -39,7 +42,10 @@ def stamp_of(
     ino: int, size: int, mtime: int, ctime: int, mode: int, uid: int, gid: int, nlink: int
 ) -> bytes:
     """The evidence that nothing about an object changed, as one comparable value."""
-    return _STAMP.pack(ino, size, mtime, ctime, mode, uid, gid, nlink)
+    try:
+        return _STAMP.pack(ino, size, mtime, ctime, mode, uid, gid, nlink)
+    except struct.error:  # a time before 1678 or after 2261: its low 64 bits will do
+        return _WIDE_STAMP.pack(ino, size, mtime & _U64, ctime & _U64, mode, uid, gid, nlink)
 
 
 class Index:
@@ -128,7 +134,10 @@ class Index:
         row = self.db.execute(
             "SELECT handle, ino, size, mtime, ctime FROM node WHERE id=?", (node,)
         ).fetchone()
-        return None if row is None else (row[0], Seen(*row[1:]))
+        if row is None:
+            return None
+        handle, ino, size, mtime, ctime = row
+        return handle, Seen(ino, size, int(mtime), int(ctime))
 
     def places(self, node: NodeId) -> list[Place]:
         """The names of one node."""
@@ -246,11 +255,16 @@ class Index:
 _VALUES = "INTO node VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 
 
+def _time(ns: int) -> int | bytes:
+    """A time as SQLite can hold it: 64 bits end in the year 2262, ext4 goes on to 2446."""
+    return ns if -_I64 <= ns < _I64 else b"%d" % ns
+
+
 def _row(node: Node, handle: bytes, ino: int) -> tuple[object, ...]:
     c, a = node.content, node.attributes
     return (
         node.id, c.kind, handle, ino, c.size, c.rdev, c.digest, c.target, a.mode, a.uid,
-        a.gid, a.mtime_ns, node.ctime_ns, xattrs_to_text(a.xattrs, a.acl), node.version,
+        a.gid, _time(a.mtime_ns), _time(node.ctime_ns), xattrs_to_text(a.xattrs, a.acl), node.version,
         node.nlink, int(node.foreign),
     )  # fmt: skip
 
@@ -262,8 +276,8 @@ def _node(row: tuple) -> Node:  # type: ignore[type-arg]
     return Node(
         node,
         Content(Kind(kind), size, digest, target, rdev),
-        Attributes(mode, uid, gid, mtime, names, acl),
-        ctime,
+        Attributes(mode, uid, gid, int(mtime), names, acl),
+        int(ctime),
         version,
         bool(foreigners),
         nlink,

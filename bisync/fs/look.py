@@ -114,17 +114,13 @@ class Looker:
         if not stat.S_ISREG(looked.info.st_mode):
             yield Guard(looked, -1, Lease.UNKNOWN)
             return
-        try:
-            with probed(looked.dir_fd, looked.name) as (fd, lease):
-                if lease is Lease.REFUSED:
-                    raise BusyError("somebody has it open for writing")
-                looked = self.at(place, node, content=True)
-                if os.fstat(fd).st_ino != looked.info.st_ino:
-                    raise StaleError("something else has its name")
-                yield Guard(looked, fd, lease)
-        except PermissionError:
-            # Not readable for us: the looks alone have to do.
-            yield Guard(looked, -1, Lease.UNKNOWN)
+        with probed(looked.dir_fd, looked.name) as (fd, lease):
+            if lease is Lease.REFUSED:
+                raise BusyError("somebody has it open for writing")
+            looked = self.at(place, node, content=True)
+            if fd >= 0 and os.fstat(fd).st_ino != looked.info.st_ino:
+                raise StaleError("something else has its name")
+            yield Guard(looked, fd, lease)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,11 +175,6 @@ def _look_at_file(fd: int, name: bytes, info: os.stat_result, node: Node) -> Non
         raise StaleError("a file in it changed")
     if info.st_nlink > 1:
         raise StaleError("a file in it has another name")
-    try:
-        with probed(fd, name) as (_, lease):
-            if lease is Lease.REFUSED:
-                raise BusyError("somebody has a file in it open for writing")
-    except PermissionError:
-        return  # not readable for us: the look alone has to do
-
-
+    with probed(fd, name) as (_, lease):
+        if lease is Lease.REFUSED:
+            raise BusyError("somebody has a file in it open for writing")

@@ -33,6 +33,15 @@ class Recovered:
     returned: int = 0  # objects brought back or to the store
 
 
+@dataclass(frozen=True, slots=True)
+class _Intent:
+    """One step that a run was about to take, or took."""
+
+    pair: int
+    done: bool
+    row: dict[str, Any]
+
+
 def recover(replica: Replica, pair: int) -> Recovered:
     """Settle stage and log of one side; the log itself stays until the archive has it."""
     return _Recovery(replica, pair).run()
@@ -43,32 +52,31 @@ class _Recovery:
         self.replica = replica
         self.index = replica.index
         self.look = Looker(replica.root, replica.index, replica.directories)
+        self.pair = pair
         self.out = Recovered()
-        self.rows: list[dict[str, Any]] = []
-        self.dones: list[bool] = []
-        rows = replica.database.execute(
-            "SELECT done, payload FROM result WHERE pair=? ORDER BY seq", (pair,)
-        ).fetchall()
-        for done, payload in rows:
+        self.intents: list[_Intent] = []
+        # The stage is shared by all pairs of a root, so the log is read for all of them.
+        rows = replica.database.execute("SELECT pair, done, payload FROM result ORDER BY seq")
+        for owner, done, payload in rows.fetchall():
             value = json.loads(payload)
-            if isinstance(value, list):
+            if isinstance(value, dict):
+                self.intents.append(_Intent(owner, bool(done), value))
+            elif owner == pair:
                 update = update_from_list(value)
                 self.out.updates[update[0].key] = update
-            else:
-                self.rows.append(value)
-                self.dones.append(bool(done))
 
     def run(self) -> Recovered:
         self.replica.database.begin()
-        for row, done in zip(self.rows, self.dones, strict=True):
-            if not done:
-                self._bind(row)
-        for row, done in zip(self.rows, self.dones, strict=True):
-            keys = row["keys"]
-            if done or self._was_performed(row):
-                self.out.performed.update(keys)
-            else:
-                self.out.failed.update(keys)
+        for intent in self.intents:
+            if not intent.done:
+                self._bind(intent.row)
+        for intent in self.intents:
+            performed = intent.done or self._was_performed(intent.row)
+            if performed and not intent.done:
+                self._finish_move_over(intent.row)
+            if intent.pair == self.pair:
+                keys = self.out.performed if performed else self.out.failed
+                keys.update(intent.row["keys"])
         self.out.performed -= self.out.failed
         self._empty_stage()
         self.index.save_numbers()
@@ -83,8 +91,8 @@ class _Recovery:
             return
         handle = bytes.fromhex(row["handle"])
         place = _place(row["at"][0])
-        if self._handle_at(place) != handle:
-            return
+        if self._handle_at(place) != handle or self._handle_of(row["node"]) == handle:
+            return  # not performed, or known already
         if row["op"] == "Replace" and "keep_node" not in row:
             old = self.index.node(row["node"])
             version = 1 if old is None else old.version + 1
@@ -133,12 +141,25 @@ class _Recovery:
             case _:
                 return True
 
+    def _finish_move_over(self, row: dict[str, Any]) -> None:
+        """A move swapped two names and came no further: what it displaced goes to the store."""
+        if "displaced_at" not in row:
+            return
+        place = _place(row["displaced_at"])
+        gone = self._handle_of(row["displaces"])
+        if gone is None or self._handle_at(place) != gone:
+            return
+        dir_fd, name = self.replica.directories.at(place)
+        rename_noreplace(dir_fd, name, self.replica.stage.displaced, row["out"].encode())
+        os.fsync(dir_fd)
+
     # -- what lies in the stage ----------------------------------------------
 
     def _empty_stage(self) -> None:
         stage = self.replica.stage
-        incoming = {row["in"].encode(): row for row in self.rows if "in" in row}
-        outgoing = {row["out"].encode(): row for row in self.rows if "out" in row}
+        rows = [intent.row for intent in self.intents]
+        incoming = {row["in"].encode(): row for row in rows if "in" in row}
+        outgoing = {row["out"].encode(): row for row in rows if "out" in row}
         for name in map(os.fsencode, os.listdir(stage.incoming)):
             row = incoming.get(name)
             if row is not None and not self._is_unused(name, row):

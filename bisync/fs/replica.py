@@ -11,12 +11,12 @@ import os
 import socket
 import stat
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bisync.core.ignore import reserved
 from bisync.core.node import Kind, NodeId
-from bisync.core.path import STATE_DIR, STORE_DIR
+from bisync.core.path import STATE_DIR, STORE_DIR, display
 from bisync.delta.digest import digest_of
 from bisync.errors import EndpointError, RootLockedError, StaleError, StateFormatError, UsageError
 from bisync.fs.archive import PairState, pair_states
@@ -43,6 +43,8 @@ class Marker:
     host: str
     root: str  # RootIdentity.text()
     nonce: str
+    given: str = ""  # how the root was spelled last, and whether a link stood there
+    link: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +199,12 @@ class Replica:
         return self.marker is not None and not self.damaged
 
     @property
+    def became_link(self) -> bool:
+        """Whether a symlink stands where the root's own directory was the last time."""
+        m, root = self.marker, self.root
+        return m is not None and root.is_link and not m.link and m.given == display(root.given)
+
+    @property
     def moved(self) -> bool:
         """Whether the state was made for another root object than this one."""
         return self.marker is not None and self.marker.root != self.root.identity.text()
@@ -239,6 +247,10 @@ class Replica:
                 os.urandom(16).hex(),
             )
             self._write_marker()
+        given = display(self.root.given)
+        if (self.marker.given, self.marker.link) != (given, self.root.is_link):
+            self.marker = replace(self.marker, given=given, link=self.root.is_link)
+            self._write_marker()
         if self.db is None:
             self._open_database()
         if self._stage is None:
@@ -268,13 +280,11 @@ class Replica:
     def new_incarnation(self) -> None:
         """The tree is the one we knew, every object in it is new: forget all identities."""
         assert self.marker is not None
-        self.marker = Marker(
-            FORMAT,
-            self.marker.replica,
-            os.urandom(16).hex(),
-            socket.gethostname(),
-            self.root.identity.text(),
-            self.marker.nonce,
+        self.marker = replace(
+            self.marker,
+            incarnation=os.urandom(16).hex(),
+            host=socket.gethostname(),
+            root=self.root.identity.text(),
         )
         db = self.database
         db.begin()

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from bisync.core.node import ROOT, NodeId, Place
+from bisync.core.path import STATE_DIR
 from bisync.errors import HaltError, StaleError, UsageError
 from bisync.fs.index import Index
 from bisync.linux.filesystem import fs_uuid, subvolume
@@ -20,6 +21,7 @@ from bisync.linux.handle import HandleReader
 
 OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _HELD_DIRS = 256
+_MARKER = STATE_DIR + b"/replica"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +47,12 @@ class Root:
             UsageError: there is no directory at ``path``.
         """
         self.path = os.path.realpath(path)
+        self.given = os.path.abspath(path)  # as it was spelled, links not resolved
+        self.is_link = False
         raise_descriptor_limit()
         try:
-            if stat.S_ISLNK(os.lstat(path.rstrip(b"/") or b"/").st_mode):
+            self.is_link = stat.S_ISLNK(os.lstat(self.given).st_mode)
+            if self.is_link:
                 # A link given on the command line is the user's; it is resolved once, here.
                 path = self.path
             self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -80,6 +85,24 @@ class Root:
     def close(self) -> None:
         """Give the descriptor back."""
         os.close(self.fd)
+
+
+def is_a_root(fd: int) -> bool:
+    """Whether a directory holds the state of a replica."""
+    try:
+        os.stat(_MARKER, dir_fd=fd, follow_symlinks=False)
+    except OSError:
+        return False
+    return True
+
+
+def enclosing_root(path: bytes) -> bytes | None:
+    """The nearest directory above ``path`` that is a root itself; ``None`` if there is none."""
+    while path != b"/":
+        path = os.path.dirname(path)
+        if os.path.lexists(path + b"/" + _MARKER):
+            return path
+    return None
 
 
 def raise_descriptor_limit() -> None:

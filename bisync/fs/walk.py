@@ -22,7 +22,7 @@ from bisync.core.path import STATE_DIR, TEMP_PREFIX
 from bisync.errors import StaleError
 from bisync.fs.index import NO_STAMP, Index, stamp_of
 from bisync.fs.meta import attributes_of, kind_of, read_xattrs
-from bisync.fs.root import OPEN_DIR, Directories, Root
+from bisync.fs.root import OPEN_DIR, Directories, Root, is_a_root
 from bisync.linux.handle import open_by_handle
 
 _RACY_NS = 50_000_000  # a change in the same clock tick as the look leaves no trace
@@ -153,6 +153,11 @@ class Scanner:
     ) -> list[tuple[bytes, NodeId, bytes]]:
         """List one directory; return its sub-directories (those new to the index if asked)."""
         self._stop()
+        if node != ROOT and is_a_root(fd):
+            reason = "another root of bisync begins here; left alone"
+            self.result.problems.append(Problem(path, reason, "boundary"))
+            self._set_foreign(node, foreign=True)
+            return []
         known = self.index.listing(node)
         prefix = path + b"/" if path else b""
         at_root = node == ROOT
@@ -218,7 +223,7 @@ class Scanner:
             self._lose((node, name), gone)
         self.result.entries += count
         self._progress(count)
-        self._set_foreign(node, foreign)
+        self._set_foreign(node, foreign=foreign)
         if only_new:
             for name, child, child_path in subdirs:
                 below = os.open(name, OPEN_DIR, dir_fd=fd)
@@ -345,7 +350,7 @@ class Scanner:
         window = _RACY_COARSE_NS if coarse else _RACY_NS
         return info.st_ctime_ns > self._clock() - window
 
-    def _set_foreign(self, node: NodeId, foreign: bool) -> None:
+    def _set_foreign(self, node: NodeId, *, foreign: bool) -> None:
         self.index.db.execute(
             "UPDATE node SET foreigners=? WHERE id=? AND foreigners<>?",
             (int(foreign), node, int(foreign)),

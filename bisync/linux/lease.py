@@ -54,11 +54,17 @@ def release(fd: int) -> None:
 def probed(dir_fd: int, name: bytes) -> Iterator[tuple[int, Lease]]:
     """Open a regular file for reading and hold a read lease while the block runs.
 
-    Yields the descriptor and what the attempt told. Never follows a link, never waits for
-    a FIFO or for somebody else's lease.
+    Yields the descriptor and what the attempt told; -1 and ``UNKNOWN`` where we may not read
+    it. Never follows a link, never waits for a FIFO or for somebody else's lease.
     """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    fd = os.open(name, flags, dir_fd=dir_fd)
+    try:
+        fd = os.open(name, flags, dir_fd=dir_fd)
+    except PermissionError:
+        fd = -1
+    if fd < 0:
+        yield fd, Lease.UNKNOWN
+        return
     try:
         lease = take_read_lease(fd)
         try:

@@ -80,6 +80,7 @@ class Cycle:
         self.conflicts: list[tuple[Conflict, bytes | None]] = []
         self.attribute_notes: set[tuple[int, str]] = set()
         self.planned: set[Change] = set()
+        self.moved: set[tuple[Side, NodeId]] = set()
 
     # -- the run -------------------------------------------------------------
 
@@ -327,24 +328,34 @@ class Cycle:
             report.bytes_received += result.size
         report.literal_bytes += result.size
         report.kept += result.kept is not None
-        self._count_step(step)
+        self._count_step(side, step)
         for text in result.missed:
             if (step.key, text) not in self.attribute_notes:
                 self.attribute_notes.add((step.key, text))
                 self.tell(Met(side.label, "note", self._path(side, step), f"not set: {text}"))
         self.tell(self._change(side, step, result.size))
 
-    def _count_step(self, step: Transition) -> None:
+    def _moved(self, side: Side, *nodes: NodeId) -> None:
+        """Count each node once, however many steps take it to its new name."""
+        fresh = {(side, node) for node in nodes} - self.moved
+        self.moved |= fresh
+        self.report.moves += len(fresh)
+
+    def _count_step(self, side: Side, step: Transition) -> None:
         report = self.report
         match step:
             case Make() | Link():
                 report.created += isinstance(step, Make)
                 report.deleted += 0 if step.displaces is None else 1 + len(step.displaces.members)
-            case Move() | Exchange():
-                report.moves += 1
+            case Move():
+                self._moved(side, step.node)
+                report.deleted += 0 if step.displaces is None else 1
+            case Exchange():
+                self._moved(side, step.node, step.other)
             case Replace():
                 report.updated += 1
-                report.moves += step.keep is not None
+                if step.keep is not None:
+                    self._moved(side, step.keep_node)
             case SetAttributes():
                 report.updated += 1
             case Remove():
@@ -402,7 +413,7 @@ class Cycle:
                 if change in self.planned:
                     continue
                 self.planned.add(change)
-                self._count_step(step)
+                self._count_step(side, step)
                 self.report.changes.append(change)
                 self.tell(change)
 

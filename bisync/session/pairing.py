@@ -80,6 +80,11 @@ def _same_identity(relation: Relation, hellos: tuple[Hello, Hello]) -> None:
 def _own_record(
     relation: Relation, side: Side, hello: Hello, *, familiar: bool, config: Config
 ) -> None:
+    if hello.became_link and not config.accept_root:
+        raise HaltError(
+            f"{hello.path}: a symbolic link stands where the root was; nothing was touched. "
+            "If it is right, run again with --accept-root"
+        )
     if not hello.recorded or hello.recorded == hello.root or relation.new_identity[side]:
         return
     if not familiar and not config.accept_root:

@@ -18,6 +18,7 @@ from bisync.endpoint.local import LocalEndpoint
 from bisync.errors import BisyncError, Interrupted, UsageError
 from bisync.fs.database import StateDamagedError
 from bisync.fs.replica import Options
+from bisync.fs.root import enclosing_root
 from bisync.fs.walk import Problem, ScanResult, ScanRules
 from bisync.session.commit import Ledger, open_ledger
 from bisync.session.config import Config, Fsync
@@ -357,6 +358,13 @@ def _refuse_nested(paths: tuple[bytes, bytes]) -> None:
     texts = [os.fsdecode(p) for p in real]
     if real[0] == real[1]:
         raise UsageError(f"{texts[0]}: both sides are the same directory")
+    for text, path in zip(texts, real, strict=True):
+        above = enclosing_root(path)
+        if above is not None:
+            raise UsageError(
+                f"{text} lies inside the root {os.fsdecode(above)}; synchronise that one, "
+                "or exclude the folder and move it out"
+            )
     for outer, inner in ((0, 1), (1, 0)):
         if real[inner].startswith(real[outer].rstrip(b"/") + b"/"):
             raise UsageError(f"{texts[inner]} lies inside {texts[outer]}; choose separate roots")

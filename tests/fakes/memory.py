@@ -209,6 +209,8 @@ class MemoryReplica:
                 self.at_place[step.new] = step.node
             case Move():
                 self._expect(step.old, step.node)
+                if step.displaces is not None:
+                    self.perform(step.displaces, other)
                 self._free(step.new)
                 assert not self.inside(step.new[0], step.node), "a directory below itself"
                 del self.at_place[step.old]

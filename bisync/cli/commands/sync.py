@@ -7,6 +7,7 @@ from types import FrameType
 
 from bisync.cli.output import Output
 from bisync.core.ignore import Ignore, filter_lines
+from bisync.core.path import STORE_DIR
 from bisync.core.resolve import Policy
 from bisync.core.safety import DeleteLimit
 from bisync.errors import Interrupted, UsageError
@@ -77,7 +78,7 @@ def _config(options: argparse.Namespace, stopper: _Stopper) -> Config:
         keep_days=_days(options.keep),
         workers=_workers(),
         stop=stopper.check,
-        **({"store": os.fsencode(options.rollback_dir)} if options.rollback_dir else {}),
+        store=os.fsencode(options.rollback_dir) if options.rollback_dir else STORE_DIR,
     )
 
 
