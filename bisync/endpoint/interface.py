@@ -12,6 +12,7 @@ from bisync.core.node import Attributes, Node, NodeId, Place
 from bisync.core.plan import Transition
 from bisync.fs.apply import ContentSource, Result
 from bisync.fs.archive import Archive, PairState
+from bisync.fs.conflicts import Choice, Quarrel
 from bisync.fs.recovery import Recovered
 from bisync.fs.walk import ScanResult
 
@@ -41,24 +42,13 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True)
-class ConflictRow:
-    """One conflict as the list keeps it."""
-
-    id: str
-    kind: str
-    path: bytes
-    time_ns: int
-    payload: str  # JSON
-
-
-@dataclass(frozen=True, slots=True)
 class Ending:
     """How a run ended, for one side."""
 
     time_ns: int
     complete: bool
     pending: dict[NodeId, str]
-    conflicts: tuple[ConflictRow, ...]
+    conflicts: tuple[Quarrel, ...]
     deletions: tuple[tuple[int, int], ...]  # (column that asked, entries)
     entries: int
 
@@ -139,8 +129,16 @@ class Endpoint(ContentSource, Protocol):
         """Entries deleted for this pair on behalf of a column since a time."""
         ...
 
-    def decisions(self, archive: Archive) -> dict[bytes, str]:
-        """What a person chose for conflicts that waited: path -> live | kept | both."""
+    def choices(self, archive: Archive) -> list[Choice]:
+        """What a person chose for conflicts of this pair."""
+        ...
+
+    def carry_out(self, archive: Archive, choice: Choice) -> str:
+        """Bring the chosen version to its name on this side; return why not, "" if done."""
+        ...
+
+    def forget_conflicts(self, ids: Iterable[str]) -> None:
+        """Take conflicts off this side's list."""
         ...
 
     def probe_displaced(self, *, min_age_ns: int) -> list[bytes]:

@@ -9,15 +9,18 @@ from collections.abc import Callable, Iterable, Iterator
 from bisync.core.node import ROOT, Attributes, Node, NodeId, Place
 from bisync.core.path import display
 from bisync.core.plan import Transition
+from bisync.core.resolve import conflict_name
 from bisync.core.safety import HOUR_NS
 from bisync.endpoint.interface import Ending, Hello, Read
 from bisync.errors import BusyError, PathError, StaleError
 from bisync.fs.apply import Applier, ContentSource, Result, Tools
 from bisync.fs.archive import Archive, add_pair
+from bisync.fs.conflicts import Choice, Quarrel, Take
 from bisync.fs.content import Chunk, Version
 from bisync.fs.index import Index
 from bisync.fs.recovery import Recovered, recover
 from bisync.fs.replica import Options, Replica
+from bisync.fs.restore import Restorer, parent_of
 from bisync.fs.walk import ScanResult
 from bisync.linux.lease import Lease, probed
 from bisync.linux.rename import rename_noreplace
@@ -95,7 +98,10 @@ class LocalEndpoint:
 
     def recover(self, archive: Archive) -> Recovered:
         """Settle what an earlier run left half done."""
-        return recover(self.replica, archive.pair)
+        recovered = recover(self.replica, archive.pair)
+        self._applier(0, self).harden()
+        self.replica.database.commit()
+        return recovered
 
     def scan(
         self, nodes: set[NodeId] | None = None, progress: Callable[[int], None] = lambda _n: None
@@ -159,6 +165,7 @@ class LocalEndpoint:
     def set_directory_times(self, times: list[tuple[NodeId, int]]) -> dict[NodeId, Attributes]:
         """Set directory times; what cannot be set is left as it is."""
         applier = self._applier(0, self)
+        applier.harden()
         found = {}
         for node, mtime_ns in times:
             try:
@@ -238,12 +245,61 @@ class LocalEndpoint:
         ).fetchone()
         return int(row[0])
 
-    def decisions(self, archive: Archive) -> dict[bytes, str]:
-        """What a person chose for conflicts that waited."""
-        rows = self.replica.database.execute(
-            "SELECT path, take FROM decision WHERE pair=?", (archive.pair,)
-        )
-        return dict(rows.fetchall())
+    # -- conflicts -----------------------------------------------------------
+
+    def choices(self, archive: Archive) -> list[Choice]:
+        """What a person chose for conflicts of this pair."""
+        return self.replica.conflicts.choices(archive.pair)
+
+    def carry_out(self, archive: Archive, choice: Choice) -> str:
+        """Bring the chosen version to its name; the next scan carries it over."""
+        r, q = self.replica, choice.quarrel
+        restorer = Restorer(r.root, r.database, r.stage, r.store, archive.pair)
+        try:
+            if q.kept_as is not None:
+                self._settle_copy(restorer, q, choice.take)
+            elif q.kept is not None and choice.take is not Take.LIVE:
+                path = q.path
+                if choice.take is Take.BOTH:
+                    path = self._free_path(q)
+                restorer.put_back(q.kept, path, "conflict resolved: the kept version was taken")
+        except PathError as error:
+            return error.reason
+        except OSError as error:
+            return error.strerror or str(error)
+        return ""
+
+    @staticmethod
+    def _settle_copy(restorer: Restorer, q: Quarrel, take: Take) -> None:
+        """Both versions are in the tree; the one that was not taken leaves it."""
+        assert q.kept_as is not None
+        if take is Take.KEPT:
+            restorer.swap(q.path, q.kept_as)
+        if take is not Take.BOTH:
+            restorer.retire(q.kept_as, "conflict resolved: the other version was taken")
+
+    def _free_path(self, q: Quarrel) -> bytes:
+        """Where the loser can stay beside the winner."""
+        folder, slash, name = q.path.rpartition(b"/")
+        attempt = 0
+        while True:
+            copy = conflict_name(name, q.loser_replica[:7], q.mtime_ns, attempt)
+            path = folder + slash + copy
+            with parent_of(self.replica.root.fd, path) as (dir_fd, base):
+                try:
+                    os.stat(base, dir_fd=dir_fd, follow_symlinks=False)
+                except FileNotFoundError:
+                    return path
+            attempt += 1
+
+    def forget_conflicts(self, ids: Iterable[str]) -> None:
+        """Take conflicts off the list."""
+        db = self.replica.database
+        db.begin()
+        self.replica.conflicts.forget(ids)
+        db.commit()
+
+    # -- the end of a run ----------------------------------------------------
 
     def finish(self, archive: Archive, ending: Ending) -> None:
         """Record how a run ended."""
@@ -256,16 +312,17 @@ class LocalEndpoint:
             "INSERT INTO pending VALUES(?,?,?)",
             [(pair, node, reason) for node, reason in ending.pending.items()],
         )
-        db.many(
-            "INSERT OR REPLACE INTO conflict VALUES(?,?,?,?,?,?)",
-            [(c.id, pair, c.time_ns, c.kind, c.path, c.payload) for c in ending.conflicts],
+        r.conflicts.record(pair, ending.conflicts)
+        r.conflicts.forget(
+            q.id
+            for q in r.conflicts.rows(pair)
+            if q.kept_as is not None and r.index.find(q.kept_as) is None
         )
         db.execute("DELETE FROM deletion WHERE time_ns<?", (ending.time_ns - HOUR_NS,))
         db.many(
             "INSERT INTO deletion VALUES(?,?,?,?,?)",
             [(pair, side, ending.time_ns, n, ending.entries) for side, n in ending.deletions],
         )
-        db.execute("DELETE FROM decision WHERE pair=?", (pair,))
         db.execute(
             "UPDATE pair SET cursor=?, incarnation=?, complete_ns=coalesce(?, complete_ns) "
             "WHERE id=?",

@@ -221,6 +221,7 @@ class Applier:
         name = Stage.name()
         match content.kind:
             case Kind.DIR:
+                attributes = soft(attributes)
                 os.mkdir(name, 0o700, dir_fd=folder)
             case Kind.SYMLINK:
                 os.symlink(content.target, name, dir_fd=folder)
@@ -281,6 +282,16 @@ class Applier:
             text = json.dumps(self._intent(i, step), separators=(",", ":"))
             self.logged[i] = self.t.db.execute(sql, (self.pair, text)).lastrowid or 0
         self.t.db.many(sql, [(self.pair, updates[key]) for key in sorted(keys & updates.keys())])
+        self.t.db.many(
+            "INSERT OR REPLACE INTO softened VALUES(?, ?)",
+            [
+                (step.node, step.attributes.mode)
+                for _, step in todo
+                if isinstance(step, Make)
+                and step.content.kind is Kind.DIR
+                and soft(step.attributes) != step.attributes
+            ],
+        )
         self.t.index.save_numbers()
         self.t.db.commit()
 
@@ -858,7 +869,20 @@ class Applier:
             for place in places:
                 self.t.index.set_stamp(place, stamp(info))
 
-    # -- directory times -----------------------------------------------------
+    # -- directories, last of all --------------------------------------------
+
+    def harden(self) -> None:
+        """Take back the write permission that new directories had while they were filled."""
+        rows = self.t.db.execute("SELECT node, mode FROM softened ORDER BY node DESC").fetchall()
+        for node, mode in rows:
+            places, row = self.t.index.places(node), self.t.index.node(node)
+            if places and row is not None:
+                with contextlib.suppress(StaleError):
+                    looked = self.look.at(places[0], node)
+                    os.chmod(b"/proc/self/fd/%d" % self.t.directories.open(node), mode)
+                    self._record_attributes(node, row, looked, places, keep_time=True)
+            self.t.db.begin()
+            self.t.db.execute("DELETE FROM softened WHERE node=?", (node,))
 
     def set_directory_time(self, node: NodeId, mtime_ns: int) -> Attributes | None:
         """Set a directory's time, last of all; return what it now has.
@@ -881,6 +905,13 @@ class Applier:
         self._record_attributes(node, row, looked, places, keep_time=False)
         fresh = self.t.index.node(node)
         return None if fresh is None else fresh.attributes
+
+
+def soft(attributes: Attributes) -> Attributes:
+    """A new directory's attributes while it is filled: a plain user needs write permission."""
+    if os.geteuid() == 0 or attributes.mode & 0o700 == 0o700:
+        return attributes
+    return replace(attributes, mode=attributes.mode | 0o700)
 
 
 def _place(place: Place) -> list[Any]:

@@ -163,6 +163,18 @@ class Index:
             return b"?/" + place[1]
         return parent + b"/" + place[1] if parent else place[1]
 
+    def find(self, path: bytes) -> NodeId | None:
+        """The node at a path below the root; ``None`` if there is none."""
+        node = ROOT
+        for name in path.split(b"/") if path else ():
+            row = self.db.execute(
+                "SELECT node FROM name WHERE parent=? AND name=?", (node, name)
+            ).fetchone()
+            if row is None:
+                return None
+            node = row[0]
+        return node
+
     def listing(self, parent: NodeId) -> dict[bytes, tuple[NodeId, bytes]]:
         """name -> (node, stamp) of one directory."""
         return {

@@ -111,16 +111,32 @@ class Looker:
             StaleError: it is not what was observed.
         """
         looked = self.at(place, node, content=True)
-        if not stat.S_ISREG(looked.info.st_mode):
-            yield Guard(looked, -1, Lease.UNKNOWN)
-            return
-        with probed(looked.dir_fd, looked.name) as (fd, lease):
-            if lease is Lease.REFUSED:
+        with hold(looked.dir_fd, looked.name) as held:
+            if held.lease is Lease.REFUSED:
                 raise BusyError("somebody has it open for writing")
-            looked = self.at(place, node, content=True)
-            if fd >= 0 and os.fstat(fd).st_ino != looked.info.st_ino:
-                raise StaleError("something else has its name")
-            yield Guard(looked, fd, lease)
+            if held.fd >= 0:
+                looked = self.at(place, node, content=True)
+                if os.fstat(held.fd).st_ino != looked.info.st_ino:
+                    raise StaleError("something else has its name")
+            yield Guard(looked, held)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The lease on a name's object; no descriptor where it is no file or not readable."""
+
+    fd: int
+    lease: Lease
+
+
+@contextmanager
+def hold(dir_fd: int, name: bytes) -> Iterator[Held]:
+    """Hold writers off the object of a name, if it is a regular file."""
+    if not stat.S_ISREG(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
+        yield Held(-1, Lease.UNKNOWN)
+        return
+    with probed(dir_fd, name) as (fd, lease):
+        yield Held(fd, lease)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +144,11 @@ class Guard:
     """An object about to be displaced, and the lease that holds writers off."""
 
     looked: Looked
-    fd: int
-    lease: Lease
+    held: Held
 
     def somebody_waits(self) -> bool:
         """Whether a writer was caught in ``open``; it would end up on the displaced object."""
-        return self.lease is Lease.GRANTED and is_breaking(self.fd)
+        return self.held.lease is Lease.GRANTED and is_breaking(self.held.fd)
 
 
 def look_through(

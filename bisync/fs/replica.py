@@ -20,9 +20,11 @@ from bisync.core.path import STATE_DIR, STORE_DIR, display
 from bisync.delta.digest import digest_of
 from bisync.errors import EndpointError, RootLockedError, StaleError, StateFormatError, UsageError
 from bisync.fs.archive import PairState, pair_states
+from bisync.fs.conflicts import ConflictList
 from bisync.fs.content import Chunk, Version, read_version
 from bisync.fs.database import FORMAT, Database, StateDamagedError
 from bisync.fs.index import Index
+from bisync.fs.meta import owned_like
 from bisync.fs.root import OPEN_DIR, Directories, Root
 from bisync.fs.stage import Stage
 from bisync.fs.store import Store
@@ -95,7 +97,7 @@ class Replica:
         if base is None:
             return os.dup(self.root.fd), STATE_DIR
         os.makedirs(base, 0o700, exist_ok=True)
-        name = digest_of(self.path)[:16].hex().encode()
+        name = state_name(self.path)
         return os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), name
 
     def _peek(self) -> None:
@@ -111,12 +113,16 @@ class Replica:
         finally:
             os.close(base)
         info = os.fstat(self._state_fd)
-        if info.st_uid not in (os.geteuid(), 0):
+        if info.st_uid not in (os.geteuid(), 0) and not self._is_for_the_owner(info.st_uid):
             raise UsageError(f"{os.fsdecode(self.path)}: its state belongs to another user")
         self._lock()
         self.marker = self._read_marker()
         if self.marker is not None:
             self._open_database()
+
+    def _is_for_the_owner(self, uid: int) -> bool:
+        """Whether root works for the user who owns both the tree and its state."""
+        return os.geteuid() == 0 and os.fstat(self.root.fd).st_uid == uid
 
     def _lock(self) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -301,6 +307,7 @@ class Replica:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(name + b".new", flags, 0o600, dir_fd=self._state_fd)
         try:
+            owned_like(fd, self._state_fd)
             os.write(fd, data)
             os.fsync(fd)
         finally:
@@ -325,6 +332,11 @@ class Replica:
         return self._index
 
     @property
+    def conflicts(self) -> ConflictList:
+        """The conflict list."""
+        return ConflictList(self.database)
+
+    @property
     def stage(self) -> Stage:
         """The stage."""
         if self._stage is None:
@@ -336,7 +348,9 @@ class Replica:
         """The rollback store; made on disk when first needed."""
         if self._store is None:
             assert self.marker is not None
-            self._store = Store(self.root.fd, self.options.store, self.marker.replica[:8])
+            self._store = Store(
+                self.root.fd, self.options.store, self.marker.replica[:8], self._state_fd
+            )
         return self._store
 
     @property
@@ -466,6 +480,31 @@ class Replica:
         if self.root.fd >= 0:
             self.root.close()
             self.root.fd = -1
+
+
+def find_root(start: bytes, state_dir: str | None = None) -> bytes:
+    """The root that a path lies in: the nearest directory at or above it with state.
+
+    Raises:
+        UsageError: there is none.
+    """
+    path = os.path.realpath(start)
+    while True:
+        if state_dir is None:
+            marker = path + b"/" + STATE_DIR + b"/replica"
+        else:
+            marker = os.fsencode(state_dir) + b"/" + state_name(path) + b"/replica"
+        if os.path.lexists(marker):
+            return path
+        if path == b"/":
+            text = os.fsdecode(start)
+            raise UsageError(f"{text}: not inside a root of bisync; go there, or say --root DIR")
+        path = os.path.dirname(path)
+
+
+def state_name(root: bytes) -> bytes:
+    """The name of a root's state folder below ``--state-dir``."""
+    return digest_of(root)[:16].hex().encode()
 
 
 def replica_facts(replica: Replica) -> dict[str, Any]:

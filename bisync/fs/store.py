@@ -17,6 +17,7 @@ from typing import Any
 from bisync.core.path import NAME_MAX, display, numbered
 from bisync.errors import PathError
 from bisync.fs.content import chunks_of
+from bisync.fs.meta import owned_like
 from bisync.fs.root import OPEN_DIR
 from bisync.fs.stage import Stage
 from bisync.linux.filesystem import clone
@@ -39,9 +40,13 @@ class Kept:
 class Store:
     """One replica's rollback store; made when first needed."""
 
-    def __init__(self, base_fd: int, name: bytes, replica: str) -> None:
-        """``name`` is the store's path below ``base_fd``, one or more components."""
+    def __init__(self, base_fd: int, name: bytes, replica: str, model_fd: int = -1) -> None:
+        """``name`` is the store's path below ``base_fd``, one or more components.
+
+        ``model_fd``: a directory whose owner the store gets, if root makes it (the state).
+        """
         self._base_fd = base_fd
+        self._model_fd = model_fd
         self._name = name
         self._replica = replica
         self._fd = -1
@@ -55,24 +60,18 @@ class Store:
             return self._fd
         fd = self._base_fd
         for part in self._name.split(b"/"):
-            try:
-                os.mkdir(part, 0o700, dir_fd=fd)
-            except FileExistsError:
-                pass
-            else:
+            made, below = self._make_dir(fd, part)
+            if made:
                 os.fsync(fd)
-            below = os.open(part, OPEN_DIR, dir_fd=fd)
             if fd != self._base_fd:
                 os.close(fd)
             fd = below
         self._fd = fd
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        os.close(os.open(_MARKER, flags, 0o600, dir_fd=fd))
-        try:
-            os.mkdir(_MANIFEST, 0o700, dir_fd=fd)
-        except FileExistsError:
-            pass
-        manifest = os.open(_MANIFEST, OPEN_DIR, dir_fd=fd)
+        marker = os.open(_MARKER, flags, 0o600, dir_fd=fd)
+        self._own(marker)
+        os.close(marker)
+        _, manifest = self._make_dir(fd, _MANIFEST)
         try:
             self._open_manifest(manifest)
             os.fsync(manifest)
@@ -80,6 +79,22 @@ class Store:
             os.close(manifest)
         os.fsync(fd)
         return fd
+
+    def _own(self, fd: int) -> None:
+        if self._model_fd >= 0:
+            owned_like(fd, self._model_fd)
+
+    def _make_dir(self, parent: int, name: bytes) -> tuple[bool, int]:
+        """Open a directory, made if it is not there: (made, descriptor)."""
+        try:
+            os.mkdir(name, 0o700, dir_fd=parent)
+            made = True
+        except FileExistsError:
+            made = False
+        fd = os.open(name, OPEN_DIR, dir_fd=parent)
+        if made:
+            self._own(fd)
+        return made, fd
 
     def _open_manifest(self, folder: int) -> None:
         prefix = self._replica.encode() + b"-"
@@ -89,6 +104,7 @@ class Store:
         while True:
             name = prefix + b"%06d.jsonl" % number
             fd = os.open(name, flags, 0o600, dir_fd=folder)
+            self._own(fd)
             size = os.fstat(fd).st_size
             if size < _ROLL:
                 break
@@ -129,12 +145,8 @@ class Store:
     def _keep_object(
         self, dir_fd: int, name: bytes, path: bytes, day: str, info: os.stat_result
     ) -> bytes:
-        if stat.S_ISREG(info.st_mode) and info.st_mode & _SETID:
-            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
-            try:
-                os.chmod(b"/proc/self/fd/%d" % fd, stat.S_IMODE(info.st_mode) & ~_SETID)
-            finally:
-                os.close(fd)
+        if stat.S_ISREG(info.st_mode):
+            _disarm(dir_fd, name, info)
         parent, base, prefix = self._folder(path, day)
         number = 1
         while True:
@@ -223,17 +235,14 @@ class Store:
             if below in self._open_dirs:
                 return self._open_dirs[below], below
             try:
-                os.mkdir(actual, 0o700, dir_fd=parent)
-                self._touched[parent] = None
-            except FileExistsError:
-                pass
-            try:
-                fd = os.open(actual, OPEN_DIR, dir_fd=parent)
-            except (NotADirectoryError, OSError) as error:
+                made, fd = self._make_dir(parent, actual)
+            except OSError as error:
                 if error.errno not in (errno.ENOTDIR, errno.ELOOP):
                     raise
                 number += 1
                 continue
+            if made:
+                self._touched[parent] = None
             if len(self._open_dirs) > 512:
                 self.flush()
                 self._forget_dirs(keep=parent)
@@ -288,6 +297,23 @@ class Store:
             if fd >= 0:
                 os.close(fd)
         self._fd = self._manifest = -1
+
+
+def _disarm(dir_fd: int, name: bytes, info: os.stat_result) -> None:
+    """A kept program must not keep the powers it had: no set-id bits, no capabilities."""
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        path = b"/proc/self/fd/%d" % fd
+        if info.st_mode & _SETID:
+            os.chmod(path, stat.S_IMODE(info.st_mode) & ~_SETID)
+        if info.st_mode & 0o111:
+            try:
+                os.removexattr(path, b"security.capability")
+            except OSError as error:
+                if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+                    raise
+    finally:
+        os.close(fd)
 
 
 def _dress_copy(fd: int, info: os.stat_result) -> None:

@@ -368,8 +368,8 @@ class Cycle:
         kind = result.status.value
         path = self._path(side, step)
         met = Met(side.label, kind, path, result.reason)
-        self.report.add(met)
-        self.tell(met)
+        if self.report.add(met):
+            self.tell(met)
         if result.status is not Status.SKIPPED:
             self.unfinished[side].nodes[step.node] = result.reason
             source = getattr(step, "source", None)
@@ -381,8 +381,8 @@ class Cycle:
     def _met(self, side: Side, kind: str, node: NodeId, reason: str) -> None:
         path = self.sides[side].path(node) or b"?"
         met = Met(side.label, kind, path, reason)
-        self.report.add(met)
-        self.tell(met)
+        if self.report.add(met):
+            self.tell(met)
 
     def _path(self, side: Side, step: Transition) -> bytes:
         place = getattr(step, "place", None) or getattr(step, "new", None)

@@ -76,9 +76,13 @@ class Report:
     conflict_list: list[Conflict] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)  # only of a plan
     _start: float = field(default_factory=time.monotonic)
+    _met_before: set[Met] = field(default_factory=set)
 
-    def add(self, met: Met) -> None:
-        """Count and keep one path that was not handled."""
+    def add(self, met: Met) -> bool:
+        """Count and keep one path that was not handled; ``False`` if it was said already."""
+        if met in self._met_before:
+            return False
+        self._met_before.add(met)
         match met.kind:
             case "problem" | "boundary":
                 self.problems += 1
@@ -89,6 +93,7 @@ class Report:
             case _:
                 pass
         self.met.append(met)
+        return True
 
     def finish(self) -> None:
         """Settle the time and the exit code; the worst of what happened wins."""

@@ -1,6 +1,5 @@
 """One synchronisation of two roots, from opening them to the report."""
 
-import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,13 +8,13 @@ from dataclasses import replace
 from bisync.core.conflict import Conflict
 from bisync.core.ignore import Matcher
 from bisync.core.node import SIDES, Side
-from bisync.core.path import display
 from bisync.core.resolve import Rules
 from bisync.core.safety import HOUR_NS, Wanted, withhold
 from bisync.delta.digest import digest_of
-from bisync.endpoint.interface import ConflictRow, Ending, Hello
+from bisync.endpoint.interface import Ending, Hello
 from bisync.endpoint.local import LocalEndpoint
 from bisync.errors import BisyncError, Interrupted, UsageError
+from bisync.fs.conflicts import Quarrel, Take
 from bisync.fs.database import StateDamagedError
 from bisync.fs.replica import Options
 from bisync.fs.root import enclosing_root
@@ -145,6 +144,8 @@ class _OneRun:
     def go(self) -> None:
         relation, hellos = self._relate()
         ledger = self._open_archive(relation, hellos)
+        if not self.dry:
+            self._carry_out(ledger, hellos)
         self._observe()
         cycle = Cycle(
             self.sides,
@@ -227,6 +228,27 @@ class _OneRun:
                     archive.reset_cursor()
         return ledger
 
+    def _carry_out(self, ledger: Ledger, hellos: tuple[Hello, Hello]) -> None:
+        """Do what a person chose for conflicts that were decided: it is their edit."""
+        for side in SIDES:
+            for choice in self.sides[side].choices(ledger.archives[side]):
+                quarrel = choice.quarrel
+                if quarrel.waiting:
+                    continue
+                here = side
+                if quarrel.kept is not None and quarrel.loser_replica == hellos[side.other].replica:
+                    here = side.other
+                why_not = self.sides[here].carry_out(ledger.archives[here], choice)
+                if why_not:
+                    self._meet(Met(here.label, "problem", quarrel.path, f"conflict: {why_not}"))
+                    continue
+                for each in self.sides:
+                    each.forget_conflicts([quarrel.id])
+
+    def _meet(self, met: Met) -> None:
+        if self.report.add(met):
+            self.tell(met)
+
     def _observe(self) -> None:
         counted = [0, 0]
 
@@ -247,17 +269,17 @@ class _OneRun:
             self.report.files_scanned += result.entries
             self.problems[side].extend(result.problems)
             for problem in result.problems:
-                met = met_from(side.label, problem)
-                self.report.add(met)
-                self.tell(met)
+                self._meet(met_from(side.label, problem))
 
     def _rules(
         self, relation: Relation, hellos: tuple[Hello, Hello], ledger: Ledger
     ) -> Rules:
         chosen: dict[bytes, Side | None] = {}
         for side in SIDES:
-            for path, take in self.sides[side].decisions(ledger.archives[side]).items():
-                chosen[path] = {"live": side, "kept": side.other}.get(take)
+            for choice in self.sides[side].choices(ledger.archives[side]):
+                if choice.quarrel.waiting:
+                    winner = {Take.LIVE: side, Take.KEPT: side.other}.get(choice.take)
+                    chosen[choice.quarrel.path] = winner
         return Rules(
             policy=self.config.conflict,
             replicas=(hellos[0].replica[:7] or "alpha", hellos[1].replica[:7] or "beta"),
@@ -288,9 +310,7 @@ class _OneRun:
             if reason is not None:
                 text = f"{reason}; approve with --yes"
                 self.report.withheld += count
-                met = Met(side.label, "withheld", b"", text)
-                self.report.add(met)
-                self.tell(met)
+                self._meet(Met(side.label, "withheld", b"", text))
                 for node in cycle.withheld[side]:
                     cycle.unfinished[side].nodes[node] = "withheld"
                 continue
@@ -303,9 +323,9 @@ class _OneRun:
         """Whoever was caught in ``open`` while a file was displaced gets the edit back."""
         for side in SIDES:
             for path in self.sides[side].probe_displaced(min_age_ns=_PROBE_NS):
-                met = Met(side.label, "busy", path, "was written while it was replaced; both stay")
-                self.report.add(met)
-                self.tell(met)
+                self._meet(
+                    Met(side.label, "busy", path, "was written while it was replaced; both stay")
+                )
                 cycle.unfinished[side].nodes[1] = "brought back"
 
     def _finish(
@@ -318,7 +338,11 @@ class _OneRun:
         stopped: bool,
     ) -> None:
         now = time.time_ns()
-        rows = tuple(self._conflict_row(c, kept, hellos, now) for c, kept in cycle.conflicts)
+        rows = tuple(
+            self._conflict_row(conflict, kept, hellos, now)
+            for conflict, kept in cycle.conflicts
+            if conflict.path not in cycle.rules.decisions  # a person knows already
+        )
         left = any(u.nodes for u in cycle.unfinished) or stopped or self.report.problems > 0
         entries = ledger.lead.state().entries
         for side in SIDES:
@@ -333,23 +357,24 @@ class _OneRun:
 
     def _conflict_row(
         self, conflict: Conflict, kept: bytes | None, hellos: tuple[Hello, Hello], now: int
-    ) -> ConflictRow:
-        loser = conflict.loser
-        waits = conflict.winner is None
-        row = {
-            "reason": conflict.reason,
-            "detail": conflict.detail,
-            "waiting": waits,
-            "winner": None if conflict.winner is None else hellos[conflict.winner].path,
-            "loser": None if conflict.loser_side is None else hellos[conflict.loser_side].path,
-            "kept": None if kept is None else display(kept),
-            "kept_as": None if conflict.kept_as is None else display(conflict.kept_as),
-            "mtime_ns": conflict.loser_mtime_ns,
-            "digest": None if loser is None or loser.digest is None else loser.digest.hex(),
-        }
+    ) -> Quarrel:
+        loser, loser_side, waits = conflict.loser, conflict.loser_side, conflict.winner is None
         name = conflict.path + conflict.kind.value.encode() + (b"" if waits else str(now).encode())
-        return ConflictRow(
-            digest_of(name)[:6].hex(), conflict.kind.value, conflict.path, now, json.dumps(row)
+        return Quarrel(
+            id=digest_of(name)[:6].hex(),
+            kind=conflict.kind.value,
+            path=conflict.path,
+            time_ns=now,
+            reason=conflict.reason,
+            detail=conflict.detail,
+            waiting=waits,
+            winner=None if conflict.winner is None else hellos[conflict.winner].path,
+            loser=None if loser_side is None else hellos[loser_side].path,
+            loser_replica="" if loser_side is None else hellos[loser_side].replica,
+            kept=kept,
+            kept_as=conflict.kept_as,
+            mtime_ns=conflict.loser_mtime_ns,
+            digest=None if loser is None or loser.digest is None else loser.digest.hex(),
         )
 
 
