@@ -90,6 +90,8 @@ class Database:
                 f"{os.fsdecode(self.path or b'')}: written by a newer bisync (format {found}, "
                 f"this one knows {FORMAT}); use that version, nothing was touched"
             )
+        # One engine per root: without the shared-memory file a full disk is an error, not SIGBUS.
+        run("PRAGMA locking_mode=EXCLUSIVE")
         run("PRAGMA journal_mode=WAL")
         run("PRAGMA synchronous=FULL")
         run(f"PRAGMA cache_size=-{_CACHE_KIB}")

@@ -364,8 +364,11 @@ class Replica:
 
     def is_empty(self) -> bool:
         """Whether the tree holds nothing but what is the engine's own."""
-        with os.scandir(os.open(b".", OPEN_DIR, dir_fd=self.root.fd)) as entries:
-            names = [os.fsencode(entry.name) for entry in entries]
+        fd = os.open(b".", OPEN_DIR, dir_fd=self.root.fd)
+        try:
+            names = [os.fsencode(name) for name in os.listdir(fd)]
+        finally:
+            os.close(fd)
         return all(reserved(n, at_root=True) or n == self.options.store for n in names)
 
     def looks_familiar(self) -> bool:
