@@ -70,6 +70,43 @@ class StateDamagedError(EndpointError):
     """The database cannot be read: the caller sets it aside and starts without state."""
 
 
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Turn SQLite's errors into ours.
+
+    ``StateDamagedError`` is only a suspicion: SQLite calls a schema that it failed to *read*
+    malformed too. :func:`is_sound` settles it.
+    """
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        code, text = getattr(error, "sqlite_errorname", ""), f"{what}: {error}"
+        if code.startswith(("SQLITE_FULL", "SQLITE_READONLY")):
+            raise NoSpaceError(text) from error
+        if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR")):
+            raise StateDamagedError(text) from error
+        raise EndpointError(text) from error
+
+
+def is_sound(path: bytes) -> bool:
+    """Whether a closed database can be read from end to end.
+
+    Raises:
+        EndpointError: the disk does not let us tell.
+    """
+    try:
+        with translated(os.fsdecode(path)):
+            connection = sqlite3.connect(os.fsdecode(path), isolation_level=None)
+            try:
+                found = connection.execute("PRAGMA quick_check(1)").fetchone()
+                connection.execute("SELECT count(*) FROM meta").fetchone()
+            finally:
+                connection.close()
+    except StateDamagedError:
+        return False
+    return bool(found[0] == "ok")
+
+
 class Database:
     """One connection, used by one thread at a time."""
 
@@ -79,8 +116,12 @@ class Database:
         name = ":memory:" if path is None else os.fsdecode(path)
         self.connection = sqlite3.connect(name, isolation_level=None, check_same_thread=False)
         self.connection.text_factory = str
-        with self.errors():
-            self._open()
+        try:
+            with self.errors():
+                self._open()
+        except BaseException:
+            self.connection.close()
+            raise
 
     def _open(self) -> None:
         run = self.connection.execute
@@ -109,20 +150,8 @@ class Database:
     @contextmanager
     def errors(self) -> Iterator[None]:
         """Translate SQLite's errors into ours."""
-        try:
+        with translated(os.fsdecode(self.path or b"the state")):
             yield
-        except sqlite3.OperationalError as error:
-            code = getattr(error, "sqlite_errorname", "")
-            text = f"{os.fsdecode(self.path or b'')}: {error}"
-            if code.startswith(("SQLITE_FULL", "SQLITE_READONLY")):
-                raise NoSpaceError(text) from error
-            if code.startswith("SQLITE_IOERR"):
-                raise EndpointError(text) from error
-            if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR")):
-                raise StateDamagedError(text) from error
-            raise EndpointError(text) from error
-        except sqlite3.DatabaseError as error:
-            raise StateDamagedError(f"{os.fsdecode(self.path or b'')}: {error}") from error
 
     def execute(self, sql: str, values: Any = ()) -> sqlite3.Cursor:
         """Run one statement."""

@@ -22,7 +22,7 @@ from bisync.errors import EndpointError, RootLockedError, StaleError, StateForma
 from bisync.fs.archive import PairState, pair_states
 from bisync.fs.conflicts import ConflictList
 from bisync.fs.content import Chunk, Version, read_version
-from bisync.fs.database import FORMAT, Database, StateDamagedError
+from bisync.fs.database import FORMAT, Database, StateDamagedError, is_sound
 from bisync.fs.index import Index
 from bisync.fs.meta import owned_like
 from bisync.fs.root import OPEN_DIR, Directories, Root
@@ -155,19 +155,33 @@ class Replica:
             self.damaged = f"replica: {error}"
             return None
 
+    @property
+    def _database_path(self) -> bytes:
+        # SQLite needs a path; the descriptor knows where its folder is now.
+        return os.readlink(b"/proc/self/fd/%d" % self._state_fd) + b"/state.db"
+
     def _open_database(self) -> None:
-        path = b"/proc/self/fd/%d/state.db" % self._state_fd
-        # SQLite resolves the link itself; the descriptor keeps the folder in hand.
-        path = os.readlink(b"/proc/self/fd/%d" % self._state_fd) + b"/state.db"
+        path = self._database_path
         existed = os.path.exists(path)
         if not existed:
             self.damaged = "state.db is missing"
         try:
             self._use(Database(path))
         except StateDamagedError as error:
+            if is_sound(path):
+                raise EndpointError(f"{error}; reading it failed just now") from error
             self.damaged = str(error)
             self.set_aside()
             self._use(Database(path))
+
+    def set_aside_if_damaged(self) -> bool:
+        """Move the database away if it cannot be read; whether that was so."""
+        had_one = self.db is not None
+        self.detach()
+        damaged = had_one and not is_sound(self._database_path)
+        if damaged:
+            self.set_aside()
+        return damaged
 
     def _use(self, db: Database) -> None:
         try:

@@ -15,7 +15,7 @@ from bisync.endpoint.interface import Ending, Hello
 from bisync.endpoint.local import LocalEndpoint
 from bisync.errors import BisyncError, Interrupted, UsageError
 from bisync.fs.conflicts import Quarrel, Take
-from bisync.fs.database import StateDamagedError
+from bisync.fs.database import StateDamagedError, translated
 from bisync.fs.replica import Options
 from bisync.fs.root import enclosing_root
 from bisync.fs.walk import Problem, ScanResult, ScanRules
@@ -71,11 +71,13 @@ class Session:
         report = Report()
         try:
             try:
-                self._run(report, dry=dry)
+                with translated("the state"):
+                    self._run(report, dry=dry)
             except StateDamagedError as error:
                 # Unreadable state is set aside and the trees are merged: nothing is deleted.
+                if dry or not self._set_state_aside():
+                    raise
                 report.messages.append(str(error))
-                self._set_state_aside(error)
                 self._run(report, dry=dry)
         except BisyncError as error:
             report.error = str(error)
@@ -113,15 +115,16 @@ class Session:
             stop=c.stop,
         )
 
-    def _set_state_aside(self, error: StateDamagedError) -> None:
+    def _set_state_aside(self) -> bool:
+        """Put away what cannot be read; whether anything could not."""
+        found = False
         for path in self.paths:
             side = LocalEndpoint(path, self._options(Matcher(())))
             try:
-                if os.fsdecode(side.replica.path) in str(error):
-                    side.replica.detach()
-                    side.replica.set_aside()
+                found = side.replica.set_aside_if_damaged() or side.replica.damaged != "" or found
             finally:
                 side.close()
+        return found
 
 
 class _OneRun:
