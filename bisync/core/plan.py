@@ -159,6 +159,8 @@ class Plan:
     """Both sides' transitions for one closure and what they add up to."""
 
     steps: tuple[list[Transition], list[Transition]] = field(default_factory=lambda: ([], []))
+    ids: dict[int, tuple[NodeId | None, NodeId | None]] = field(default_factory=dict)
+    # archive number -> what each side has of it now
     updates: list[Update] = field(default_factory=list)
     conflicts: list[Conflict] = field(default_factory=list)
     directory_times: list[DirectoryTime] = field(default_factory=list)

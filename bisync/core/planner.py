@@ -68,6 +68,8 @@ class _Planner:
     def plan(self) -> Plan:
         for key in self.verdicts:
             self.archive[key] = key if key > 0 else next(self.numbers.archive)
+            both = [self.join.local_of[s].get(key) for s in SIDES]
+            self.result.ids[self.archive[key]] = (both[0], both[1])
         for side in SIDES:
             self._side(side)
         self._updates()

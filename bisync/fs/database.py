@@ -125,14 +125,14 @@ class Database:
 
     def _open(self) -> None:
         run = self.connection.execute
+        # One engine per root: without the shared-memory file a full disk is an error, not SIGBUS.
+        run("PRAGMA locking_mode=EXCLUSIVE")
         (found,) = run("PRAGMA user_version").fetchone()
         if found > FORMAT:
             raise StateFormatError(
                 f"{os.fsdecode(self.path or b'')}: written by a newer bisync (format {found}, "
                 f"this one knows {FORMAT}); use that version, nothing was touched"
             )
-        # One engine per root: without the shared-memory file a full disk is an error, not SIGBUS.
-        run("PRAGMA locking_mode=EXCLUSIVE")
         run("PRAGMA journal_mode=WAL")
         run("PRAGMA synchronous=FULL")
         run(f"PRAGMA cache_size=-{_CACHE_KIB}")

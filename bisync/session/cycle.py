@@ -81,6 +81,7 @@ class Cycle:
         self.attribute_notes: set[tuple[int, str]] = set()
         self.planned: set[Change] = set()
         self.moved: set[tuple[Side, NodeId]] = set()
+        self.ids: dict[int, tuple[NodeId | None, NodeId | None]] = {}  # of the chunk in hand
 
     # -- the run -------------------------------------------------------------
 
@@ -141,6 +142,7 @@ class Cycle:
         if self.dry:
             self._list(plan)
             return
+        self.ids = plan.ids
         results = self._apply(plan)
         self._settle(plan, results)
 
@@ -314,10 +316,8 @@ class Cycle:
     def _count(self, side: Side, result: Result) -> None:
         step, report = result.step, self.report
         if result.status is Status.STALE:
-            self.stale[side][step.node] = result.reason
-            source = getattr(step, "source", None)
-            if source is not None:
-                self.stale[side.other][source] = result.reason
+            for s, node in self._nodes_of(step):
+                self.stale[s][node] = result.reason
             return
         if result.status is not Status.DONE:
             self._failed(side, result)
@@ -370,13 +370,15 @@ class Cycle:
         met = Met(side.label, kind, path, result.reason)
         if self.report.add(met):
             self.tell(met)
-        if result.status is not Status.SKIPPED:
-            self.unfinished[side].nodes[step.node] = result.reason
-            source = getattr(step, "source", None)
-            if source is not None:
-                self.unfinished[side.other].nodes[source] = result.reason
-        else:
-            self.unfinished[side].nodes[step.node] = result.reason
+        for s, node in self._nodes_of(step):
+            self.unfinished[s].nodes[node] = result.reason
+
+    def _nodes_of(self, step: Transition) -> Iterator[tuple[Side, NodeId]]:
+        """What either side has of the nodes that a step is about."""
+        for key in keys_of(step):
+            for side, node in zip(SIDES, self.ids.get(key, (None, None)), strict=True):
+                if node is not None:
+                    yield side, node
 
     def _met(self, side: Side, kind: str, node: NodeId, reason: str) -> None:
         path = self.sides[side].path(node) or b"?"
