@@ -330,7 +330,11 @@ class Applier:
             case Replace():
                 row["at"] = [_place(p) for p in step.places]
                 row["path"] = self._path_text(step.places[0])
-                row["displaces"] = step.keep_node if step.keep is not None else step.node
+                old = step.keep_node if step.keep is not None else step.node
+                row["displaces"] = old
+                known = self.t.index.identity(old)
+                if len(step.places) > 1 and known is not None:
+                    row["old"] = [known[0].hex(), known[1].size, known[1].mtime_ns]
                 if step.keep is not None:
                     row["keep"] = _place(step.keep)
                     row["keep_node"] = step.keep_node

@@ -18,7 +18,7 @@ from bisync.errors import PathError, StaleError
 from bisync.fs.look import Looker
 from bisync.fs.meta import attributes_of, kind_of
 from bisync.fs.replica import Replica
-from bisync.linux.rename import rename_noreplace
+from bisync.linux.rename import exchange, rename_noreplace
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,7 @@ class _Recovery:
         self.replica.database.begin()
         for intent in self.intents:
             if not intent.done:
+                self._finish_group(intent.row)
                 self._bind(intent.row)
         for intent in self.intents:
             performed = intent.done or self._was_performed(intent.row)
@@ -140,6 +141,35 @@ class _Recovery:
                 return False  # the next scan shows what they are
             case _:
                 return True
+
+    def _finish_group(self, row: dict[str, Any]) -> None:
+        """A hard-link group was replaced at some of its names: the others follow.
+
+        Only while the old object is in the stage and unwritten; an edit made through one of
+        the names since is for the next plan.
+        """
+        if "old" not in row:
+            return
+        new, (text, size, mtime_ns) = bytes.fromhex(row["handle"]), row["old"]
+        old, stage, places = bytes.fromhex(text), self.replica.stage, list(map(_place, row["at"]))
+        try:
+            info = self.look.stat(stage.incoming, row["in"].encode())
+            if self.look.handle(stage.incoming, row["in"].encode()) != old:
+                return
+        except StaleError:
+            return
+        if self._handle_at(places[0]) != new or (info.st_size, info.st_mtime_ns) != (size, mtime_ns):
+            return
+        first_dir, first = self.replica.directories.at(places[0])
+        for place in places[1:]:
+            if self._handle_at(place) != old:
+                continue
+            dir_fd, name = self.replica.directories.at(place)
+            temp = stage.name()
+            os.link(first, temp, src_dir_fd=first_dir, dst_dir_fd=stage.incoming)
+            exchange(stage.incoming, temp, dir_fd, name)
+            os.fsync(dir_fd)
+            os.unlink(temp, dir_fd=stage.incoming)
 
     def _finish_move_over(self, row: dict[str, Any]) -> None:
         """A move swapped two names and came no further: what it displaced goes to the store."""
