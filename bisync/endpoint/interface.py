@@ -10,10 +10,11 @@ from typing import Protocol
 from bisync.core.closure import View
 from bisync.core.node import Attributes, Node, NodeId, Place
 from bisync.core.plan import Transition
-from bisync.fs.apply import ContentSource, Result
 from bisync.fs.archive import Archive, PairState
 from bisync.fs.conflicts import Choice, Quarrel
+from bisync.fs.content import ContentSource
 from bisync.fs.recovery import Recovered
+from bisync.fs.result import Result
 from bisync.fs.walk import ScanResult
 
 

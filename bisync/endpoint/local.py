@@ -13,15 +13,17 @@ from bisync.core.resolve import conflict_name
 from bisync.core.safety import HOUR_NS
 from bisync.endpoint.interface import Ending, Hello, Read
 from bisync.errors import BusyError, PathError, StaleError
-from bisync.fs.apply import Applier, ContentSource, Result, Tools
+from bisync.fs.apply import Applier, Tools
 from bisync.fs.archive import Archive, add_pair
 from bisync.fs.conflicts import Choice, Quarrel, Take
-from bisync.fs.content import Chunk, Version
+from bisync.fs.content import Chunk, ContentSource, Version
 from bisync.fs.index import Index
 from bisync.fs.recovery import Recovered, recover
 from bisync.fs.replica import Options, Replica
 from bisync.fs.restore import Restorer, parent_of
+from bisync.fs.result import Result
 from bisync.fs.walk import ScanResult
+from bisync.linux.boot import boot_id
 from bisync.linux.lease import Lease, probed
 from bisync.linux.rename import rename_noreplace
 
@@ -154,7 +156,7 @@ class LocalEndpoint:
         r = self.replica
         tools = Tools(
             r.root, r.index, r.database, r.stage, r.store, r.directories, r.options.fsync,
-            r.options.stop,
+            boot_id(), r.options.stop,
         )  # fmt: skip
         return Applier(tools, pair, source)
 

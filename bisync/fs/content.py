@@ -9,7 +9,9 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
+from bisync.core.node import NodeId
 from bisync.delta.digest import BLOCK_SIZE, ContentHasher
 from bisync.errors import BusyError, PathError, StaleError
 from bisync.linux.lease import Lease, probed, release
@@ -36,6 +38,25 @@ class Version:
     digest: bytes
     info: os.stat_result
     writer: bool  # somebody had it open for writing
+
+
+class ContentSource(Protocol):
+    """Where new content comes from: the other side."""
+
+    def supply(
+        self,
+        node: NodeId,
+        sink: Callable[[Chunk], None],
+        restart: Callable[[], None],
+        *,
+        refuse_writer: bool,
+    ) -> Version:
+        """Read one whole version of a node into ``sink``.
+
+        Raises:
+            PathError: busy, stale or unreadable; what the sink got is void.
+        """
+        ...
 
 
 def chunks_of(fd: int, size: int, buffer: bytearray) -> Iterator[Chunk]:

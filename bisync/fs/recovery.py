@@ -15,10 +15,15 @@ from bisync.core.node import Attributes, Content, Kind, Node, NodeId, Place
 from bisync.core.plan import Update
 from bisync.core.rows import update_from_list
 from bisync.errors import PathError, StaleError
+from bisync.fs.content import read_version
+from bisync.fs.copying import remove_object
+from bisync.fs.log import place_from_row
 from bisync.fs.look import Looker
 from bisync.fs.meta import attributes_of, kind_of
 from bisync.fs.replica import Replica
-from bisync.linux.rename import exchange, rename_noreplace
+from bisync.linux.boot import boot_id
+from bisync.linux.filesystem import syncfs
+from bisync.linux.rename import rename_noreplace, swap
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +36,7 @@ class Recovered:
     performed: set[int] = field(default_factory=set)  # keys whose steps here were all done
     failed: set[int] = field(default_factory=set)  # keys with a step that was not done
     returned: int = 0  # objects brought back or to the store
+    damaged: set[NodeId] = field(default_factory=set)  # what a power cut took (--fsync never)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +86,7 @@ class _Recovery:
                 keys.update(intent.row["keys"])
         self.out.performed -= self.out.failed
         self._empty_stage()
+        self._check_unflushed()
         self.index.save_numbers()
         self.replica.database.commit()
         return self.out
@@ -88,10 +95,10 @@ class _Recovery:
 
     def _bind(self, row: dict[str, Any]) -> None:
         """Tell the index which object a step put into place, so that it keeps its number."""
-        if "handle" not in row or not row.get("at"):
+        handle = _handle(row)
+        if handle is None or not row.get("at"):
             return
-        handle = bytes.fromhex(row["handle"])
-        place = _place(row["at"][0])
+        place = place_from_row(row["at"][0])
         if self._handle_at(place) != handle or self._handle_of(row["node"]) == handle:
             return  # not performed, or known already
         if row["op"] == "Replace" and "keep_node" not in row:
@@ -127,16 +134,13 @@ class _Recovery:
     def _was_performed(self, row: dict[str, Any]) -> bool:
         match row["op"]:
             case "Make" | "Replace" | "Link" | "Move" | "Exchange":
-                if "handle" in row:
-                    wanted: bytes | None = bytes.fromhex(row["handle"])
-                else:
-                    wanted = self._handle_of(row["node"])
+                wanted = _handle(row) if "handle" in row else self._handle_of(row["node"])
                 return wanted is not None and all(
-                    self._handle_at(_place(p)) == wanted for p in row["at"]
+                    self._handle_at(place) == wanted for place in _places(row["at"])
                 )
             case "Remove" | "Unlink":
                 gone = self._handle_of(row["node"])
-                return gone is not None and self._handle_at(_place(row["from"])) != gone
+                return gone is not None and self._handle_at(place_from_row(row["from"])) != gone
             case "SetAttributes":
                 return False  # the next scan shows what they are
             case _:
@@ -150,15 +154,16 @@ class _Recovery:
         """
         if "old" not in row:
             return
-        new, (text, size, mtime_ns) = bytes.fromhex(row["handle"]), row["old"]
-        old, stage, places = bytes.fromhex(text), self.replica.stage, list(map(_place, row["at"]))
+        new, (text, size, mtime_ns) = _handle(row), row["old"]
+        old, stage, places = bytes.fromhex(text), self.replica.stage, _places(row["at"])
         try:
-            info = self.look.stat(stage.incoming, row["in"].encode())
-            if self.look.handle(stage.incoming, row["in"].encode()) != old:
+            spot = self._spot(row)
+            info = self.look.stat(*spot)
+            if self.look.handle(*spot) != old or self._handle_at(places[0]) != new:
                 return
         except StaleError:
             return
-        if self._handle_at(places[0]) != new or (info.st_size, info.st_mtime_ns) != (size, mtime_ns):
+        if (info.st_size, info.st_mtime_ns) != (size, mtime_ns):
             return
         first_dir, first = self.replica.directories.at(places[0])
         for place in places[1:]:
@@ -166,16 +171,16 @@ class _Recovery:
                 continue
             dir_fd, name = self.replica.directories.at(place)
             temp = stage.name()
-            os.link(first, temp, src_dir_fd=first_dir, dst_dir_fd=stage.incoming)
-            exchange(stage.incoming, temp, dir_fd, name)
+            os.link(first, temp, src_dir_fd=first_dir, dst_dir_fd=spot[0])
+            swap(spot[0], temp, dir_fd, name)
             os.fsync(dir_fd)
-            os.unlink(temp, dir_fd=stage.incoming)
+            os.unlink(temp, dir_fd=spot[0])
 
     def _finish_move_over(self, row: dict[str, Any]) -> None:
         """A move swapped two names and came no further: what it displaced goes to the store."""
         if "displaced_at" not in row:
             return
-        place = _place(row["displaced_at"])
+        place = place_from_row(row["displaced_at"])
         gone = self._handle_of(row["displaces"])
         if gone is None or self._handle_at(place) != gone:
             return
@@ -183,49 +188,115 @@ class _Recovery:
         rename_noreplace(dir_fd, name, self.replica.stage.displaced, row["out"].encode())
         os.fsync(dir_fd)
 
-    # -- what lies in the stage ----------------------------------------------
+    # -- what lies in the stage, or beside its target ------------------------
+
+    def _spot(self, row: dict[str, Any]) -> tuple[int, bytes]:
+        """Where a step's new object waits, and what it displaced lies after an exchange."""
+        if "near" in row:
+            return self.replica.directories.at(place_from_row(row["near"]))
+        return self.replica.stage.incoming, row["in"].encode()
+
+    def _settle_near(self, row: dict[str, Any]) -> None:
+        """What lies beside its target: unused is removed, displaced kept or brought back."""
+        try:
+            dir_fd, name = self._spot(row)
+            handle = self.look.handle(dir_fd, name)
+        except StaleError:
+            return
+        if "in" not in row:
+            self._bring_back(dir_fd, name, row)
+        elif _handle(row) in (None, handle):
+            remove_object(dir_fd, name)
+        else:
+            self._to_store(dir_fd, name, row)
 
     def _empty_stage(self) -> None:
         stage = self.replica.stage
         rows = [intent.row for intent in self.intents]
+        for row in rows:
+            if "near" in row:
+                self._settle_near(row)
         incoming = {row["in"].encode(): row for row in rows if "in" in row}
         outgoing = {row["out"].encode(): row for row in rows if "out" in row}
         for name in map(os.fsencode, os.listdir(stage.incoming)):
-            row = incoming.get(name)
-            if row is not None and not self._is_unused(name, row):
-                self._to_store(stage.incoming, name, row)
-                continue
-            try:
-                stage.discard(name)
-            except OSError as error:
-                log.info("stage-entry-kept name=%s reason=%s", name, error)
-                self._to_store(stage.incoming, name, row)
-        for name in map(os.fsencode, os.listdir(stage.displaced)):
-            row = outgoing.get(name)
-            if row is not None and row["op"] in ("Park", "Remove", "Unlink"):
-                self._bring_back(name, row)
+            found = incoming.get(name)
+            if self._is_unused(name, found):
+                remove_object(stage.incoming, name)
             else:
-                self._to_store(stage.displaced, name, row)
+                self._to_store(stage.incoming, name, found)
+        for name in map(os.fsencode, os.listdir(stage.displaced)):
+            found = outgoing.get(name)
+            if found is not None and found["op"] in ("Park", "Remove", "Unlink"):
+                self._bring_back(stage.displaced, name, found)
+            else:
+                self._to_store(stage.displaced, name, found)
 
-    def _is_unused(self, name: bytes, row: dict[str, Any]) -> bool:
-        handle = self.look.handle(self.replica.stage.incoming, name)
-        return handle == bytes.fromhex(row["handle"])
+    def _is_unused(self, name: bytes, row: dict[str, Any] | None) -> bool:
+        """Whether an incoming object never had a name in the tree.
 
-    def _bring_back(self, name: bytes, row: dict[str, Any]) -> None:
+        Intents are durable before the first name is touched, so what the log does not know
+        was never used; unless the log itself was lost.
+        """
+        if row is None:
+            return not self.replica.lost_log
+        if "near" in row:
+            return True
+        return self.look.handle(self.replica.stage.incoming, name) == _handle(row)
+
+    def _bring_back(self, from_fd: int, name: bytes, row: dict[str, Any]) -> None:
         """What was on its way out of the tree goes back: the next plan decides again."""
-        stage = self.replica.stage
-        place = _place(row["from"])
+        place = place_from_row(row["from"])
         try:
             dir_fd, old = self.replica.directories.at(place)
-            rename_noreplace(stage.displaced, name, dir_fd, old)
+            rename_noreplace(from_fd, name, dir_fd, old)
             os.fsync(dir_fd)
         except (StaleError, OSError) as error:
             log.info("recovered name=%s reason=%s", name, error)
-            self._to_store(stage.displaced, name, row)
+            self._to_store(from_fd, name, row)
             return
         self.out.returned += 1
         self.out.failed.update(row["keys"])
         self.out.performed -= set(row["keys"])
+
+    # -- what was never flushed ----------------------------------------------
+
+    def _check_unflushed(self) -> None:
+        """After another boot: a file with the times we set but not our bytes is damage."""
+        replica, boot = self.replica, boot_id()
+        rows = replica.database.execute("SELECT node, boot FROM unflushed").fetchall()
+        if rows and replica.options.fsync:
+            syncfs(replica.root.fd)  # whatever this boot wrote is safe from here on
+        for node, written in rows:
+            if written == boot and not replica.options.fsync:
+                continue
+            if written != boot and self._is_damaged(node):
+                self.out.damaged.add(node)
+            replica.database.execute("DELETE FROM unflushed WHERE node=?", (node,))
+
+    def _is_damaged(self, node: NodeId) -> bool:
+        """Whether a file is not what we wrote; if so it leaves the tree for the store."""
+        places, row = self.index.places(node), self.index.node(node)
+        if not places or row is None or row.kind is not Kind.FILE:
+            return False
+        try:
+            dir_fd, name = self.replica.directories.at(places[0])
+            if self.look.stat(dir_fd, name).st_mtime_ns != row.attributes.mtime_ns:
+                return False  # somebody wrote to it since
+            if read_version(dir_fd, name).digest == row.content.digest:
+                return False
+            path = self.index.place_path(places[0])
+            record = {"reason": "damaged by a power cut", "conflict": False, "digest": None}
+            self.replica.store.keep(dir_fd, name, path, record, copy=len(places) > 1)
+            self.replica.store.flush()
+            for place in places[1:]:
+                os.unlink(place[1], dir_fd=self.replica.directories.open(place[0]))
+        except PathError as error:
+            log.warning("damaged-not-removed node=%d reason=%s", node, error)
+            return False
+        for place in places:
+            self.index.drop_name(place)
+        self.index.drop_node(node)
+        return True
 
     def _to_store(self, dir_fd: int, name: bytes, row: dict[str, Any] | None) -> None:
         """Displaced, and the only copy may be here: into the store with it."""
@@ -248,5 +319,11 @@ class _Recovery:
         self.out.returned += 1
 
 
-def _place(row: list[Any]) -> Place:
-    return (row[0], row[1].encode("latin-1"))
+def _handle(row: dict[str, Any]) -> bytes | None:
+    """The identity of a step's new object; ``None`` while it is copied beside its target."""
+    text = row.get("handle")
+    return None if text is None else bytes.fromhex(text)
+
+
+def _places(rows: list[Any]) -> list[Place]:
+    return [place_from_row(row) for row in rows]

@@ -77,6 +77,7 @@ class Replica:
         self.db: Database | None = None
         self.marker: Marker | None = None
         self.damaged = ""  # what could not be read of the state
+        self.lost_log = False  # there was state, and its result log is not to be had
         self._state_fd = -1
         self._lock_fd = -1
         self._stage: Stage | None = None
@@ -165,12 +166,14 @@ class Replica:
         existed = os.path.exists(path)
         if not existed:
             self.damaged = "state.db is missing"
+            self.lost_log = True
         try:
             self._use(Database(path))
         except StateDamagedError as error:
             if is_sound(path):
                 raise EndpointError(f"{error}; reading it failed just now") from error
             self.damaged = str(error)
+            self.lost_log = True
             self.set_aside()
             self._use(Database(path))
 
@@ -180,7 +183,7 @@ class Replica:
         self.detach()
         damaged = had_one and not is_sound(self._database_path)
         if damaged:
-            self.set_aside()
+            self.set_aside()  # the next opening finds it missing, and the log lost
         return damaged
 
     def _use(self, db: Database) -> None:

@@ -14,14 +14,12 @@ from typing import Any
 
 from bisync.core.path import valid_name
 from bisync.errors import BusyError, PathError, StaleError
-from bisync.fs.content import chunks_of
+from bisync.fs.copying import copy_object
 from bisync.fs.database import Database
 from bisync.fs.look import hold
-from bisync.fs.meta import apply_attributes, attributes_of, kind_of, read_xattrs
 from bisync.fs.root import OPEN_DIR, Root
 from bisync.fs.stage import Stage
 from bisync.fs.store import Store
-from bisync.linux.filesystem import clone
 from bisync.linux.lease import Lease, is_breaking
 from bisync.linux.rename import exchange, rename_noreplace
 
@@ -161,36 +159,15 @@ class Restorer:
             raise PathError(f"the kept version cannot be opened: {error.strerror}") from error
         try:
             info = os.stat(base, dir_fd=fd, follow_symlinks=False)
-            wanted = attributes_of(info, *read_xattrs(fd, base))
-            incoming = self.stage.incoming
-            if stat.S_ISLNK(info.st_mode):
-                name = Stage.name()
-                os.symlink(os.readlink(base, dir_fd=fd), name, dir_fd=incoming)
-                now = os.stat(name, dir_fd=incoming, follow_symlinks=False)
-                found = attributes_of(now, (), ())
-                apply_attributes(incoming, name, kind_of(info.st_mode), found, wanted)
-                return name
-            if not stat.S_ISREG(info.st_mode):
+            if not (stat.S_ISREG(info.st_mode) or stat.S_ISLNK(info.st_mode)):
                 raise PathError("only files and symlinks can be put back by name")
-            name, target = self.stage.create()
-            source = os.open(base, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-            try:
-                if not clone(source, target):
-                    for chunk in chunks_of(source, info.st_size, bytearray(1 << 20)):
-                        Stage.write(target, chunk)
-                    os.ftruncate(target, info.st_size)
-                found = attributes_of(os.fstat(target), *read_xattrs(target, b""))
-                apply_attributes(target, b"", kind_of(info.st_mode), found, wanted)
-                os.fsync(target)
-            except OSError as error:
-                self.stage.discard(name)
-                raise PathError(f"no copy of the kept version: {error.strerror}") from error
-            finally:
-                os.close(source)
-                os.close(target)
+            name = Stage.name()
+            copy_object(fd, base, self.stage.incoming, name)
             return name
         except FileNotFoundError as error:
             raise PathError("the kept version is gone") from error
+        except OSError as error:
+            raise PathError(f"no copy of the kept version: {error.strerror}") from error
         finally:
             os.close(fd)
 

@@ -8,7 +8,6 @@ holds what was displaced and is on its way to the store, and parked nodes.
 import os
 from concurrent.futures import ThreadPoolExecutor
 
-from bisync.fs.content import Chunk
 from bisync.fs.root import OPEN_DIR
 from bisync.linux.filesystem import syncfs
 
@@ -37,17 +36,6 @@ class Stage:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         fd = os.open(name, flags, 0o600, dir_fd=self.incoming)
         return name, fd
-
-    @staticmethod
-    def write(fd: int, chunk: Chunk) -> None:
-        """Write one chunk; holes stay holes."""
-        if chunk.data is None:
-            return
-        view, offset = chunk.data, chunk.offset
-        while view:
-            n = os.pwrite(fd, view, offset)
-            view = view[n:]
-            offset += n
 
     def finish(self, fd: int) -> None:
         """The file is complete; it becomes durable with the next :meth:`flush`."""

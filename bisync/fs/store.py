@@ -8,6 +8,7 @@ true path of each.
 
 import errno
 import json
+import logging
 import os
 import stat
 import time
@@ -16,17 +17,17 @@ from typing import Any
 
 from bisync.core.path import NAME_MAX, display, numbered
 from bisync.errors import PathError
-from bisync.fs.content import chunks_of
-from bisync.fs.meta import owned_like
+from bisync.fs.copying import copy_object, is_another_place, remove_object
+from bisync.fs.meta import owned_like, proc_path
 from bisync.fs.root import OPEN_DIR
-from bisync.fs.stage import Stage
-from bisync.linux.filesystem import clone
-from bisync.linux.rename import rename_noreplace
+from bisync.linux.rename import is_unsupported, rename_noreplace
 
 _MARKER = b".store"
 _MANIFEST = b".manifest"
 _ROLL = 8 << 20  # bytes after which a new manifest file begins
 _SETID = 0o6000
+_CAPABILITY = b"security.capability"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,88 +132,40 @@ class Store:
         """
         day = time.strftime("%Y-%m-%d")
         try:
-            self._open()
             info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-            if copy and stat.S_ISREG(info.st_mode):
-                where = self._keep_copy(dir_fd, name, path, day, info)
-            else:
-                where = self._keep_object(dir_fd, name, path, day, info)
+            parent, where = self._place(dir_fd, name, path, day, copy=copy)
         except OSError as error:
             raise PathError(f"cannot keep the old version: {error.strerror}") from error
-        self._record(path, where, info, record)
+        armed = _disarm(parent, where.rsplit(b"/", 1)[1], info)
+        self._record(path, where, info, {**record, **armed})
         return Kept(where, day)
 
-    def _keep_object(
-        self, dir_fd: int, name: bytes, path: bytes, day: str, info: os.stat_result
-    ) -> bytes:
-        if stat.S_ISREG(info.st_mode):
-            _disarm(dir_fd, name, info)
+    def _place(
+        self, dir_fd: int, name: bytes, path: bytes, day: str, *, copy: bool
+    ) -> tuple[int, bytes]:
+        """Give an object its place in the store: (directory, path below the store).
+
+        By a rename; a copy, flushed before the original goes, where its inode has other
+        names or the store is another quota project, encryption policy or file system.
+        """
         parent, base, prefix = self._folder(path, day)
         number = 1
         while True:
             target = numbered(base, number)
             try:
-                rename_noreplace(dir_fd, name, parent, target)
-                return prefix + target
+                if copy:
+                    copy_object(dir_fd, name, parent, target)
+                    os.fsync(parent)
+                    remove_object(dir_fd, name)
+                else:
+                    rename_noreplace(dir_fd, name, parent, target)
+                return parent, prefix + target
             except FileExistsError:
                 number += 1
             except OSError as error:
-                if error.errno not in (errno.EXDEV, errno.EINVAL):
+                if copy or not (is_another_place(error) or is_unsupported(error)):
                     raise
-                return self._cross_over(dir_fd, name, path, day, info)
-
-    def _cross_over(
-        self, dir_fd: int, name: bytes, path: bytes, day: str, info: os.stat_result
-    ) -> bytes:
-        """Another file system, quota project or subvolume: copy, flush, then unlink."""
-        if stat.S_ISREG(info.st_mode):
-            return self._keep_copy(dir_fd, name, path, day, info)
-        if stat.S_ISLNK(info.st_mode):
-            parent, base, prefix = self._folder(path, day)
-            link = os.readlink(name, dir_fd=dir_fd)
-            number = 1
-            while True:
-                try:
-                    os.symlink(link, numbered(base, number), dir_fd=parent)
-                    break
-                except FileExistsError:
-                    number += 1
-            os.fsync(parent)
-            os.unlink(name, dir_fd=dir_fd)
-            return prefix + numbered(base, number)
-        raise OSError(errno.EXDEV, "the store is on another file system")
-
-    def _keep_copy(
-        self, dir_fd: int, name: bytes, path: bytes, day: str, info: os.stat_result
-    ) -> bytes:
-        parent, base, prefix = self._folder(path, day)
-        source = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
-        number = 1
-        try:
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            while True:
-                try:
-                    target = os.open(numbered(base, number), flags, 0o600, dir_fd=parent)
-                    break
-                except FileExistsError:
-                    number += 1
-            try:
-                if not clone(source, target):
-                    for chunk in chunks_of(source, info.st_size, bytearray(1 << 20)):
-                        Stage.write(target, chunk)
-                    os.ftruncate(target, info.st_size)
-                _dress_copy(target, info)
-                os.fsync(target)
-            except BaseException:
-                os.unlink(numbered(base, number), dir_fd=parent)
-                raise
-            finally:
-                os.close(target)
-        finally:
-            os.close(source)
-        os.fsync(parent)
-        os.unlink(name, dir_fd=dir_fd)
-        return prefix + numbered(base, number)
+                copy = True
 
     def _folder(self, path: bytes, day: str) -> tuple[int, bytes, bytes]:
         """The store's directory for a path: (descriptor, base name, prefix for output).
@@ -299,27 +252,27 @@ class Store:
         self._fd = self._manifest = -1
 
 
-def _disarm(dir_fd: int, name: bytes, info: os.stat_result) -> None:
-    """A kept program must not keep the powers it had: no set-id bits, no capabilities."""
+def _disarm(dir_fd: int, name: bytes, info: os.stat_result) -> dict[str, str]:
+    """A kept program must not keep its powers: no set-id bits, no capabilities.
+
+    Returns:
+        What the manifest should remember of them.
+    """
+    if not stat.S_ISREG(info.st_mode) or not info.st_mode & (_SETID | 0o111):
+        return {}
     fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
-        path = b"/proc/self/fd/%d" % fd
+        path = proc_path(fd)
         if info.st_mode & _SETID:
             os.chmod(path, stat.S_IMODE(info.st_mode) & ~_SETID)
-        if info.st_mode & 0o111:
-            try:
-                os.removexattr(path, b"security.capability")
-            except OSError as error:
-                if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
-                    raise
+        capability = os.getxattr(path, _CAPABILITY)
+        os.removexattr(path, _CAPABILITY)
+        return {"capability": capability.hex()}
+    except OSError as error:
+        if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+            # It is safe in the store, which nobody else can enter; that it still has its
+            # powers there is worth a line, not the loss of the version.
+            log.warning("kept-still-armed path=%s reason=%s", display(name), error)
+        return {}
     finally:
         os.close(fd)
-
-
-def _dress_copy(fd: int, info: os.stat_result) -> None:
-    try:
-        os.fchown(fd, info.st_uid, info.st_gid)
-    except PermissionError:
-        pass  # the manifest has the owner
-    os.fchmod(fd, stat.S_IMODE(info.st_mode) & ~_SETID)
-    os.utime(fd, ns=(info.st_atime_ns, info.st_mtime_ns))

@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import os
 
 from bisync.linux.libc import check, function
 
@@ -20,6 +21,28 @@ def rename_noreplace(old_dir: int, old: bytes, new_dir: int, new: bytes) -> None
 def exchange(a_dir: int, a: bytes, b_dir: int, b: bytes) -> None:
     """Swap two names in one step. Both must exist."""
     check(_renameat2(a_dir, a, b_dir, b, _EXCHANGE))
+
+
+def swap(a_dir: int, a: bytes, b_dir: int, b: bytes) -> None:
+    """Swap two names, in one step where the file system can.
+
+    Elsewhere (NFS, some FUSE) ``b`` never misses a moment, but ``a`` does: ``b``'s object is
+    linked aside, ``a`` renamed over it, and the link renamed to ``a``. A directory cannot be
+    linked: it is renamed aside.
+    """
+    try:
+        exchange(a_dir, a, b_dir, b)
+        return
+    except OSError as error:
+        if not is_unsupported(error):
+            raise
+    aside = b".bisync-" + os.urandom(16).hex().encode()
+    try:
+        os.link(b, aside, src_dir_fd=b_dir, dst_dir_fd=a_dir, follow_symlinks=False)
+    except PermissionError:  # a directory
+        os.rename(b, aside, src_dir_fd=b_dir, dst_dir_fd=a_dir)
+    os.rename(a, b, src_dir_fd=a_dir, dst_dir_fd=b_dir)
+    os.rename(aside, a, src_dir_fd=a_dir, dst_dir_fd=a_dir)
 
 
 def is_unsupported(error: OSError) -> bool:

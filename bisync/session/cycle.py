@@ -32,7 +32,7 @@ from bisync.core.planner import PENDING_TIME, Numbers, make_plan
 from bisync.core.reconcile import reconcile
 from bisync.core.resolve import Rules
 from bisync.endpoint.interface import Endpoint
-from bisync.fs.apply import Result, Status
+from bisync.fs.result import Result, Status
 from bisync.session.commit import Ledger
 from bisync.session.config import Config, Fsync
 from bisync.session.report import ACTIONS, Change, Listener, Met, Progress, Report

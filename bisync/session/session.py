@@ -1,5 +1,6 @@
 """One synchronisation of two roots, from opening them to the report."""
 
+import itertools
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +8,8 @@ from dataclasses import replace
 
 from bisync.core.conflict import Conflict
 from bisync.core.ignore import Matcher
-from bisync.core.node import SIDES, Side
+from bisync.core.node import SIDES, NodeId, Side
+from bisync.core.plan import Update
 from bisync.core.resolve import Rules
 from bisync.core.safety import HOUR_NS, Wanted, withhold
 from bisync.delta.digest import digest_of
@@ -16,6 +18,7 @@ from bisync.endpoint.local import LocalEndpoint
 from bisync.errors import BisyncError, Interrupted, UsageError
 from bisync.fs.conflicts import Quarrel, Take
 from bisync.fs.database import StateDamagedError, translated
+from bisync.fs.recovery import Recovered
 from bisync.fs.replica import Options
 from bisync.fs.root import enclosing_root
 from bisync.fs.walk import Problem, ScanResult, ScanRules
@@ -143,6 +146,7 @@ class _OneRun:
         self.report = report
         self.tell = session.listener
         self.dry = dry
+        self.forced: tuple[set[NodeId], set[NodeId]] = (set(), set())  # looked at whatever marks say
 
     def go(self) -> None:
         relation, hellos = self._relate()
@@ -163,8 +167,8 @@ class _OneRun:
         stopped: Interrupted | None = None
         try:
             changed = (
-                self.sides[0].changed(ledger.archives[0]),
-                self.sides[1].changed(ledger.archives[1]),
+                itertools.chain(self.forced[0], self.sides[0].changed(ledger.archives[0])),
+                itertools.chain(self.forced[1], self.sides[1].changed(ledger.archives[1])),
             )
             cycle.run(changed)
             cycle.repeat()
@@ -223,6 +227,7 @@ class _OneRun:
         for text in ledger.compare(self.config.after_restore, (hellos[0].path, hellos[1].path)):
             self._say(text)
         ledger.replay(recovered)
+        self._fetch_damaged(ledger, recovered)
         for side in SIDES:
             if relation.new_incarnation[side]:
                 for archive in ledger.archives:
@@ -230,6 +235,22 @@ class _OneRun:
                     archive.forget_ids(archive.column(side))
                     archive.reset_cursor()
         return ledger
+
+    def _fetch_damaged(self, ledger: Ledger, recovered: tuple[Recovered, Recovered]) -> None:
+        """What a power cut took from one side is new on the other: it comes back from there."""
+        for side in SIDES:
+            keys = ledger.lead.by_side(side, recovered[side].damaged)
+            agreed = ledger.lead.nodes(keys.values())
+            ledger.commit(
+                [ledger.row(Update(key=key, names=frozenset()), (-1, -1)) for key in agreed]
+            )
+            for each in agreed.values():
+                there = each.ids[side.other]
+                if there is not None:
+                    self.forced[side.other].add(there)
+            for node in recovered[side].damaged:
+                self._say(f"{self.sides[side].hello().path}: a file was damaged by a power cut "
+                          f"(node {node}); it is kept aside and fetched again")  # fmt: skip
 
     def _carry_out(self, ledger: Ledger, hellos: tuple[Hello, Hello]) -> None:
         """Do what a person chose for conflicts that were decided: it is their edit."""

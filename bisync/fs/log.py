@@ -1,0 +1,156 @@
+"""The result log: what a batch is about to do, and what came of it.
+
+One row per transition: an intent before the first name is touched, a result behind the last
+flush. It is what recovery reads after a crash, and it stays until the archive has committed.
+"""
+
+import json
+from typing import Any
+
+from bisync.core.node import Kind, Place
+from bisync.core.plan import (
+    Exchange,
+    Link,
+    Make,
+    Move,
+    Park,
+    Remove,
+    Replace,
+    SetAttributes,
+    Transition,
+    Unlink,
+    keys_of,
+)
+from bisync.fs.database import Database
+from bisync.fs.incoming import Staged, soft
+from bisync.fs.index import Index
+
+_INSERT = "INSERT INTO result(pair, done, payload) VALUES(?, 0, ?)"
+
+
+def place_to_row(place: Place) -> list[Any]:
+    """A place as JSON: one byte is one character."""
+    return [place[0], place[1].decode("latin-1")]
+
+
+def place_from_row(row: list[Any]) -> Place:
+    """Undo :func:`place_to_row`."""
+    return (row[0], row[1].encode("latin-1"))
+
+
+class ResultLog:
+    """The rows of one pair. Transactions that :meth:`intend` and :meth:`conclude` end."""
+
+    def __init__(self, db: Database, index: Index, pair: int) -> None:
+        self.db = db
+        self.index = index
+        self.pair = pair
+        self.rows: dict[int, int] = {}  # row numbers, by position in the batch
+
+    def intend(
+        self,
+        todo: list[tuple[int, Transition]],
+        staged: dict[int, Staged],
+        outs: dict[int, bytes],
+        updates: dict[int, str],
+    ) -> None:
+        """Write down durably what is about to be done.
+
+        Args:
+            todo: transitions with their positions.
+            staged: new objects, by position.
+            outs: names below ``out/`` for what is displaced, by position.
+            updates: rows for the ancestor by archive number, as JSON.
+        """
+        keys: set[int] = set()
+        self.db.begin()
+        for i, step in todo:
+            keys.update(keys_of(step))
+            text = json.dumps(self._intent(step, staged.get(i), outs.get(i)), separators=(",", ":"))
+            self.rows[i] = self.db.execute(_INSERT, (self.pair, text)).lastrowid or 0
+        self.db.many(_INSERT, [(self.pair, updates[key]) for key in sorted(keys & updates.keys())])
+        self.db.many(
+            "INSERT OR REPLACE INTO softened VALUES(?, ?)",
+            [
+                (step.node, step.attributes.mode)
+                for _, step in todo
+                if isinstance(step, Make)
+                and step.content.kind is Kind.DIR
+                and soft(step.attributes) != step.attributes
+            ],
+        )
+        self.index.save_numbers()
+        self.db.commit()
+
+    def amend(self, i: int, **fields: Any) -> None:
+        """Change an intent durably before its step goes on."""
+        self.db.begin()
+        (text,) = self.db.execute(
+            "SELECT payload FROM result WHERE seq=?", (self.rows[i],)
+        ).fetchone()
+        row = {**json.loads(text), **fields}
+        self.db.execute(
+            "UPDATE result SET payload=? WHERE seq=?", (json.dumps(row), self.rows[i])
+        )
+        self.db.commit()
+
+    def conclude(self, failed: list[int]) -> None:
+        """Turn intents into results, but for those at the ``failed`` positions; no commit."""
+        self.db.many("DELETE FROM result WHERE seq=?", [(self.rows[i],) for i in failed])
+        self.db.execute("UPDATE result SET done=1 WHERE pair=? AND done=0", (self.pair,))
+
+    def _intent(
+        self, step: Transition, staged: Staged | None, out: bytes | None
+    ) -> dict[str, Any]:
+        """What recovery needs to tell whether the step was performed, and to finish it."""
+        row: dict[str, Any] = {
+            "op": type(step).__name__,
+            "keys": list(keys_of(step)),
+            "node": step.node,
+        }
+        if staged is not None:
+            row["in"] = staged.name.decode()
+            row["handle"] = staged.handle.hex()
+            digest = staged.content.digest
+            row["digest"] = None if digest is None else digest.hex()
+            row["size"] = staged.content.size
+        if out is not None:
+            row["out"] = out.decode()
+        match step:
+            case Make() | Link():
+                row["at"] = [place_to_row(step.place)]
+                if step.displaces is not None:
+                    row["displaces"] = step.displaces.node
+                    row["path"] = self._path_text(step.place)
+            case Move():
+                row["at"] = [place_to_row(step.new)]
+                if step.displaces is not None and step.old is not None:
+                    row["displaces"] = step.displaces.node
+                    row["displaced_at"] = place_to_row(step.old)
+                    row["path"] = self._path_text(step.new)
+            case Exchange():
+                row["at"] = [place_to_row(step.new)]
+                row["other"] = step.other
+                row["other_at"] = place_to_row(step.old)
+            case Replace():
+                row["at"] = [place_to_row(p) for p in step.places]
+                row["path"] = self._path_text(step.places[0])
+                old = step.keep_node if step.keep is not None else step.node
+                row["displaces"] = old
+                known = self.index.identity(old)
+                if len(step.places) > 1 and known is not None:
+                    row["old"] = [known[0].hex(), known[1].size, known[1].mtime_ns]
+                if step.keep is not None:
+                    row["keep"] = place_to_row(step.keep)
+                    row["keep_node"] = step.keep_node
+            case Park():
+                row["from"] = place_to_row(step.old)
+            case Remove() | Unlink():
+                row["from"] = place_to_row(step.place)
+                row["path"] = self._path_text(step.place)
+            case SetAttributes():
+                pass
+        return row
+
+    def _path_text(self, place: Place) -> str:
+        return self.index.place_path(place).decode("latin-1")

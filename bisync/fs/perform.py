@@ -1,0 +1,490 @@
+"""Perform one transition: look, change names by renames that keep what they displace, look again.
+
+Each method either does its step whole or raises and leaves the names as they were.
+"""
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import replace
+
+from bisync.core.node import ROOT, Kind, NodeId, Place
+from bisync.core.path import TEMP_PREFIX
+from bisync.core.plan import (
+    Exchange,
+    Link,
+    Make,
+    Move,
+    Park,
+    Remove,
+    Replace,
+    SetAttributes,
+    Transition,
+    Unlink,
+)
+from bisync.errors import PathError, StaleError
+from bisync.fs.copying import copy_object, is_another_place, remove_object
+from bisync.fs.incoming import Staged
+from bisync.fs.log import ResultLog, place_to_row
+from bisync.fs.look import Guard, Looked, Looker, look_through
+from bisync.fs.meta import apply_attributes, attributes_of, read_xattrs
+from bisync.fs.record import Recorder
+from bisync.fs.result import Result, Status
+from bisync.fs.stage import Stage
+from bisync.fs.store import Store
+from bisync.linux.rename import is_unsupported, rename_noreplace, swap
+
+
+class Performer:
+    """Performs the steps of one batch, in order."""
+
+    def __init__(
+        self,
+        look: Looker,
+        record: Recorder,
+        stage: Stage,
+        store: Store,
+        log: ResultLog,
+        staged: dict[int, Staged],
+        outs: dict[int, bytes],
+    ) -> None:
+        self.look = look
+        self.record = record
+        self.index = look.index
+        self.directories = look.directories
+        self.stage = stage
+        self.store = store
+        self.log = log
+        self.staged = staged  # by position in the batch
+        self.outs = outs  # names in out/, by position
+        self.parked: dict[NodeId, bytes] = {}
+        self.displaced: list[tuple[bytes, bytes, os.stat_result]] = []  # kept, path, info
+
+    def perform(self, i: int, step: Transition) -> Result:
+        """Do the step at position ``i``.
+
+        Raises:
+            PathError: stale, busy or impossible; nothing changed.
+            OSError: likewise.
+        """
+        result = self._dispatch(i, step)
+        if result.status is Status.DONE:
+            self.index.mark(step.node)  # other pairs of this replica have to hear of it
+        return result
+
+    def _dispatch(self, i: int, step: Transition) -> Result:
+        match step:
+            case Make():
+                return self._make(i, step)
+            case Link():
+                return self._link(i, step)
+            case Move():
+                return self._move(i, step)
+            case Exchange():
+                return self._exchange(i, step)
+            case Park():
+                return self._park(i, step)
+            case Replace():
+                return self._replace(i, step)
+            case Unlink():
+                return self._unlink(i, step)
+            case Remove():
+                return self._remove(i, step)
+            case SetAttributes():
+                return self._set_attributes(i, step)
+
+    @staticmethod
+    def _place_free(dir_fd: int, name: bytes, new_dir: int, new: bytes) -> None:
+        try:
+            rename_noreplace(dir_fd, name, new_dir, new)
+        except FileExistsError as error:
+            raise StaleError("something new has its name") from error
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                raise StaleError("it was moved or replaced") from error
+            if not is_unsupported(error):
+                raise
+            # No such flag here: a link never overwrites either (files only).
+            os.link(name, new, src_dir_fd=dir_fd, dst_dir_fd=new_dir, follow_symlinks=False)
+            os.unlink(name, dir_fd=dir_fd)
+
+    def _make(self, i: int, step: Make) -> Result:
+        staged, displaces = self.staged[i], step.displaces
+        dir_fd, name = self.directories.at(step.place)
+        kept = None
+        if displaces is None:
+            self._near(i, step.place, lambda: self._place_free(*staged.spot, dir_fd, name))
+        else:
+            kept = self._put_over(i, staged, step.place, displaces)
+        self.record.made(step.node, step.place, staged, step.attributes)
+        return Result(step, Status.DONE, size=staged.size, kept=kept, missed=staged.missed)
+
+    def _near(self, i: int, place: Place, act: Callable[[], None]) -> None:
+        """Do something with a staged object; where the stage cannot serve, from beside ``place``.
+
+        A rename cannot leave a quota project, an encryption policy or a subvolume. The log
+        names the new place before anything is put there, and the new object before it is used.
+        """
+        try:
+            act()
+            return
+        except OSError as error:
+            if not is_another_place(error):
+                raise
+        staged = self.staged[i]
+        near, dir_fd = TEMP_PREFIX + Stage.name(), self.directories.open(place[0])
+        self.log.amend(i, near=place_to_row((place[0], near)), handle=None)
+        copy_object(*staged.spot, dir_fd, near)
+        os.fsync(dir_fd)
+        old, staged.handle = staged.spot, self.look.handle(dir_fd, near)
+        staged.dir_fd, staged.name = dir_fd, near
+        self.log.amend(i, handle=staged.handle.hex())
+        remove_object(*old)
+        act()
+
+    def _put_over(
+        self, i: int, staged: Staged, place: Place, removal: Remove
+    ) -> bytes | None:
+        """Exchange a staged object with what must go, then keep what came out."""
+        path = self.index.place_path(place)
+        with self.look.guarded(place, removal.node) as guard:
+            self._near(i, place, lambda: self._swap_in(staged.spot, place, guard))
+            if stat.S_ISDIR(guard.looked.info.st_mode):
+                members = {node for _, node in removal.members}
+                try:
+                    look_through(self.look, *staged.spot, removal.node, members)
+                except PathError:
+                    swap(*staged.spot, *self.directories.at(place))
+                    raise
+        try:
+            kept = self._keep(*staged.spot, path, guard.looked, removal)
+        except PathError:
+            swap(*staged.spot, *self.directories.at(place))
+            raise
+        self.record.forget_tree(removal, place)
+        return kept
+
+    def _swap_in(self, spot: tuple[int, bytes], place: Place, guard: Guard) -> None:
+        """Exchange, look at what came out, and take it back if it is a surprise."""
+        dir_fd, name = self.directories.at(place)
+        swap(*spot, dir_fd, name)
+        if guard.somebody_waits() or not self.look.same_object(*spot, guard.looked):
+            swap(*spot, dir_fd, name)
+            raise StaleError("somebody changed it at the same moment")
+        self.record.touched.add(place[0])
+
+    def _keep(
+        self,
+        dir_fd: int,
+        name: bytes,
+        path: bytes,
+        looked: Looked,
+        removal: Remove | Replace,
+    ) -> bytes | None:
+        info = self.look.stat(dir_fd, name)
+        known = self.index.node(removal.node)
+        digest = None if known is None or known.content.digest is None else known.content.digest
+        record = {
+            "reason": removal.reason,
+            "conflict": removal.conflict,
+            "digest": None if digest is None else digest.hex(),
+        }
+        shared = stat.S_ISREG(info.st_mode) and info.st_nlink > 1
+        kept = self.store.keep(dir_fd, name, path, record, copy=shared)
+        if stat.S_ISREG(looked.info.st_mode) and not shared:
+            self.displaced.append((kept.path, path, info))
+        return kept.path
+
+    def _link(self, i: int, step: Link) -> Result:
+        places = self.index.places(step.node)
+        if not places:
+            raise StaleError("it is not there any more")
+        looked = self.look.at(places[0], step.node)
+        dir_fd, name = self.directories.at(step.place)
+        kept = None
+        if step.displaces is None:
+            self._link_free(looked, dir_fd, name)
+        else:
+            staged = self.staged[i]
+            self._link_free(looked, *staged.spot)
+            kept = self._put_over(i, staged, step.place, step.displaces)
+        if self.look.handle(dir_fd, name) != looked.handle:
+            raise StaleError("another object got the name")
+        self.record.db.begin()
+        self.record.refresh(step.node, [step.place])
+        self.record.touched.add(step.place[0])
+        return Result(step, Status.DONE, kept=kept)
+
+    @staticmethod
+    def _link_free(looked: Looked, dir_fd: int, name: bytes) -> None:
+        try:
+            os.link(
+                looked.name,
+                name,
+                src_dir_fd=looked.dir_fd,
+                dst_dir_fd=dir_fd,
+                follow_symlinks=False,
+            )
+        except FileExistsError as error:
+            raise StaleError("something new has its name") from error
+        except OSError as error:
+            if is_another_place(error):
+                raise PathError("a hard link cannot cross into another quota project") from error
+            raise
+
+    def _move(self, i: int, step: Move) -> Result:
+        if step.displaces is not None:
+            return self._move_over(i, step, step.displaces)
+        new_dir, new = self.directories.at(step.new)
+        if step.old is None:
+            out = self.parked.pop(step.node)
+            self._place_free(self.stage.displaced, out, new_dir, new)
+        else:
+            looked = self.look.at(step.old, step.node)
+            self._place_free(looked.dir_fd, looked.name, new_dir, new)
+            if self.look.handle(new_dir, new) != looked.handle:
+                self._place_free(new_dir, new, looked.dir_fd, looked.name)
+                raise StaleError("something else had its name")
+            self.record.touched.add(step.old[0])
+        self.record.db.begin()
+        if step.old is not None:
+            self.index.drop_name(step.old)
+        self.record.refresh(step.node, [step.new])
+        self.record.touched.add(step.new[0])
+        return Result(step, Status.DONE)
+
+    def _move_over(self, i: int, step: Move, removal: Remove) -> Result:
+        """Swap the two names, then take what must go away from the old one."""
+        assert step.old is not None
+        path, out = self.index.place_path(step.new), self.outs[i]
+        one = self.look.at(step.old, step.node)
+        with self.look.guarded(step.new, removal.node) as guard:
+            two = guard.looked
+            swap(one.dir_fd, one.name, two.dir_fd, two.name)
+            try:
+                if (
+                    self.look.handle(two.dir_fd, two.name) != one.handle
+                    or not self.look.same_object(one.dir_fd, one.name, two)
+                    or guard.somebody_waits()
+                ):
+                    raise StaleError("somebody changed it at the same moment")
+                self._place_free(one.dir_fd, one.name, self.stage.displaced, out)
+            except (PathError, OSError):
+                swap(one.dir_fd, one.name, two.dir_fd, two.name)
+                raise
+        try:
+            kept = self._keep(self.stage.displaced, out, path, two, removal)
+        except PathError:
+            self._place_free(self.stage.displaced, out, one.dir_fd, one.name)
+            swap(one.dir_fd, one.name, two.dir_fd, two.name)
+            raise
+        self.record.forget_tree(removal, step.new)
+        self.record.db.begin()
+        self.index.drop_name(step.old)
+        self.record.refresh(step.node, [step.new])
+        self.record.touched.update((step.old[0], step.new[0]))
+        return Result(step, Status.DONE, kept=kept)
+
+    def _exchange(self, i: int, step: Exchange) -> Result:
+        one, two = self.look.at(step.old, step.node), self.look.at(step.new, step.other)
+        swap(one.dir_fd, one.name, two.dir_fd, two.name)
+        if (
+            self.look.handle(two.dir_fd, two.name) != one.handle
+            or self.look.handle(one.dir_fd, one.name) != two.handle
+        ):
+            swap(one.dir_fd, one.name, two.dir_fd, two.name)
+            raise StaleError("something else had one of the names")
+        self.record.db.begin()
+        self.index.drop_name(step.old)
+        self.index.drop_name(step.new)
+        self.record.refresh(step.node, [step.new])
+        self.record.refresh(step.other, [step.old])
+        self.record.touched.update((step.old[0], step.new[0]))
+        return Result(step, Status.DONE)
+
+    def _park(self, i: int, step: Park) -> Result:
+        looked = self.look.at(step.old, step.node)
+        out = self.outs[i]
+        self._place_free(looked.dir_fd, looked.name, self.stage.displaced, out)
+        if self.look.handle(self.stage.displaced, out) != looked.handle:
+            self._place_free(self.stage.displaced, out, looked.dir_fd, looked.name)
+            raise StaleError("something else had its name")
+        self.parked[step.node] = out
+        self.record.db.begin()
+        self.index.drop_name(step.old)
+        self.record.touched.add(step.old[0])
+        return Result(step, Status.DONE)
+
+    def _replace(self, i: int, step: Replace) -> Result:
+        staged = self.staged[i]
+        old = step.keep_node if step.keep is not None else step.node
+        first, *rest = step.places
+        path = self.index.place_path(first)
+        with self.look.guarded(first, old) as guard:
+            for place in rest:
+                self.look.at(place, old, content=True)
+            if step.keep is not None:
+                self._link_free(guard.looked, *self.directories.at(step.keep))
+            try:
+                self._near(i, first, lambda: self._swap_in(staged.spot, first, guard))
+            except (PathError, OSError):
+                self._undo_keep(step, guard)
+                raise
+            for place in rest:
+                self._follow(staged, first, place, guard)
+        kept = None
+        if step.keep is not None:
+            os.unlink(staged.name, dir_fd=staged.dir_fd)
+            self.record.touched.add(step.keep[0])
+        else:
+            try:
+                kept = self._keep(*staged.spot, path, guard.looked, step)
+            except PathError:
+                self._swap_back(staged, step.places)
+                raise
+        self.record.replaced(step, staged)
+        return Result(step, Status.DONE, size=staged.size, kept=kept, missed=staged.missed)
+
+    def _follow(self, staged: Staged, first: Place, place: Place, guard: Guard) -> None:
+        """Another name of a hard-link group gets the object that its first name has now.
+
+        What comes out is a link of the old object, which the stage still has.
+        """
+        temp = staged.dir_fd, Stage.name()
+        source_dir, source = self.directories.at(first)
+        os.link(source, temp[1], src_dir_fd=source_dir, dst_dir_fd=temp[0])
+        try:
+            self._swap_in(temp, place, guard)
+        finally:
+            os.unlink(temp[1], dir_fd=temp[0])
+
+    def _swap_back(self, staged: Staged, places: tuple[Place, ...]) -> None:
+        """The old version could not be kept: it takes its names again."""
+        first, *rest = [self.directories.at(place) for place in places]
+        for dir_fd, name in rest:
+            temp = staged.dir_fd, Stage.name()
+            os.link(staged.name, temp[1], src_dir_fd=staged.dir_fd, dst_dir_fd=temp[0])
+            swap(*temp, dir_fd, name)
+            os.unlink(temp[1], dir_fd=temp[0])
+        swap(*staged.spot, *first)
+
+    def _undo_keep(self, step: Replace, guard: Guard) -> None:
+        if step.keep is not None:
+            dir_fd, name = self.directories.at(step.keep)
+            with contextlib.suppress(StaleError):
+                if self.look.handle(dir_fd, name) == guard.looked.handle:
+                    os.unlink(name, dir_fd=dir_fd)
+
+    def _unlink(self, i: int, step: Unlink) -> Result:
+        looked, out = self._displace(i, step.place, step.node)
+        others = [p for p in self.index.places(step.node) if p != step.place]
+        alive = any(self._holds(place, looked.handle) for place in others)
+        if not alive:
+            self._put_back(out, looked)
+            raise StaleError("its other names are gone")
+        os.unlink(out[1], dir_fd=out[0])
+        self.record.db.begin()
+        self.index.drop_name(step.place)
+        self.record.refresh(step.node, others[:1])
+        self.record.touched.add(step.place[0])
+        return Result(step, Status.DONE)
+
+    def _holds(self, place: Place, handle: bytes) -> bool:
+        try:
+            return self.look.handle(*self.directories.at(place)) == handle
+        except StaleError:
+            return False
+
+    def _displace(
+        self, i: int, place: Place, node: NodeId
+    ) -> tuple[Looked, tuple[int, bytes]]:
+        """Take a name out of the tree; what came out is what was looked at, or goes back.
+
+        Returns:
+            What was looked at, and where it is now: in ``out/``, or beside its old name
+            where no rename leads out of its directory.
+        """
+        looked = self.look.at(place, node)
+        out = self.stage.displaced, self.outs[i]
+        try:
+            self._place_free(looked.dir_fd, looked.name, *out)
+        except OSError as error:
+            if not is_another_place(error):
+                raise
+            out = looked.dir_fd, TEMP_PREFIX + self.outs[i]
+            self.log.amend(i, near=place_to_row((place[0], out[1])))
+            self._place_free(looked.dir_fd, looked.name, *out)
+        if not self.look.same_object(*out, looked):
+            self._put_back(out, looked)
+            raise StaleError("somebody changed it at the same moment")
+        return looked, out
+
+    @staticmethod
+    def _put_back(out: tuple[int, bytes], looked: Looked) -> None:
+        try:
+            rename_noreplace(*out, looked.dir_fd, looked.name)
+        except FileExistsError:
+            # Somebody made a new one meanwhile: both are the user's, both stay.
+            beside = looked.name[:200] + b".recovered-" + out[1][-8:]
+            rename_noreplace(*out, looked.dir_fd, beside)
+
+    def _remove(self, i: int, step: Remove) -> Result:
+        path = self.index.place_path(step.place)
+        known = self.index.node(step.node)
+        if known is not None and known.kind is Kind.DIR:
+            if known.foreign and self._holds_more(step):
+                return Result(step, Status.SKIPPED, "kept: it holds files that are left alone")
+            looked, out = self._displace(i, step.place, step.node)
+            members = {node for _, node in step.members}
+            try:
+                look_through(self.look, *out, step.node, members)
+            except (PathError, OSError):
+                self._put_back(out, looked)
+                raise
+        else:
+            with self.look.guarded(step.place, step.node) as guard:
+                looked, out = self._displace(i, step.place, step.node)
+                if guard.somebody_waits():
+                    self._put_back(out, looked)
+                    raise StaleError("somebody opened it at the same moment")
+        try:
+            kept = self._keep(*out, path, looked, step)
+        except PathError:
+            self._put_back(out, looked)
+            raise
+        self.record.forget_tree(step, step.place)
+        return Result(step, Status.DONE, kept=kept)
+
+    def _holds_more(self, step: Remove) -> bool:
+        looked = self.look.at(step.place, step.node)
+        fd = os.open(looked.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=looked.dir_fd)
+        try:
+            return bool(os.listdir(fd))
+        finally:
+            os.close(fd)
+
+    def _set_attributes(self, i: int, step: SetAttributes) -> Result:
+        index = self.index
+        places = index.places(step.node)
+        if step.node != ROOT and not places:
+            raise StaleError("it is not there any more")
+        row = index.node(step.node)
+        looked = self.look.at(places[0] if places else (0, b""), step.node)
+        if row is None:
+            raise StaleError("it is not known any more")
+        found = read_xattrs(looked.dir_fd, looked.name)
+        now = attributes_of(looked.info, *found)
+        wanted = step.attributes
+        if row.kind is Kind.DIR:
+            wanted = replace(wanted, mtime_ns=now.mtime_ns)
+        if replace(now, mtime_ns=0) != replace(row.attributes, mtime_ns=0) or (
+            row.kind is not Kind.DIR and now.mtime_ns != row.attributes.mtime_ns
+        ):
+            raise StaleError("its attributes changed since it was observed")
+        missed = apply_attributes(looked.dir_fd, looked.name, row.kind, now, wanted)
+        self.record.db.begin()
+        self.record.attributes(step.node, row, looked, places, keep_time=row.kind is Kind.DIR)
+        return Result(step, Status.DONE, missed=tuple(missed))
+
