@@ -24,7 +24,7 @@ class _Filter(argparse.Action):
 
     def __call__(
         self,
-        parser: argparse.ArgumentParser,
+        _parser: argparse.ArgumentParser,
         namespace: argparse.Namespace,
         values: object,
         option_string: str | None = None,
@@ -77,10 +77,17 @@ def _session_options(p: argparse.ArgumentParser) -> None:
         default="batch",
         help="when data is made durable before it becomes visible (batch)",
     )
-    p.add_argument("--keep", metavar="90d", help="drop kept versions older than this from the store")
+    p.add_argument(
+        "--keep",
+        metavar="AGE",
+        default="90d",
+        help="drop kept versions older than this from the store: 90d, 12w, 1y or forever (90d)",
+    )
     p.add_argument("-v", "--verbose", action="store_true", help="one line per change")
     p.add_argument("-q", "--quiet", action="store_true", help="problems only")
-    p.add_argument("--json", action="store_true", help="one JSON object per line, the last a summary")
+    p.add_argument(
+        "--json", action="store_true", help="one JSON object per line, the last a summary"
+    )
     p.add_argument("--progress", action="store_true", help="show progress")
     p.add_argument("--stats", action="store_true", help="all counters in the closing summary")
 

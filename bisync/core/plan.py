@@ -161,6 +161,7 @@ class Plan:
     steps: tuple[list[Transition], list[Transition]] = field(default_factory=lambda: ([], []))
     ids: dict[int, tuple[NodeId | None, NodeId | None]] = field(default_factory=dict)
     # archive number -> what each side has of it now
+    archived: dict[int, int] = field(default_factory=dict)  # key -> archive number
     updates: list[Update] = field(default_factory=list)
     conflicts: list[Conflict] = field(default_factory=list)
     directory_times: list[DirectoryTime] = field(default_factory=list)

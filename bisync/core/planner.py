@@ -70,6 +70,7 @@ class _Planner:
             self.archive[key] = key if key > 0 else next(self.numbers.archive)
             both = [self.join.local_of[s].get(key) for s in SIDES]
             self.result.ids[self.archive[key]] = (both[0], both[1])
+        self.result.archived = self.archive
         for side in SIDES:
             self._side(side)
         self._updates()

@@ -49,9 +49,11 @@ class Ending:
     time_ns: int
     complete: bool
     pending: dict[NodeId, str]
-    conflicts: tuple[Quarrel, ...]
+    waiting: frozenset[str]  # ids of the conflicts that still wait
     deletions: tuple[tuple[int, int], ...]  # (column that asked, entries)
     entries: int
+    busy: tuple[str, ...] = ()  # paths that wait for their writers
+    keep_days: int | None = None  # kept versions older than this are dropped
 
 
 class Endpoint(ContentSource, Protocol):
@@ -60,6 +62,18 @@ class Endpoint(ContentSource, Protocol):
     @property
     def view(self) -> View:
         """Lookups in the side's index."""
+        ...
+
+    def is_empty(self) -> bool:
+        """Whether the tree holds nothing but what is the engine's own."""
+        ...
+
+    def looks_familiar(self) -> bool:
+        """Whether the tree is the one the index knows, going by names, sizes and times."""
+        ...
+
+    def directories(self, paths: set[bytes]) -> set[NodeId]:
+        """The directories at these paths, or the nearest above them that is known."""
         ...
 
     def hello(self) -> Hello:
@@ -89,7 +103,11 @@ class Endpoint(ContentSource, Protocol):
         ...
 
     def apply(
-        self, archive: Archive, steps: list[Transition], updates: dict[int, str], source: ContentSource
+        self,
+        archive: Archive,
+        steps: list[Transition],
+        updates: dict[int, str],
+        source: ContentSource,
     ) -> list[Result]:
         """Perform transitions, with content from the other side."""
         ...
@@ -122,8 +140,12 @@ class Endpoint(ContentSource, Protocol):
         """Nodes to look at in this run: marked since the last one, left over, or all."""
         ...
 
-    def finish(self, archive: Archive, ending: Ending) -> None:
-        """Record how a run ended: what is left, conflicts, deletions; forget read marks."""
+    def finish(self, archive: Archive, ending: Ending) -> list[str]:
+        """Record how a run ended: what is left, conflicts, deletions; forget read marks.
+
+        Returns:
+            What a person should hear about the store.
+        """
         ...
 
     def deletions_since(self, archive: Archive, side: int, time_ns: int) -> int:
@@ -136,6 +158,10 @@ class Endpoint(ContentSource, Protocol):
 
     def carry_out(self, archive: Archive, choice: Choice) -> str:
         """Bring the chosen version to its name on this side; return why not, "" if done."""
+        ...
+
+    def add_conflicts(self, archive: Archive, rows: list[Quarrel]) -> None:
+        """Put conflicts on this side's list."""
         ...
 
     def forget_conflicts(self, ids: Iterable[str]) -> None:

@@ -22,6 +22,7 @@ from bisync.fs.recovery import Recovered, recover
 from bisync.fs.replica import Options, Replica
 from bisync.fs.restore import Restorer, parent_of
 from bisync.fs.result import Result
+from bisync.fs.retention import drop_older
 from bisync.fs.walk import ScanResult
 from bisync.linux.boot import boot_id
 from bisync.linux.lease import Lease, probed
@@ -58,6 +59,14 @@ class LocalEndpoint:
             damaged=r.damaged,
             became_link=r.became_link,
         )
+
+    def is_empty(self) -> bool:
+        """Whether the index has no name at all."""
+        return self.replica.index.count() == 0
+
+    def directories(self, paths: set[bytes]) -> set[NodeId]:
+        """The directories at these paths, or the nearest above them that is known."""
+        return {self.replica.index.nearest_directory(path) for path in paths}
 
     def looks_familiar(self) -> bool:
         """Whether the tree is the one the index knows."""
@@ -294,6 +303,13 @@ class LocalEndpoint:
                     return path
             attempt += 1
 
+    def add_conflicts(self, archive: Archive, rows: list[Quarrel]) -> None:
+        """Put conflicts on the list."""
+        db = self.replica.database
+        db.begin()
+        self.replica.conflicts.add(archive.pair, rows)
+        db.commit()
+
     def forget_conflicts(self, ids: Iterable[str]) -> None:
         """Take conflicts off the list."""
         db = self.replica.database
@@ -303,8 +319,8 @@ class LocalEndpoint:
 
     # -- the end of a run ----------------------------------------------------
 
-    def finish(self, archive: Archive, ending: Ending) -> None:
-        """Record how a run ended."""
+    def finish(self, archive: Archive, ending: Ending) -> list[str]:
+        """Record how a run ended; drop what is old enough in the store."""
         r, pair = self.replica, archive.pair
         db = r.database
         assert r.marker is not None
@@ -314,11 +330,11 @@ class LocalEndpoint:
             "INSERT INTO pending VALUES(?,?,?)",
             [(pair, node, reason) for node, reason in ending.pending.items()],
         )
-        r.conflicts.record(pair, ending.conflicts)
         r.conflicts.forget(
             q.id
             for q in r.conflicts.rows(pair)
-            if q.kept_as is not None and r.index.find(q.kept_as) is None
+            if (q.waiting and q.id not in ending.waiting)
+            or (q.kept_as is not None and r.index.find(q.kept_as) is None)
         )
         db.execute("DELETE FROM deletion WHERE time_ns<?", (ending.time_ns - HOUR_NS,))
         db.many(
@@ -335,6 +351,23 @@ class LocalEndpoint:
         r.index.trim_marks(oldest)
         r.index.save_numbers()
         db.commit()
+        r.write_facts(archive.state(), ending.time_ns, ending.busy, len(ending.pending))
+        return [] if ending.keep_days is None else self._drop_older(ending.keep_days)
+
+    def _drop_older(self, days: int) -> list[str]:
+        store = self.replica.store
+        if not store.exists():
+            return []
+        dropped = drop_older(store, days, time.time_ns())
+        said = []
+        if dropped.versions:
+            store.flush()
+            said.append(f"{dropped.versions} kept versions older than {days} days were dropped")
+        if dropped.refused:
+            said.append(
+                f"{dropped.refused} kept versions older than {days} days may not be removed"
+            )
+        return said
 
     # -- what was displaced --------------------------------------------------
 

@@ -146,9 +146,7 @@ class Applier:
                 node, known = self.t.index.node(step.node), self.t.index.identity(step.node)
                 if node is None or known is None:
                     raise StaleError("it is not known any more")
-                self.staged[i] = Staged(
-                    self.t.stage.incoming, Stage.name(), known[0], node.content
-                )
+                self.staged[i] = Staged(self.t.stage.incoming, Stage.name(), known[0], node.content)
             case Remove() | Unlink() | Park():
                 self.outs[i] = Stage.name()
             case Move() if step.displaces is not None:
@@ -184,7 +182,9 @@ class Applier:
             row = [path.decode("latin-1"), info.st_size, info.st_mtime_ns, time.time_ns()]
             db.execute("INSERT OR REPLACE INTO displaced VALUES(?, ?)", (where, json.dumps(row)))
         if not self.t.fsync:
-            fresh = {step.node for i in done if isinstance(step := self.results[i].step, Make | Replace)}
+            fresh = {
+                step.node for i in done if isinstance(step := self.results[i].step, Make | Replace)
+            }
             db.many(
                 "INSERT OR REPLACE INTO unflushed VALUES(?, ?)",
                 [(node, self.t.boot) for node in fresh],
@@ -203,7 +203,7 @@ class Applier:
                 with contextlib.suppress(StaleError):  # gone or replaced: not ours any more
                     looked = self.look.at(places[0], node)
                     os.chmod(proc_path(self.t.directories.open(node)), mode)
-                    self.record.attributes(node, row, looked, places, keep_time=True)
+                    self.record.attributes(row, looked, places, keep_time=True)
             self.t.db.begin()
             self.t.db.execute("DELETE FROM softened WHERE node=?", (node,))
 
@@ -225,6 +225,6 @@ class Applier:
         if looked.info.st_mtime_ns != mtime_ns:
             os.utime(fd, ns=(mtime_ns, mtime_ns))
         self.t.db.begin()
-        self.record.attributes(node, row, looked, places, keep_time=False)
+        self.record.attributes(row, looked, places, keep_time=False)
         fresh = self.t.index.node(node)
         return None if fresh is None else fresh.attributes

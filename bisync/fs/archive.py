@@ -188,7 +188,9 @@ class Archive:
             (e.number, e.nonce, e.predecessor,
              chain_digest(self.state().digest, waiting.payload), self.pair),
         )  # fmt: skip
-        self.db.execute("INSERT OR REPLACE INTO chain VALUES(?,?,?)", (self.pair, e.number, e.nonce))
+        self.db.execute(
+            "INSERT OR REPLACE INTO chain VALUES(?,?,?)", (self.pair, e.number, e.nonce)
+        )
         self.db.execute(
             "DELETE FROM chain WHERE pair=? AND number<?", (self.pair, e.number - _HISTORY)
         )
@@ -282,13 +284,17 @@ def pair_states(db: Database, pair: int | None = None) -> list[PairState]:
         "cursor, incarnation, complete_ns FROM pair"
     )
     rows = db.execute(sql + (" WHERE id=?" if pair is not None else ""), (pair,) if pair else ())
-    return [
-        PairState(
-            r[0], r[1], r[2], r[3], r[4], Epoch(r[5], r[6], r[7]), bytes(r[8]), r[9], r[10], r[11],
-            r[12],
-        )  # fmt: skip
-        for r in rows.fetchall()
-    ]
+    return [_pair_state(row) for row in rows.fetchall()]
+
+
+def _pair_state(row: tuple) -> PairState:  # type: ignore[type-arg]
+    (pair, peer, column, location, identity, number, nonce, predecessor, digest, entries, cursor,
+     incarnation, complete_ns) = row  # fmt: skip
+    epoch = Epoch(number, nonce, predecessor)
+    return PairState(
+        pair, peer, column, location, identity, epoch, bytes(digest), entries, cursor,
+        incarnation, complete_ns,
+    )  # fmt: skip
 
 
 def add_pair(db: Database, *, peer: str, column: int, location: str, identity: str) -> int:

@@ -103,12 +103,8 @@ class ConflictList:
             raise UsageError(f"{which}: no such conflict; 'bisync conflicts' lists them")
         return fits[-1]
 
-    def record(self, pair: int, rows: Iterable[Quarrel]) -> None:
-        """Add the conflicts of a run; those that waited and were not met again are settled."""
-        rows = list(rows)
-        met = {row.id for row in rows}
-        settled = [q.id for q in self.rows(pair) if q.waiting and q.id not in met]
-        self.forget(settled)
+    def add(self, pair: int, rows: Iterable[Quarrel]) -> None:
+        """Add conflicts; one that waits replaces its own row of an earlier run."""
         self.db.many(
             "INSERT OR REPLACE INTO conflict VALUES(?,?,?,?)",
             [(row.id, pair, row.time_ns, json.dumps(row.to_json())) for row in rows],

@@ -53,9 +53,7 @@ def copy_object(from_fd: int, name: bytes, to_fd: int, to_name: bytes) -> None:
         raise
 
 
-def _copy_file(
-    from_fd: int, name: bytes, to_fd: int, to_name: bytes, info: os.stat_result
-) -> None:
+def _copy_file(from_fd: int, name: bytes, to_fd: int, to_name: bytes, info: os.stat_result) -> None:
     source = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=from_fd)
     try:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -90,9 +88,7 @@ def _copy_below(from_fd: int, name: bytes, to_fd: int, to_name: bytes) -> None:
         os.close(source)
 
 
-def _dress(
-    from_fd: int, name: bytes, to_fd: int, to_name: bytes, info: os.stat_result
-) -> None:
+def _dress(from_fd: int, name: bytes, to_fd: int, to_name: bytes, info: os.stat_result) -> None:
     """All attributes, as far as we may set them; what is missed is no reason to keep nothing."""
     wanted = attributes_of(info, *read_xattrs(from_fd, name))
     made = os.stat(to_name, dir_fd=to_fd, follow_symlinks=False) if to_name else os.fstat(to_fd)

@@ -175,6 +175,20 @@ class Index:
             node = row[0]
         return node
 
+    def nearest_directory(self, path: bytes) -> NodeId:
+        """The directory at a path, or the nearest one above it that the index knows."""
+        node = ROOT
+        for name in path.split(b"/") if path else ():
+            row = self.db.execute(
+                "SELECT node FROM name JOIN node ON node.id=name.node "
+                "WHERE name.parent=? AND name.name=? AND node.kind=?",
+                (node, name, int(Kind.DIR)),
+            ).fetchone()
+            if row is None:
+                break
+            node = row[0]
+        return node
+
     def listing(self, parent: NodeId) -> dict[bytes, tuple[NodeId, bytes]]:
         """name -> (node, stamp) of one directory."""
         return {
@@ -276,8 +290,8 @@ def _row(node: Node, handle: bytes, ino: int) -> tuple[object, ...]:
     c, a = node.content, node.attributes
     return (
         node.id, c.kind, handle, ino, c.size, c.rdev, c.digest, c.target, a.mode, a.uid,
-        a.gid, _time(a.mtime_ns), _time(node.ctime_ns), xattrs_to_text(a.xattrs, a.acl), node.version,
-        node.nlink, int(node.foreign),
+        a.gid, _time(a.mtime_ns), _time(node.ctime_ns), xattrs_to_text(a.xattrs, a.acl),
+        node.version, node.nlink, int(node.foreign),
     )  # fmt: skip
 
 

@@ -89,9 +89,7 @@ class ResultLog:
             "SELECT payload FROM result WHERE seq=?", (self.rows[i],)
         ).fetchone()
         row = {**json.loads(text), **fields}
-        self.db.execute(
-            "UPDATE result SET payload=? WHERE seq=?", (json.dumps(row), self.rows[i])
-        )
+        self.db.execute("UPDATE result SET payload=? WHERE seq=?", (json.dumps(row), self.rows[i]))
         self.db.commit()
 
     def conclude(self, failed: list[int]) -> None:
@@ -99,9 +97,7 @@ class ResultLog:
         self.db.many("DELETE FROM result WHERE seq=?", [(self.rows[i],) for i in failed])
         self.db.execute("UPDATE result SET done=1 WHERE pair=? AND done=0", (self.pair,))
 
-    def _intent(
-        self, step: Transition, staged: Staged | None, out: bytes | None
-    ) -> dict[str, Any]:
+    def _intent(self, step: Transition, staged: Staged | None, out: bytes | None) -> dict[str, Any]:
         """What recovery needs to tell whether the step was performed, and to finish it."""
         row: dict[str, Any] = {
             "op": type(step).__name__,

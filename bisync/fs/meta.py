@@ -151,9 +151,7 @@ def _apply_xattrs(missed: list[str], path: bytes, now: XAttrs, wanted: XAttrs) -
             )
 
 
-def _apply_to_symlink(
-    dir_fd: int, name: bytes, now: Attributes, wanted: Attributes
-) -> list[str]:
+def _apply_to_symlink(dir_fd: int, name: bytes, now: Attributes, wanted: Attributes) -> list[str]:
     missed: list[str] = []
     if (now.uid, now.gid) != (wanted.uid, wanted.gid):
         owner = (wanted.uid, wanted.gid)
@@ -163,7 +161,5 @@ def _apply_to_symlink(
             lambda: os.chown(name, *owner, dir_fd=dir_fd, follow_symlinks=False),
         )
     times = (wanted.mtime_ns, wanted.mtime_ns)
-    _try(
-        missed, "time", lambda: os.utime(name, ns=times, dir_fd=dir_fd, follow_symlinks=False)
-    )
+    _try(missed, "time", lambda: os.utime(name, ns=times, dir_fd=dir_fd, follow_symlinks=False))
     return missed

@@ -83,7 +83,7 @@ class Performer:
             case Move():
                 return self._move(i, step)
             case Exchange():
-                return self._exchange(i, step)
+                return self._exchange(step)
             case Park():
                 return self._park(i, step)
             case Replace():
@@ -93,7 +93,7 @@ class Performer:
             case Remove():
                 return self._remove(i, step)
             case SetAttributes():
-                return self._set_attributes(i, step)
+                return self._set_attributes(step)
 
     @staticmethod
     def _place_free(dir_fd: int, name: bytes, new_dir: int, new: bytes) -> None:
@@ -144,9 +144,7 @@ class Performer:
         remove_object(*old)
         act()
 
-    def _put_over(
-        self, i: int, staged: Staged, place: Place, removal: Remove
-    ) -> bytes | None:
+    def _put_over(self, i: int, staged: Staged, place: Place, removal: Remove) -> bytes | None:
         """Exchange a staged object with what must go, then keep what came out."""
         path = self.index.place_path(place)
         with self.look.guarded(place, removal.node) as guard:
@@ -287,7 +285,7 @@ class Performer:
         self.record.touched.update((step.old[0], step.new[0]))
         return Result(step, Status.DONE, kept=kept)
 
-    def _exchange(self, i: int, step: Exchange) -> Result:
+    def _exchange(self, step: Exchange) -> Result:
         one, two = self.look.at(step.old, step.node), self.look.at(step.new, step.other)
         swap(one.dir_fd, one.name, two.dir_fd, two.name)
         if (
@@ -397,9 +395,7 @@ class Performer:
         except StaleError:
             return False
 
-    def _displace(
-        self, i: int, place: Place, node: NodeId
-    ) -> tuple[Looked, tuple[int, bytes]]:
+    def _displace(self, i: int, place: Place, node: NodeId) -> tuple[Looked, tuple[int, bytes]]:
         """Take a name out of the tree; what came out is what was looked at, or goes back.
 
         Returns:
@@ -459,13 +455,15 @@ class Performer:
 
     def _holds_more(self, step: Remove) -> bool:
         looked = self.look.at(step.place, step.node)
-        fd = os.open(looked.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=looked.dir_fd)
+        fd = os.open(
+            looked.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=looked.dir_fd
+        )
         try:
             return bool(os.listdir(fd))
         finally:
             os.close(fd)
 
-    def _set_attributes(self, i: int, step: SetAttributes) -> Result:
+    def _set_attributes(self, step: SetAttributes) -> Result:
         index = self.index
         places = index.places(step.node)
         if step.node != ROOT and not places:
@@ -485,6 +483,5 @@ class Performer:
             raise StaleError("its attributes changed since it was observed")
         missed = apply_attributes(looked.dir_fd, looked.name, row.kind, now, wanted)
         self.record.db.begin()
-        self.record.attributes(step.node, row, looked, places, keep_time=row.kind is Kind.DIR)
+        self.record.attributes(row, looked, places, keep_time=row.kind is Kind.DIR)
         return Result(step, Status.DONE, missed=tuple(missed))
-

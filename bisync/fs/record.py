@@ -26,9 +26,7 @@ class Recorder:
         self.directories = look.directories
         self.touched: set[NodeId] = set()  # directories whose names changed
 
-    def made(
-        self, node: NodeId, place: Place, staged: Staged, wanted: Attributes
-    ) -> None:
+    def made(self, node: NodeId, place: Place, staged: Staged, wanted: Attributes) -> None:
         dir_fd, name = self.directories.at(place)
         info = self.look.stat(dir_fd, name)
         if staged.missed:
@@ -122,9 +120,13 @@ class Recorder:
         self.touched.add(place[0])
 
     def attributes(
-        self, node: NodeId, row: Node, looked: Looked, places: list[Place], *, keep_time: bool
+        self, row: Node, looked: Looked, places: list[Place], *, keep_time: bool
     ) -> None:
-        info = os.fstat(looked.dir_fd) if not looked.name else self.look.stat(looked.dir_fd, looked.name)
+        info = (
+            os.fstat(looked.dir_fd)
+            if not looked.name
+            else self.look.stat(looked.dir_fd, looked.name)
+        )
         found = read_xattrs(looked.dir_fd, looked.name)
         attributes = attributes_of(info, *found)
         if keep_time:
@@ -134,4 +136,3 @@ class Recorder:
         if not keep_time:
             for place in places:
                 self.index.set_stamp(place, stamp(info))
-

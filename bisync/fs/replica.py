@@ -12,7 +12,6 @@ import socket
 import stat
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from bisync.core.ignore import reserved
 from bisync.core.node import Kind, NodeId
@@ -23,6 +22,8 @@ from bisync.fs.archive import PairState, pair_states
 from bisync.fs.conflicts import ConflictList
 from bisync.fs.content import Chunk, Version, read_version
 from bisync.fs.database import FORMAT, Database, StateDamagedError, is_sound
+from bisync.fs.facts import FILE as FACTS
+from bisync.fs.facts import PairFacts, RootFacts, facts
 from bisync.fs.index import Index
 from bisync.fs.meta import owned_like
 from bisync.fs.root import OPEN_DIR, Directories, Root
@@ -483,6 +484,22 @@ class Replica:
             index.distrust(node)  # a file with a writer is never clean
         return version
 
+    def write_facts(self, pair: PairState, ended_ns: int, busy: tuple[str, ...], left: int) -> None:
+        """Say of a pair what can be read without its peer and without the lock."""
+        assert self.marker is not None
+        fresh = PairFacts(
+            pair.peer, pair.location, pair.epoch.number, pair.epoch.nonce, pair.entries,
+            pair.complete_ns, ended_ns, busy, left,
+        )  # fmt: skip
+        path = os.fsdecode(self.path)
+        try:
+            known = facts(self.path, state=os.path.dirname(self._database_path))
+        except UsageError:
+            known = RootFacts(path, "", "")
+        now = replace(known, path=path, replica=self.marker.replica,
+                      incarnation=self.marker.incarnation).with_pair(fresh)  # fmt: skip
+        self._write(FACTS.encode(), json.dumps(now.to_json(), indent=1).encode() + b"\n")
+
     def pairs(self) -> list[PairState]:
         """The pairs this replica belongs to."""
         return [] if self.db is None else pair_states(self.db)
@@ -525,24 +542,3 @@ def find_root(start: bytes, state_dir: str | None = None) -> bytes:
 def state_name(root: bytes) -> bytes:
     """The name of a root's state folder below ``--state-dir``."""
     return digest_of(root)[:16].hex().encode()
-
-
-def replica_facts(replica: Replica) -> dict[str, Any]:
-    """What can be said about a root without its peer: epochs, last complete time."""
-    return {
-        "path": os.fsdecode(replica.path),
-        "replica": None if replica.marker is None else replica.marker.replica,
-        "pairs": [
-            {
-                "peer": p.peer,
-                "location": p.location,
-                "epoch": p.epoch.number,
-                "nonce": p.epoch.nonce,
-                "entries": p.entries,
-                "complete_ns": p.complete_ns,
-            }
-            for p in replica.pairs()
-        ],
-    }
-
-

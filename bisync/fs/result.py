@@ -16,7 +16,6 @@ class Status(Enum):
     SKIPPED = "skipped"  # deliberately left, e.g. a directory that holds ignored files
 
 
-
 @dataclass(frozen=True, slots=True)
 class Result:
     """One transition and how it ended."""

@@ -5,6 +5,7 @@ result log names it durably; so an entry the log does not know was never used. `
 holds what was displaced and is on its way to the store, and parked nodes.
 """
 
+import contextlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -79,8 +80,6 @@ class Stage:
 
 
 def _make_dir(parent: int, name: bytes) -> int:
-    try:
+    with contextlib.suppress(FileExistsError):
         os.mkdir(name, 0o700, dir_fd=parent)
-    except FileExistsError:
-        pass
     return os.open(name, OPEN_DIR, dir_fd=parent)

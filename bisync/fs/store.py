@@ -10,8 +10,10 @@ import errno
 import json
 import logging
 import os
+import re
 import stat
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,7 @@ _MARKER = b".store"
 _MANIFEST = b".manifest"
 _ROLL = 8 << 20  # bytes after which a new manifest file begins
 _SETID = 0o6000
+_DAY = re.compile(rb"\d{4}-\d\d-\d\d")
 _CAPABILITY = b"security.capability"
 log = logging.getLogger(__name__)
 
@@ -52,7 +55,7 @@ class Store:
         self._replica = replica
         self._fd = -1
         self._manifest = -1
-        self._manifest_size = 0
+        self._torn = False  # the last line of the manifest was cut off
         self._touched: dict[int, None] = {}
         self._open_dirs: dict[bytes, int] = {}
 
@@ -111,7 +114,7 @@ class Store:
                 break
             os.close(fd)
             number += 1
-        self._manifest, self._manifest_size = fd, size
+        self._manifest = fd
         if size and os.pread(fd, 1, size - 1) != b"\n":
             os.write(fd, b"\n")  # a line torn by a crash stays one bad line
 
@@ -133,20 +136,31 @@ class Store:
         day = time.strftime("%Y-%m-%d")
         try:
             info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-            parent, where = self._place(dir_fd, name, path, day, copy=copy)
+            parent, where, copied = self._place(dir_fd, name, path, day, copy=copy)
+            target = where.rsplit(b"/", 1)[1]
+            try:
+                self._record(path, where, info, {**record, **_powers(parent, target, info)})
+            except OSError:
+                if copied:
+                    remove_object(parent, target)
+                else:
+                    rename_noreplace(parent, target, dir_fd, name)
+                raise
+            if copied:
+                os.fsync(parent)
+                remove_object(dir_fd, name)
         except OSError as error:
             raise PathError(f"cannot keep the old version: {error.strerror}") from error
-        armed = _disarm(parent, where.rsplit(b"/", 1)[1], info)
-        self._record(path, where, info, {**record, **armed})
+        _disarm(parent, target, info)
         return Kept(where, day)
 
     def _place(
         self, dir_fd: int, name: bytes, path: bytes, day: str, *, copy: bool
-    ) -> tuple[int, bytes]:
-        """Give an object its place in the store: (directory, path below the store).
+    ) -> tuple[int, bytes, bool]:
+        """Give an object its place: (directory, path below the store, whether it is a copy).
 
-        By a rename; a copy, flushed before the original goes, where its inode has other
-        names or the store is another quota project, encryption policy or file system.
+        By a rename; by a copy where its inode has other names, or the store is another
+        quota project, encryption policy or file system.
         """
         parent, base, prefix = self._folder(path, day)
         number = 1
@@ -155,11 +169,9 @@ class Store:
             try:
                 if copy:
                     copy_object(dir_fd, name, parent, target)
-                    os.fsync(parent)
-                    remove_object(dir_fd, name)
                 else:
                     rename_noreplace(dir_fd, name, parent, target)
-                return parent, prefix + target
+                return parent, prefix + target, copy
             except FileExistsError:
                 number += 1
             except OSError as error:
@@ -208,7 +220,9 @@ class Store:
                 os.close(fd)
                 del self._open_dirs[path]
 
-    def _record(self, path: bytes, where: bytes, info: os.stat_result, record: dict[str, Any]) -> None:
+    def _record(
+        self, path: bytes, where: bytes, info: os.stat_result, record: dict[str, Any]
+    ) -> None:
         line = {
             "time_ns": time.time_ns(),
             "path": display(path),
@@ -220,8 +234,61 @@ class Store:
             "mtime_ns": info.st_mtime_ns,
             **record,
         }
+        self._write_line(line)
+
+    def _write_line(self, line: dict[str, Any]) -> None:
         data = json.dumps(line, separators=(",", ":")).encode() + b"\n"
-        os.write(self._manifest, data)
+        if self._torn:
+            data = b"\n" + data  # what a full disk cut off stays one bad line
+        written = os.write(self._manifest, data)
+        self._torn = written != len(data)
+        if self._torn:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def note(self, record: dict[str, Any]) -> None:
+        """Add a line to the manifest that is about no version."""
+        self._open()
+        self._write_line({"time_ns": time.time_ns(), **record})
+
+    def exists(self) -> bool:
+        """Whether there is a store yet."""
+        try:
+            os.stat(self._name, dir_fd=self._base_fd, follow_symlinks=False)
+        except OSError:
+            return False
+        return True
+
+    def days(self) -> list[bytes]:
+        """The names of the days that have a folder."""
+        if not self.exists():
+            return []
+        names = map(os.fsencode, os.listdir(self._open()))
+        return sorted(name for name in names if _DAY.fullmatch(name))
+
+    def manifests(self) -> Iterator[bytes]:
+        """The content of every manifest, one after the other."""
+        folder = os.open(_MANIFEST, OPEN_DIR, dir_fd=self._open())
+        try:
+            for name in sorted(map(os.fsencode, os.listdir(folder))):
+                with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder), "rb") as file:
+                    yield file.read()
+        finally:
+            os.close(folder)
+
+    def tidy(self, path: bytes) -> None:
+        """Remove the folders above a removed version that are empty now."""
+        while b"/" in path:
+            path = path.rpartition(b"/")[0]
+            try:
+                fd, name = self.open_kept(path)
+            except OSError:
+                return
+            try:
+                os.rmdir(name, dir_fd=fd)
+            except OSError:
+                return  # something else is still in it
+            finally:
+                os.close(fd)
 
     def flush(self) -> None:
         """Make the manifest and the touched folders durable."""
@@ -252,27 +319,34 @@ class Store:
         self._fd = self._manifest = -1
 
 
-def _disarm(dir_fd: int, name: bytes, info: os.stat_result) -> dict[str, str]:
-    """A kept program must not keep its powers: no set-id bits, no capabilities.
-
-    Returns:
-        What the manifest should remember of them.
-    """
-    if not stat.S_ISREG(info.st_mode) or not info.st_mode & (_SETID | 0o111):
+def _powers(dir_fd: int, name: bytes, info: os.stat_result) -> dict[str, str]:
+    """What the manifest should remember of a program's capabilities."""
+    if not stat.S_ISREG(info.st_mode) or not info.st_mode & 0o111:
         return {}
+    try:
+        path = proc_path(dir_fd, name)
+        return {"capability": os.getxattr(path, _CAPABILITY, follow_symlinks=False).hex()}
+    except OSError as error:
+        if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+            raise
+        return {}
+
+
+def _disarm(dir_fd: int, name: bytes, info: os.stat_result) -> None:
+    """A kept program must not keep its powers: no set-id bits, no capabilities."""
+    if not stat.S_ISREG(info.st_mode) or not info.st_mode & (_SETID | 0o111):
+        return
     fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
         path = proc_path(fd)
         if info.st_mode & _SETID:
             os.chmod(path, stat.S_IMODE(info.st_mode) & ~_SETID)
-        capability = os.getxattr(path, _CAPABILITY)
-        os.removexattr(path, _CAPABILITY)
-        return {"capability": capability.hex()}
+        if info.st_mode & 0o111:
+            os.removexattr(path, _CAPABILITY)
     except OSError as error:
         if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
             # It is safe in the store, which nobody else can enter; that it still has its
             # powers there is worth a line, not the loss of the version.
             log.warning("kept-still-armed path=%s reason=%s", display(name), error)
-        return {}
     finally:
         os.close(fd)

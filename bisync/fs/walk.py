@@ -18,11 +18,12 @@ from dataclasses import dataclass, field, replace
 
 from bisync.core.ignore import Matcher, reserved
 from bisync.core.node import ROOT, Content, Kind, Node, NodeId, Place
-from bisync.core.path import STATE_DIR, TEMP_PREFIX
-from bisync.errors import StaleError
+from bisync.core.path import STATE_DIR, TEMP_PREFIX, display
+from bisync.errors import HaltError, StaleError
 from bisync.fs.index import NO_STAMP, Index, stamp_of
 from bisync.fs.meta import attributes_of, kind_of, read_xattrs
 from bisync.fs.root import OPEN_DIR, Directories, Root, is_a_root
+from bisync.linux.encryption import can_encrypt, is_encrypted, is_locked
 from bisync.linux.handle import open_by_handle
 
 _RACY_NS = 50_000_000  # a change in the same clock tick as the look leaves no trace
@@ -82,6 +83,7 @@ class Scanner:
         self._now = 0
         self._lost: dict[NodeId, list[Place]] = {}
         self._fresh = index.node(ROOT) is None  # nothing to look up yet
+        self._may_encrypt = can_encrypt(root.fd)
 
     # -- entry points --------------------------------------------------------
 
@@ -158,6 +160,14 @@ class Scanner:
             self.result.problems.append(Problem(path, reason, "boundary"))
             self._set_foreign(node, foreign=True)
             return []
+        if self._is_locked(fd):
+            if node == ROOT:
+                raise HaltError("the root is encrypted and locked; unlock it first")
+            self.result.problems.append(
+                Problem(path, "encrypted and locked; left alone", "boundary")
+            )
+            self._set_foreign(node, foreign=True)
+            return []
         known = self.index.listing(node)
         prefix = path + b"/" if path else b""
         at_root = node == ROOT
@@ -219,6 +229,8 @@ class Scanner:
         except OSError as error:
             self._problem(path, f"cannot list: {error.strerror}")
             return subdirs
+        if self._is_locked(fd):
+            raise HaltError(f"{display(path)}: was locked while it was listed; nothing was touched")
         for name, (gone, _) in known.items():
             self._lose((node, name), gone)
         self.result.entries += count
@@ -233,6 +245,10 @@ class Scanner:
                     os.close(below)
             return []
         return subdirs
+
+    def _is_locked(self, fd: int) -> bool:
+        """Whether a directory's names are not its real ones just now."""
+        return self._may_encrypt and is_encrypted(fd) and is_locked(fd)
 
     # -- looking -------------------------------------------------------------
 
@@ -472,4 +488,3 @@ class Scanner:
             if self.rules.matcher.ignores(above, is_dir=i < len(parts) - 1):
                 return True
         return False
-

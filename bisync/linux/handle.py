@@ -27,9 +27,7 @@ _name_to_handle_at = function(
     ctypes.c_void_p,
     ctypes.c_int,
 )
-_open_by_handle_at = function(
-    "open_by_handle_at", ctypes.c_int, ctypes.c_void_p, ctypes.c_int
-)
+_open_by_handle_at = function("open_by_handle_at", ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
 _statx = function(
     "statx", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p
 )

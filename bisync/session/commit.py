@@ -107,7 +107,9 @@ class Ledger:
         for archive in self.archives:
             archive.forget_ids(archive.column(older))
             archive.reset_cursor()
-        return [f"{path}: restored; going on from the {'older' if source is older else 'newer'} state"]
+        return [
+            f"{path}: restored; going on from the {'older' if source is older else 'newer'} state"
+        ]
 
     def clear(self) -> None:
         """Forget everything agreed, on both sides."""
@@ -121,7 +123,9 @@ class Ledger:
         failed = recovered[0].failed | recovered[1].failed
         rows = []
         known = {key for r in recovered for key in r.updates}
-        parents = self.lead.nodes({p for r in recovered for u, _ in r.updates.values() for p, _ in u.names})
+        parents = self.lead.nodes(
+            {p for r in recovered for u, _ in r.updates.values() for p, _ in u.names}
+        )
         done: set[int] = set()
         for r in recovered:
             for key, (update, versions) in r.updates.items():
@@ -151,5 +155,3 @@ def open_ledger(sides: tuple[Endpoint, Endpoint], hellos: tuple[Hello, Hello]) -
             sides[1].archive(hellos[0], column=columns[1], flipped=flipped),
         )
     )
-
-

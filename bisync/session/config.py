@@ -42,7 +42,7 @@ class Config:
     devices: bool = False  # carry device nodes
     store: bytes = STORE_DIR  # the rollback store's path below each root
     state_dir: str | None = None  # holds the state folders instead of the roots
-    keep_days: int | None = None  # drop kept versions older than this; None: keep all
+    keep_days: int | None = 90  # drop kept versions older than this; None: keep all
     fsync: Fsync = Fsync.BATCH
     workers: int = 2  # threads that read, hash and flush
     chunk: int = 2000  # marks decided at a time; bounds memory

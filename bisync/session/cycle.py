@@ -6,8 +6,8 @@ the guard has seen how many they are.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 from bisync.core.closure import close
 from bisync.core.conflict import Conflict
@@ -40,13 +40,6 @@ from bisync.session.report import ACTIONS, Change, Listener, Met, Progress, Repo
 _ROUNDS = 4  # how often what moved under our hands is looked at again
 
 
-@dataclass(slots=True)
-class Unfinished:
-    """Nodes of one side that the next run must look at again, with the reason."""
-
-    nodes: dict[NodeId, str] = field(default_factory=dict)
-
-
 class Cycle:
     """One run over two observed sides."""
 
@@ -58,6 +51,7 @@ class Cycle:
         config: Config,
         report: Report,
         listener: Listener,
+        note: Callable[[list[tuple[Conflict, bytes | None]]], None],
         *,
         dry: bool,
     ) -> None:
@@ -67,6 +61,7 @@ class Cycle:
         self.config = config
         self.report = report
         self.tell = listener
+        self.note = note  # records decided conflicts, each with where its loser is kept
         self.dry = dry
         self.numbers = Numbers(
             (sides[0].numbers(), sides[1].numbers()), itertools.count(ledger.lead.next_key())
@@ -74,10 +69,10 @@ class Cycle:
         self.settled: tuple[set[NodeId], set[NodeId]] = (set(), set())
         self.again: tuple[set[NodeId], set[NodeId]] = (set(), set())
         self.stale: tuple[dict[NodeId, str], dict[NodeId, str]] = ({}, {})
-        self.unfinished = (Unfinished(), Unfinished())
+        self.unfinished: tuple[dict[NodeId, str], dict[NodeId, str]] = ({}, {})  # for the next run
         self.withheld: tuple[dict[NodeId, int], dict[NodeId, int]] = ({}, {})
         self.times: dict[int, DirectoryTime] = {}
-        self.conflicts: list[tuple[Conflict, bytes | None]] = []
+        self.waiting: list[Conflict] = []  # conflicts that nobody decided
         self.attribute_notes: set[tuple[int, str]] = set()
         self.planned: set[Change] = set()
         self.moved: set[tuple[Side, NodeId]] = set()
@@ -96,7 +91,7 @@ class Cycle:
     def repeat(self) -> None:
         """Observe again what had changed under our hands, and decide it anew."""
         for _ in range(_ROUNDS):
-            if self.dry or not any(self.again) and not any(self.stale):
+            if self.dry or (not any(self.again) and not any(self.stale)):
                 return
             again, stale = self.again, self.stale
             self.again, self.stale = (set(), set()), ({}, {})
@@ -113,7 +108,7 @@ class Cycle:
         for side in SIDES:
             for node, reason in self.stale[side].items():
                 self._met(side, "busy", node, f"it keeps changing: {reason}")
-                self.unfinished[side].nodes[node] = reason
+                self.unfinished[side][node] = reason
 
     def remove(self, side: Side) -> None:
         """Do the removals on one side that waited."""
@@ -146,12 +141,8 @@ class Cycle:
         results = self._apply(plan)
         self._settle(plan, results)
 
-    def _decide_inputs(
-        self, marks: tuple[set[NodeId], set[NodeId]]
-    ) -> tuple[Join, dict[int, str]]:
-        agreed, parts = close(
-            self.ledger.lead, (self.sides[0].view, self.sides[1].view), marks
-        )
+    def _decide_inputs(self, marks: tuple[set[NodeId], set[NodeId]]) -> tuple[Join, dict[int, str]]:
+        agreed, parts = close(self.ledger.lead, (self.sides[0].view, self.sides[1].view), marks)
         joined = join(agreed, parts)
         wanted = wanted_digests(joined, presume=self.rules.presume)
         if not any(wanted):
@@ -163,7 +154,7 @@ class Cycle:
                     self.stale[side][read.node] = read.reason
                 elif read.status != "read":
                     self._met(side, read.status, read.node, read.reason)
-                    self.unfinished[side].nodes[read.node] = read.reason
+                    self.unfinished[side][read.node] = read.reason
                 if read.status != "read":
                     waiting.append((side, read.node, read.reason))
             for node, fresh in self.sides[side].nodes(wanted[side]).items():
@@ -189,7 +180,7 @@ class Cycle:
         for conflict in plan.conflicts:
             if conflict.winner is None:
                 self.report.waiting += 1
-                self.conflicts.append((conflict, None))
+                self.waiting.append(conflict)
             self.report.conflicts += 1
             self.report.conflict_list.append(conflict)
             self.tell(conflict)
@@ -197,10 +188,10 @@ class Cycle:
             self.tell(Met("", "note", path, text))
         for side in SIDES:
             for node in plan.held_nodes[side]:
-                self.unfinished[side].nodes.setdefault(node, "held")
+                self.unfinished[side].setdefault(node, "held")
         for side, node, reason in plan.blocked:
             self._met(side, "problem", node, reason)
-            self.unfinished[side].nodes[node] = reason
+            self.unfinished[side][node] = reason
         known = joined.agreed.nodes
         self.report.presumed += sum(u.presumed and u.key not in known for u in plan.updates)
 
@@ -239,14 +230,18 @@ class Cycle:
         for time_ in plan.directory_times:
             self.times.setdefault(time_.key, time_)
         self.ledger.commit(self._rows(updates))
+        self._note_conflicts(plan, results)
+
+    def _note_conflicts(self, plan: Plan, results: list[Result]) -> None:
+        found: list[tuple[Conflict, bytes | None]] = []
         for conflict in plan.conflicts:
-            if conflict.winner is None:
-                continue
-            kept = next(
-                (r.kept for r in results if r.kept is not None and conflict.key in keys_of(r.step)),
-                None,
-            )
-            self.conflicts.append((conflict, kept))
+            if conflict.path in self.rules.decisions:
+                continue  # a person decided it and knows
+            key = plan.archived.get(conflict.key, conflict.key)
+            kept = (r.kept for r in results if r.kept is not None and key in keys_of(r.step))
+            found.append((conflict, next(kept, None)))
+        if found:
+            self.note(found)
 
     def _rows(self, updates: list[Update]) -> list[str]:
         """Rows for the archive, with what each side really holds now."""
@@ -305,9 +300,7 @@ class Cycle:
                 attributes=(a, b),
             )
             rows.append(
-                self.ledger.row(
-                    update, (nodes[0][t.ids[0]].version, nodes[1][t.ids[1]].version)
-                )
+                self.ledger.row(update, (nodes[0][t.ids[0]].version, nodes[1][t.ids[1]].version))
             )
         self.ledger.commit(rows)
 
@@ -371,7 +364,7 @@ class Cycle:
         if self.report.add(met):
             self.tell(met)
         for s, node in self._nodes_of(step):
-            self.unfinished[s].nodes[node] = result.reason
+            self.unfinished[s][node] = result.reason
 
     def _nodes_of(self, step: Transition) -> Iterator[tuple[Side, NodeId]]:
         """What either side has of the nodes that a step is about."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from bisync.core.conflict import Conflict
+from bisync.core.node import Side
 from bisync.core.path import display
 from bisync.core.plan import Exchange, Link, Make, Move, Park, Remove, Replace, Transition, Unlink
 from bisync.fs.walk import Problem
@@ -95,6 +96,10 @@ class Report:
         self.met.append(met)
         return True
 
+    def busy_paths(self, side: Side) -> list[str]:
+        """The paths of one side that wait for their writers."""
+        return [display(m.path) for m in self.met if m.kind == "busy" and m.side == side.label]
+
     def finish(self) -> None:
         """Settle the time and the exit code; the worst of what happened wins."""
         self.elapsed_s = round(time.monotonic() - self._start, 3)
@@ -162,7 +167,12 @@ def event_to_json(event: Event) -> dict[str, Any]:
                 "reason": event.reason,
             }
         case Progress():
-            return {"type": "progress", "phase": event.phase, "done": event.done, "bytes": event.bytes}
+            return {
+                "type": "progress",
+                "phase": event.phase,
+                "done": event.done,
+                "bytes": event.bytes,
+            }
 
 
 ACTIONS: dict[type[Transition], str] = {

@@ -288,11 +288,6 @@ class MemoryReplica:
                 yield prefix + name, child
                 yield from self._paths(child, prefix + name + b"/")
 
-    def path_of(self, place):
-        for path, _ in self._paths(ROOT, b""):
-            pass
-        return place
-
 
 @dataclass
 class MemoryArchive:

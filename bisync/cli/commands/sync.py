@@ -45,9 +45,7 @@ def run(options: argparse.Namespace) -> int:
         stats=options.stats,
     )
     with output:
-        session = Session(
-            _root(options.alpha), _root(options.beta), config, listener=output.event
-        )
+        session = Session(_root(options.alpha), _root(options.beta), config, listener=output.event)
         report = session.run(dry=dry)
     if dry:
         report.exit_code = 25 if report.withheld else 0
@@ -114,13 +112,13 @@ def _limit(text: str | None) -> DeleteLimit:
     return DeleteLimit(count=int(number))
 
 
-def _days(text: str | None) -> int | None:
-    if text is None:
+def _days(text: str) -> int | None:
+    if text == "forever":
         return None
     number, unit = text[:-1], text[-1:]
     if text.isdecimal():
         number, unit = text, "d"
     factors = {"d": 1, "w": 7, "m": 30, "y": 365}
     if not number.isdecimal() or unit not in factors:
-        raise UsageError(f"--keep {text}: give a number of days like 90d (or w, m, y)")
+        raise UsageError(f"--keep {text}: give a number of days like 90d (or w, m, y), or forever")
     return int(number) * factors[unit]

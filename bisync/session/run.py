@@ -1,0 +1,338 @@
+"""The phases of one run, in order: relate, recover, observe, decide and apply, conclude."""
+
+import itertools
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from bisync.core.conflict import Conflict
+from bisync.core.node import ROOT, SIDES, NodeId, Side
+from bisync.core.plan import Update
+from bisync.core.resolve import Rules
+from bisync.core.safety import HOUR_NS, Wanted, withhold
+from bisync.delta.digest import digest_of
+from bisync.endpoint.interface import Ending, Endpoint, Hello
+from bisync.errors import Interrupted
+from bisync.fs.conflicts import Quarrel, Take
+from bisync.fs.recovery import Recovered
+from bisync.fs.walk import ScanResult
+from bisync.session.commit import Ledger, open_ledger
+from bisync.session.config import Config
+from bisync.session.cycle import Cycle
+from bisync.session.pairing import Relation, Start, relate
+from bisync.session.report import Listener, Met, Progress, Report, met_from
+
+_PROBE_NS = 10**9  # a writer caught while a file was displaced shows within this time
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """What two sides agreed on when they met; good for as long as both stay open."""
+
+    relation: Relation
+    hellos: tuple[Hello, Hello]
+    ledger: Ledger
+
+
+class Run:
+    """One run over two open sides."""
+
+    def __init__(
+        self,
+        sides: tuple[Endpoint, Endpoint],
+        config: Config,
+        report: Report,
+        listener: Listener,
+        *,
+        dry: bool,
+    ) -> None:
+        self.config = config
+        self.sides = sides
+        self.report = report
+        self.tell = listener
+        self.dry = dry
+        self.busy: tuple[list[str], list[str]] = ([], [])
+        self.forced: tuple[set[NodeId], set[NodeId]] = (
+            set(),
+            set(),
+        )  # looked at whatever marks say
+
+    def meet(self) -> Pairing:
+        """Relate the sides, and settle what an earlier run left half done."""
+        relation, hellos = self._relate()
+        return Pairing(relation, hellos, self._open_archive(relation, hellos))
+
+    def go(self, pairing: Pairing, only: tuple[set[bytes], set[bytes]] | None) -> None:
+        """Observe, decide, apply and conclude.
+
+        Args:
+            pairing: what :meth:`meet` returned, for these sides.
+            only: the directories of each side that may have changed; ``None``: any.
+        """
+        relation, hellos, ledger = pairing.relation, pairing.hellos, pairing.ledger
+        if not self.dry:
+            self._carry_out(ledger, hellos)
+        self._observe(only)
+
+        def note(found: list[tuple[Conflict, bytes | None]]) -> None:
+            self._note_conflicts(ledger, hellos, found)
+
+        cycle = Cycle(
+            self.sides,
+            ledger,
+            self._rules(relation, hellos, ledger),
+            self.config,
+            self.report,
+            self.tell,
+            note,
+            dry=self.dry,
+        )
+        deletions: list[tuple[int, int]] = []
+        stopped: Interrupted | None = None
+        try:
+            changed = (
+                itertools.chain(self.forced[0], self.sides[0].changed(ledger.archives[0])),
+                itertools.chain(self.forced[1], self.sides[1].changed(ledger.archives[1])),
+            )
+            cycle.run(changed)
+            cycle.repeat()
+            deletions = self._removals(cycle, ledger)
+            cycle.repeat()
+        except Interrupted as error:
+            stopped = error
+        cycle.set_times()
+        if not self.dry:
+            self._look_again(cycle)
+            self._finish(cycle, ledger, deletions, stopped=stopped is not None)
+        if stopped is not None:
+            raise stopped
+
+    def _say(self, text: str) -> None:
+        self.report.messages.append(text)
+        self.tell(Met("", "note", b"", text))
+
+    def _relate(self) -> tuple[Relation, tuple[Hello, Hello]]:
+        hellos = (self.sides[0].hello(), self.sides[1].hello())
+        familiar = [True, True]
+        for side in SIDES:
+            if hellos[side].known and hellos[side].recorded != hellos[side].root:
+                familiar[side] = self.sides[side].looks_familiar()
+        relation = relate(hellos, (familiar[0], familiar[1]), self.config)
+        for text in relation.messages:
+            self._say(text)
+        fresh = [
+            self.sides[side].establish(
+                new_identity=relation.new_identity[side],
+                new_incarnation=relation.new_incarnation[side],
+            )
+            for side in SIDES
+        ]
+        return relation, (fresh[0], fresh[1])
+
+    def _open_archive(self, relation: Relation, hellos: tuple[Hello, Hello]) -> Ledger:
+        hellos = (
+            replace(hellos[0], replica=hellos[0].replica or "alpha"),
+            replace(hellos[1], replica=hellos[1].replica or "beta"),
+        )
+        ledger = open_ledger(self.sides, hellos)
+        if self.dry:
+            if relation.start is Start.FIRST:
+                for archive in ledger.archives:
+                    archive.clear()
+            return ledger
+        recovered = (
+            self.sides[0].recover(ledger.archives[0]),
+            self.sides[1].recover(ledger.archives[1]),
+        )
+        if relation.start is Start.FIRST:
+            ledger.clear()
+            return ledger
+        ledger.settle()
+        for text in ledger.compare(self.config.after_restore, (hellos[0].path, hellos[1].path)):
+            self._say(text)
+        ledger.replay(recovered)
+        self._fetch_damaged(ledger, recovered)
+        for side in SIDES:
+            if relation.new_incarnation[side]:
+                for archive in ledger.archives:
+                    archive.db.begin()
+                    archive.forget_ids(archive.column(side))
+                    archive.reset_cursor()
+        return ledger
+
+    def _fetch_damaged(self, ledger: Ledger, recovered: tuple[Recovered, Recovered]) -> None:
+        """What a power cut took from one side is new on the other: it comes back from there."""
+        for side in SIDES:
+            keys = ledger.lead.by_side(side, recovered[side].damaged)
+            agreed = ledger.lead.nodes(keys.values())
+            ledger.commit(
+                [ledger.row(Update(key=key, names=frozenset()), (-1, -1)) for key in agreed]
+            )
+            for each in agreed.values():
+                there = each.ids[side.other]
+                if there is not None:
+                    self.forced[side.other].add(there)
+            for node in recovered[side].damaged:
+                self._say(f"{self.sides[side].hello().path}: a file was damaged by a power cut "
+                          f"(node {node}); it is kept aside and fetched again")  # fmt: skip
+
+    def _carry_out(self, ledger: Ledger, hellos: tuple[Hello, Hello]) -> None:
+        """Do what a person chose for conflicts that were decided: it is their edit."""
+        for side in SIDES:
+            for choice in self.sides[side].choices(ledger.archives[side]):
+                quarrel = choice.quarrel
+                if quarrel.waiting:
+                    continue
+                here = side
+                if quarrel.kept is not None and quarrel.loser_replica == hellos[side.other].replica:
+                    here = side.other
+                why_not = self.sides[here].carry_out(ledger.archives[here], choice)
+                if why_not:
+                    self._meet(Met(here.label, "problem", quarrel.path, f"conflict: {why_not}"))
+                    continue
+                for each in self.sides:
+                    each.forget_conflicts([quarrel.id])
+
+    def _meet(self, met: Met) -> None:
+        if self.report.add(met):
+            self.tell(met)
+
+    def _observe(self, only: tuple[set[bytes], set[bytes]] | None) -> None:
+        counted = [0, 0]
+
+        def scan(side: Side) -> ScanResult:
+            def progress(count: int) -> None:
+                counted[side] += count
+                self.tell(Progress("scan", sum(counted)))
+
+            nodes = None if only is None else self.sides[side].directories(only[side])
+            return self.sides[side].scan(nodes, progress)
+
+        if self.config.workers > 1:
+            with ThreadPoolExecutor(2) as pool:
+                results = list(pool.map(scan, SIDES))
+        else:
+            results = [scan(side) for side in SIDES]
+        for side, result in zip(SIDES, results, strict=True):
+            self.report.files_scanned += result.entries
+            for problem in result.problems:
+                self._meet(met_from(side.label, problem))
+
+    def _rules(self, relation: Relation, hellos: tuple[Hello, Hello], ledger: Ledger) -> Rules:
+        chosen: dict[bytes, Side | None] = {}
+        for side in SIDES:
+            for choice in self.sides[side].choices(ledger.archives[side]):
+                if choice.quarrel.waiting:
+                    winner = {Take.LIVE: side, Take.KEPT: side.other}.get(choice.take)
+                    chosen[choice.quarrel.path] = winner
+        return Rules(
+            policy=self.config.conflict,
+            replicas=(hellos[0].replica[:7] or "alpha", hellos[1].replica[:7] or "beta"),
+            presume=not self.config.checksum,
+            amnesia=(relation.new_incarnation[0], relation.new_incarnation[1]),
+            decisions=chosen,
+        )
+
+    def _removals(self, cycle: Cycle, ledger: Ledger) -> list[tuple[int, int]]:
+        """Let the guard judge each side's removals, then do them."""
+        now = time.time_ns()
+        done = []
+        for side in SIDES:
+            asking = side.other
+            count = sum(cycle.withheld[side].values())
+            if not count:
+                continue
+            column = ledger.lead.column(asking)
+            wanted = Wanted(
+                count=count,
+                done_this_hour=self.sides[side].deletions_since(
+                    ledger.archives[side], column, now - HOUR_NS
+                ),
+                entries=ledger.lead.state().entries,
+                emptied=self.sides[asking].is_empty(),
+            )
+            reason = None if self.config.yes else withhold(wanted, self.config.max_delete)
+            if reason is not None:
+                text = f"{reason}; approve with --yes"
+                self.report.withheld += count
+                self._meet(Met(side.label, "withheld", b"", text))
+                for node in cycle.withheld[side]:
+                    cycle.unfinished[side][node] = "withheld"
+                continue
+            before = self.report.deleted
+            cycle.remove(side)
+            done.append((column, self.report.deleted - before))
+        return done
+
+    def _look_again(self, cycle: Cycle) -> None:
+        """Whoever was caught in ``open`` while a file was displaced gets the edit back."""
+        for side in SIDES:
+            for path in self.sides[side].probe_displaced(min_age_ns=_PROBE_NS):
+                self._meet(
+                    Met(side.label, "busy", path, "was written while it was replaced; both stay")
+                )
+                cycle.unfinished[side][ROOT] = "brought back"
+
+    def _finish(
+        self, cycle: Cycle, ledger: Ledger, deletions: list[tuple[int, int]], *, stopped: bool
+    ) -> None:
+        now = time.time_ns()
+        if stopped:
+            for archive in ledger.archives:
+                archive.reset_cursor()
+            return
+        left = any(cycle.unfinished) or self.report.problems > 0
+        entries = ledger.lead.state().entries
+        busy = [[], []] if not self.report.busy else [self.report.busy_paths(s) for s in SIDES]
+        for side in SIDES:
+            ending = Ending(
+                now,
+                not left,
+                cycle.unfinished[side],
+                frozenset(_conflict_id(c, None) for c in cycle.waiting),
+                tuple(deletions),
+                entries,
+                tuple(busy[side]),
+                self.config.keep_days,
+            )
+            for text in self.sides[side].finish(ledger.archives[side], ending):
+                self._say(text)
+
+    def _note_conflicts(
+        self,
+        ledger: Ledger,
+        hellos: tuple[Hello, Hello],
+        found: list[tuple[Conflict, bytes | None]],
+    ) -> None:
+        """Put what was decided on both lists, behind the commit that decided it."""
+        now = time.time_ns()
+        rows = [self._conflict_row(conflict, kept, hellos, now) for conflict, kept in found]
+        for side in SIDES:
+            self.sides[side].add_conflicts(ledger.archives[side], rows)
+
+    def _conflict_row(
+        self, conflict: Conflict, kept: bytes | None, hellos: tuple[Hello, Hello], now: int
+    ) -> Quarrel:
+        loser, loser_side, waits = conflict.loser, conflict.loser_side, conflict.winner is None
+        return Quarrel(
+            id=_conflict_id(conflict, None if waits else now),
+            kind=conflict.kind.value,
+            path=conflict.path,
+            time_ns=now,
+            reason=conflict.reason,
+            detail=conflict.detail,
+            waiting=waits,
+            winner=None if conflict.winner is None else hellos[conflict.winner].path,
+            loser=None if loser_side is None else hellos[loser_side].path,
+            loser_replica="" if loser_side is None else hellos[loser_side].replica,
+            kept=kept,
+            kept_as=conflict.kept_as,
+            mtime_ns=conflict.loser_mtime_ns,
+            digest=None if loser is None or loser.digest is None else loser.digest.hex(),
+        )
+
+
+def _conflict_id(conflict: Conflict, time_ns: int | None) -> str:
+    """A short id; of a conflict that waits, the same in every run."""
+    name = conflict.path + conflict.kind.value.encode()
+    return digest_of(name + (b"" if time_ns is None else b"%d" % time_ns))[:6].hex()
