@@ -72,6 +72,10 @@ class Orderer:
         self.result = Ordered()
         self.leaver = {op.src: op for op in ops if op.src is not None}
         self.maker = {op.key: op for op in ops if op.kind in ("make", "keep")}  # or parked movers
+        self.unlinks: dict[int, list[Op]] = defaultdict(list)
+        for op in ops:
+            if op.kind == "unlink":
+                self.unlinks[op.key].append(op)
         self.leaving: dict[int, list[Op]] = defaultdict(list)
         for op in ops:
             if op.src is not None:
@@ -144,6 +148,11 @@ class Orderer:
         return True, None
 
     def _blocker_of_removal(self, op: Op) -> tuple[bool, Op | None]:
+        if op.kind == "remove":
+            # The name that goes last takes the node to the store.
+            other_name = next((u for u in self.unlinks[op.key] if u.state == NEW), None)
+            if other_name is not None:
+                return False, other_name
         if not op.is_dir:
             return True, None
         for key in (op.key, *sorted(op.inside)):

@@ -368,9 +368,21 @@ class MemoryPair:
         numbers = Numbers((self.sides[0].count, self.sides[1].count), self.archive.count)
         return make_plan(joined, outcome, numbers, removals=removals), outcome
 
-    def cycle(self, marks=None, *, stop_after: int | None = None) -> Plan:
+    def guarded_cycle(self, marks=None) -> None:
+        """A cycle as a session runs it: removals wait until the guard has counted them."""
+        if marks is None:
+            marks = tuple(set(s.node) for s in self.sides)
+        plan = self.cycle(marks, removals=False)
+        for side in SIDES:
+            waiting = set(plan.withheld[side])
+            if waiting:
+                both = [set(), set()]
+                both[side] = waiting
+                self.cycle(tuple(both))
+
+    def cycle(self, marks=None, *, stop_after: int | None = None, removals: bool = True) -> Plan:
         """One cycle; ``stop_after`` ends it after that many steps, as a crash would."""
-        plan, _ = self.plan(marks)
+        plan, _ = self.plan(marks, removals=removals)
         failed, left = set(), stop_after
         for side in SIDES:
             for step in plan.steps[side]:
