@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from bisync.core.resolve import Policy
     from bisync.core.safety import DeleteLimit
     from bisync.endpoint.interface import Endpoint
+    from bisync.fs.conflicts import Quarrel, Take
+    from bisync.fs.facts import PairFacts, RootFacts, facts
     from bisync.session.api import plan, sync
-    from bisync.session.config import Config
+    from bisync.session.config import AfterRestore, Config, Fsync
+    from bisync.session.conflicts import conflicts, resolve
     from bisync.session.report import Change, Event, Met, Progress, Report
     from bisync.session.session import Session
 
@@ -27,22 +30,32 @@ __version__ = "0.1.0"
 
 # Loaded when first used: the command's help must not wait for the engine.
 _LAZY = {
+    "AfterRestore": "bisync.session.config",
     "Change": "bisync.session.report",
     "Config": "bisync.session.config",
     "DeleteLimit": "bisync.core.safety",
     "Endpoint": "bisync.endpoint.interface",
     "Event": "bisync.session.report",
     "Ignore": "bisync.core.ignore",
+    "Fsync": "bisync.session.config",
     "Met": "bisync.session.report",
+    "PairFacts": "bisync.fs.facts",
     "Policy": "bisync.core.resolve",
     "Progress": "bisync.session.report",
+    "Quarrel": "bisync.fs.conflicts",
     "Report": "bisync.session.report",
+    "RootFacts": "bisync.fs.facts",
     "Session": "bisync.session.session",
+    "Take": "bisync.fs.conflicts",
+    "conflicts": "bisync.session.conflicts",
+    "facts": "bisync.fs.facts",
     "plan": "bisync.session.api",
+    "resolve": "bisync.session.conflicts",
     "sync": "bisync.session.api",
 }
 
 __all__ = [
+    "AfterRestore",
     "BisyncError",
     "BusyError",
     "Change",
@@ -51,18 +64,26 @@ __all__ = [
     "Endpoint",
     "EndpointError",
     "Event",
+    "Fsync",
     "HaltError",
     "Ignore",
     "Met",
+    "PairFacts",
     "PathError",
     "Policy",
     "Progress",
+    "Quarrel",
     "Report",
+    "RootFacts",
     "RootLockedError",
     "Session",
+    "Take",
     "UsageError",
     "__version__",
+    "conflicts",
+    "facts",
     "plan",
+    "resolve",
     "sync",
 ]
 

@@ -13,7 +13,7 @@ Succession, per side and name:
 """
 
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from bisync.core.node import (
@@ -244,6 +244,42 @@ def same_version(node: Node, agreed: Agreed, side: Side) -> bool:
     Versions are counted per node: a successor's mean nothing beside its predecessor's.
     """
     return node.id == agreed.ids[side] and node.version == agreed.versions[side]
+
+
+def frozen_keys(
+    j: Join, frozen: tuple[Mapping[NodeId, str], Mapping[NodeId, str]]
+) -> dict[int, str]:
+    """The keys that lie in or below what a side could not look at, with the reason.
+
+    Nothing may be done there: what is not seen is neither changed nor deleted.
+    """
+    held: dict[int, str] = {}
+    for side in SIDES:
+        for node, reason in frozen[side].items():
+            key = j.key_of[side].get(node)
+            if key is not None:
+                held[key] = reason
+    if not held:
+        return held
+    clear: set[int] = {ROOT}
+    for start in j.nodes:
+        trail, queue = {start}, [start]
+        reason = ""
+        while queue and not reason:
+            key = queue.pop()
+            if key in held:
+                reason = held[key]
+            elif key not in clear:
+                joined = j.nodes.get(key)
+                places = joined.base.union(*joined.names) if joined is not None else _NOTHING
+                above = {parent for parent, _ in places} - trail
+                trail |= above
+                queue += above
+        if reason:
+            held.setdefault(start, reason)
+        else:
+            clear |= trail
+    return held
 
 
 def unchanged(joined: Joined, side: Side) -> bool:

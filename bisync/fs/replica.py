@@ -17,11 +17,18 @@ from bisync.core.ignore import reserved
 from bisync.core.node import Kind, NodeId
 from bisync.core.path import STATE_DIR, STORE_DIR, display
 from bisync.delta.digest import digest_of
-from bisync.errors import EndpointError, RootLockedError, StaleError, StateFormatError, UsageError
+from bisync.errors import (
+    EndpointError,
+    NoSpaceError,
+    RootLockedError,
+    StaleError,
+    StateFormatError,
+    UsageError,
+)
 from bisync.fs.archive import PairState, pair_states
 from bisync.fs.conflicts import ConflictList
 from bisync.fs.content import Chunk, Version, read_version
-from bisync.fs.database import FORMAT, Database, StateDamagedError, is_sound
+from bisync.fs.database import FORMAT, Database, StateDamagedError, is_sound, no_space
 from bisync.fs.facts import FILE as FACTS
 from bisync.fs.facts import PairFacts, RootFacts, facts
 from bisync.fs.index import Index
@@ -322,16 +329,23 @@ class Replica:
         self._write(b"replica", json.dumps(asdict(self.marker), indent=1).encode() + b"\n")
 
     def _write(self, name: bytes, data: bytes) -> None:
+        """Replace a small file of the state, durably."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(name + b".new", flags, 0o600, dir_fd=self._state_fd)
+        state = self._state_fd
         try:
-            owned_like(fd, self._state_fd)
-            os.write(fd, data)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.rename(name + b".new", name, src_dir_fd=self._state_fd, dst_dir_fd=self._state_fd)
-        os.fsync(self._state_fd)
+            fd = os.open(name + b".new", flags, 0o600, dir_fd=state)
+            try:
+                owned_like(fd, state)
+                if os.write(fd, data) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.rename(name + b".new", name, src_dir_fd=state, dst_dir_fd=state)
+            os.fsync(state)
+        except OSError as error:
+            text = f"{os.fsdecode(self.path)}: cannot write its state: {error.strerror}"
+            raise (NoSpaceError if no_space(error) else EndpointError)(text) from error
 
     # -- parts ---------------------------------------------------------------
 

@@ -58,6 +58,7 @@ class ScanResult:
     changed: int = 0
     vanished: int = 0
     problems: list[Problem] = field(default_factory=list)
+    frozen: dict[NodeId, str] = field(default_factory=dict)  # known, but not to be looked at now
 
 
 class Scanner:
@@ -137,7 +138,7 @@ class Scanner:
                 try:
                     below = os.open(name, OPEN_DIR, dir_fd=parent)
                 except OSError as error:
-                    self._cannot_open(error, child_path)
+                    self._cannot_open(error, child, child_path)
                     continue
                 stack.append((below, []))
                 stack[-1] = (below, self._list(below, child, child_path))
@@ -145,10 +146,16 @@ class Scanner:
             for open_fd, _ in stack:
                 os.close(open_fd)
 
-    def _cannot_open(self, error: OSError, path: bytes) -> None:
+    def _cannot_open(self, error: OSError, node: NodeId, path: bytes) -> None:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return  # moved or replaced since it was listed; found at its new place, or vanished
-        self._problem(path, f"cannot open directory: {error.strerror}")
+        self._freeze(node, path, f"cannot open directory: {error.strerror}", "problem")
+
+    def _freeze(self, node: NodeId, path: bytes, reason: str, kind: str = "boundary") -> None:
+        """What is known of a node and of everything below it stays as it is, on both sides."""
+        self.result.problems.append(Problem(path, reason, kind))
+        self.result.frozen[node] = reason
+        self._set_foreign(node, foreign=True)
 
     def _list(
         self, fd: int, node: NodeId, path: bytes, *, only_new: bool = False
@@ -156,17 +163,12 @@ class Scanner:
         """List one directory; return its sub-directories (those new to the index if asked)."""
         self._stop()
         if node != ROOT and is_a_root(fd):
-            reason = "another root of bisync begins here; left alone"
-            self.result.problems.append(Problem(path, reason, "boundary"))
-            self._set_foreign(node, foreign=True)
+            self._freeze(node, path, "another root of bisync begins here; left alone")
             return []
         if self._is_locked(fd):
             if node == ROOT:
                 raise HaltError("the root is encrypted and locked; unlock it first")
-            self.result.problems.append(
-                Problem(path, "encrypted and locked; left alone", "boundary")
-            )
-            self._set_foreign(node, foreign=True)
+            self._freeze(node, path, "encrypted and locked; left alone")
             return []
         known = self.index.listing(node)
         prefix = path + b"/" if path else b""
@@ -192,8 +194,12 @@ class Scanner:
                         continue
                     except OSError as error:
                         foreign = True
-                        known.pop(name, None)
-                        self._problem(prefix + name, error.strerror or str(error))
+                        old = known.pop(name, None)
+                        reason = error.strerror or str(error)
+                        if old is None:
+                            self._problem(prefix + name, reason)
+                        else:
+                            self._freeze(old[0], prefix + name, reason, "problem")
                         continue
                     mode = info.st_mode
                     is_dir = mode & 0o170000 == 0o040000
@@ -221,13 +227,15 @@ class Scanner:
                             continue
                         if found is None:
                             foreign = True
+                            if row is not None and is_dir:
+                                self.result.frozen[row[0]] = "something is mounted there"
                             continue
                         child = found
                         seen_before = row is not None and row[0] == child
                     if is_dir and not (only_new and seen_before):
                         subdirs.append((name, child, prefix + name))
         except OSError as error:
-            self._problem(path, f"cannot list: {error.strerror}")
+            self._freeze(node, path, f"cannot list: {error.strerror}", "problem")
             return subdirs
         if self._is_locked(fd):
             raise HaltError(f"{display(path)}: was locked while it was listed; nothing was touched")

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from bisync.core.closure import close
 from bisync.core.conflict import Conflict
-from bisync.core.diff import Join, join, wanted_digests
+from bisync.core.diff import Join, frozen_keys, join, wanted_digests
 from bisync.core.node import ROOT, SIDES, Agreed, Kind, Node, NodeId, Place, Side
 from bisync.core.plan import (
     DirectoryTime,
@@ -33,9 +33,18 @@ from bisync.core.reconcile import reconcile
 from bisync.core.resolve import Rules
 from bisync.endpoint.interface import Endpoint
 from bisync.fs.result import Result, Status
+from bisync.fs.walk import ScanResult
 from bisync.session.commit import Ledger
 from bisync.session.config import Config, Fsync
-from bisync.session.report import ACTIONS, Change, Listener, Met, Progress, Report
+from bisync.session.report import (
+    ACTIONS,
+    Change,
+    Listener,
+    Met,
+    Progress,
+    Report,
+    met_from,
+)
 
 _ROUNDS = 4  # how often what moved under our hands is looked at again
 
@@ -72,6 +81,7 @@ class Cycle:
         self.unfinished: tuple[dict[NodeId, str], dict[NodeId, str]] = ({}, {})  # for the next run
         self.withheld: tuple[dict[NodeId, int], dict[NodeId, int]] = ({}, {})
         self.times: dict[int, DirectoryTime] = {}
+        self.frozen: tuple[dict[NodeId, str], dict[NodeId, str]] = ({}, {})
         self.waiting: list[Conflict] = []  # conflicts that nobody decided
         self.attribute_notes: set[tuple[int, str]] = set()
         self.planned: set[Change] = set()
@@ -99,7 +109,7 @@ class Cycle:
                 names = self.sides[side].view.names_of(again[side] | stale[side].keys())
                 parents = {parent for places in names.values() for parent, _ in places}
                 if parents:
-                    self.sides[side].scan(parents)
+                    self.met_by_scan(side, self.sides[side].scan(parents))
                 self.settled[side].clear()
             for side in SIDES:
                 nodes = again[side] | stale[side].keys()
@@ -109,6 +119,14 @@ class Cycle:
             for node, reason in self.stale[side].items():
                 self._met(side, "busy", node, f"it keeps changing: {reason}")
                 self.unfinished[side][node] = reason
+
+    def met_by_scan(self, side: Side, result: ScanResult) -> None:
+        """Tell what a scan met; what it could not look at is frozen for this run."""
+        self.frozen[side].update(result.frozen)
+        for problem in result.problems:
+            met = met_from(side.label, problem)
+            if self.report.add(met):
+                self.tell(met)
 
     def remove(self, side: Side) -> None:
         """Do the removals on one side that waited."""
@@ -146,7 +164,7 @@ class Cycle:
         joined = join(agreed, parts)
         wanted = wanted_digests(joined, presume=self.rules.presume)
         if not any(wanted):
-            return joined, {}
+            return joined, frozen_keys(joined, self.frozen)
         waiting: list[tuple[Side, NodeId, str]] = []
         for side in SIDES:
             for read in self.sides[side].read(sorted(wanted[side])):
@@ -161,7 +179,7 @@ class Cycle:
                 if node in parts[side].nodes:
                     parts[side].nodes[node] = fresh
         joined = join(agreed, parts)
-        held = {}
+        held = frozen_keys(joined, self.frozen)
         for side, node, reason in waiting:
             key = joined.key_of[side].get(node)
             if key is not None:

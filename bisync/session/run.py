@@ -20,7 +20,7 @@ from bisync.session.commit import Ledger, open_ledger
 from bisync.session.config import Config
 from bisync.session.cycle import Cycle
 from bisync.session.pairing import Relation, Start, relate
-from bisync.session.report import Listener, Met, Progress, Report, met_from
+from bisync.session.report import Listener, Met, Progress, Report
 
 _PROBE_NS = 10**9  # a writer caught while a file was displaced shows within this time
 
@@ -72,7 +72,7 @@ class Run:
         relation, hellos, ledger = pairing.relation, pairing.hellos, pairing.ledger
         if not self.dry:
             self._carry_out(ledger, hellos)
-        self._observe(only)
+        seen = self._observe(only)
 
         def note(found: list[tuple[Conflict, bytes | None]]) -> None:
             self._note_conflicts(ledger, hellos, found)
@@ -87,6 +87,8 @@ class Run:
             note,
             dry=self.dry,
         )
+        for side in SIDES:
+            cycle.met_by_scan(side, seen[side])
         deletions: list[tuple[int, int]] = []
         stopped: Interrupted | None = None
         try:
@@ -197,7 +199,7 @@ class Run:
         if self.report.add(met):
             self.tell(met)
 
-    def _observe(self, only: tuple[set[bytes], set[bytes]] | None) -> None:
+    def _observe(self, only: tuple[set[bytes], set[bytes]] | None) -> tuple[ScanResult, ScanResult]:
         counted = [0, 0]
 
         def scan(side: Side) -> ScanResult:
@@ -210,13 +212,11 @@ class Run:
 
         if self.config.workers > 1:
             with ThreadPoolExecutor(2) as pool:
-                results = list(pool.map(scan, SIDES))
+                alpha, beta = pool.map(scan, SIDES)
         else:
-            results = [scan(side) for side in SIDES]
-        for side, result in zip(SIDES, results, strict=True):
-            self.report.files_scanned += result.entries
-            for problem in result.problems:
-                self._meet(met_from(side.label, problem))
+            alpha, beta = map(scan, SIDES)
+        self.report.files_scanned += alpha.entries + beta.entries
+        return alpha, beta
 
     def _rules(self, relation: Relation, hellos: tuple[Hello, Hello], ledger: Ledger) -> Rules:
         chosen: dict[bytes, Side | None] = {}
