@@ -1,0 +1,14 @@
+#!/bin/sh
+# Install what the tests need and run them all; arguments go to pytest.
+extras="[dev]"
+. "$(dirname "$0")/environment.sh"
+system_packages python3-venv rsync xfsprogs btrfs-progs e2fsprogs util-linux strace acl attr libcap2-bin
+make_environment
+bin=$(dirname "$python")
+[ $# -gt 0 ] || {
+    "$bin/ruff" format --check --quiet .
+    "$bin/ruff" check --quiet .
+    "$bin/mypy"
+    "$bin/lint-imports" --no-logo 2>/dev/null || "$bin/lint-imports"
+}
+exec "$python" -m pytest "$@"
