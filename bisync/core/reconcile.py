@@ -184,6 +184,13 @@ class _Merge:
                 if above.alive:
                     continue
                 joined = self.join.nodes[parent]
+                if verdict.held:
+                    # Undecided is no reason to bring anything back: its directory waits too.
+                    self._hold(joined, above, verdict.held)
+                    above.forget = False
+                    queue.append(above)
+                    revived = True
+                    continue
                 above.alive, above.forget = True, False
                 above.names = joined.names[0] or joined.names[1] or joined.base
                 above.reason = "needed by what survives in it"

@@ -140,6 +140,10 @@ class Endpoint(ContentSource, Protocol):
         """Nodes to look at in this run: marked since the last one, left over, or all."""
         ...
 
+    def keep_pending(self, archive: Archive, pending: dict[NodeId, str]) -> None:
+        """Add to what the next run must look at; durable before any side forgets its marks."""
+        ...
+
     def finish(self, archive: Archive, ending: Ending) -> list[str]:
         """Record how a run ended: what is left, conflicts, deletions; forget read marks.
 

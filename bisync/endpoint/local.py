@@ -12,7 +12,7 @@ from bisync.core.plan import Transition
 from bisync.core.resolve import conflict_name
 from bisync.core.safety import HOUR_NS
 from bisync.endpoint.interface import Ending, Hello, Read
-from bisync.errors import BusyError, PathError, StaleError
+from bisync.errors import BusyError, EndpointError, PathError, StaleError
 from bisync.fs.apply import Applier, Tools
 from bisync.fs.archive import Archive, add_pair
 from bisync.fs.conflicts import Choice, Quarrel, Take
@@ -319,6 +319,16 @@ class LocalEndpoint:
 
     # -- the end of a run ----------------------------------------------------
 
+    def keep_pending(self, archive: Archive, pending: dict[NodeId, str]) -> None:
+        """Add to what the next run must look at."""
+        db = self.replica.database
+        db.begin()
+        db.many(
+            "INSERT OR REPLACE INTO pending VALUES(?,?,?)",
+            [(archive.pair, node, reason) for node, reason in pending.items()],
+        )
+        db.commit()
+
     def finish(self, archive: Archive, ending: Ending) -> list[str]:
         """Record how a run ended; drop what is old enough in the store."""
         r, pair = self.replica, archive.pair
@@ -351,8 +361,12 @@ class LocalEndpoint:
         r.index.trim_marks(oldest)
         r.index.save_numbers()
         db.commit()
-        r.write_facts(archive.state(), ending.time_ns, ending.busy, len(ending.pending))
-        return [] if ending.keep_days is None else self._drop_older(ending.keep_days)
+        said = [] if ending.keep_days is None else self._drop_older(ending.keep_days)
+        try:
+            r.write_facts(archive.state(), ending.time_ns, ending.busy, len(ending.pending))
+        except EndpointError as error:
+            said.append(str(error))  # everything that the next run needs is in the database
+        return said
 
     def _drop_older(self, days: int) -> list[str]:
         store = self.replica.store

@@ -70,7 +70,16 @@ class Store:
             if fd != self._base_fd:
                 os.close(fd)
             fd = below
+        try:
+            self._furnish(fd)
+        except BaseException:
+            os.close(fd)
+            raise
         self._fd = fd
+        return fd
+
+    def _furnish(self, fd: int) -> None:
+        """Make what every store has: its marker and a manifest of ours."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         marker = os.open(_MARKER, flags, 0o600, dir_fd=fd)
         self._own(marker)
@@ -82,7 +91,6 @@ class Store:
         finally:
             os.close(manifest)
         os.fsync(fd)
-        return fd
 
     def _own(self, fd: int) -> None:
         if self._model_fd >= 0:

@@ -285,6 +285,8 @@ class Run:
         entries = ledger.lead.state().entries
         busy = [[], []] if not self.report.busy else [self.report.busy_paths(s) for s in SIDES]
         for side in SIDES:
+            self.sides[side].keep_pending(ledger.archives[side], cycle.unfinished[side])
+        for side in SIDES:
             ending = Ending(
                 now,
                 not left,
