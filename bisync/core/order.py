@@ -308,7 +308,8 @@ class Orderer:
                 step = op.emit()
                 assert isinstance(step, Make | Replace)
                 if isinstance(step, Make):
-                    step = replace(step, displaces=displaces)
+                    if displaces is not None:
+                        step = replace(step, displaces=displaces)
                     self.names.local[op.key] = step.node
                 else:
                     step = replace(step, places=tuple(sorted(self.origin_at[step.key])))

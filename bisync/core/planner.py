@@ -415,7 +415,7 @@ class _Planner:
                 assert isinstance(displaced, Remove)
                 return replace(step, key=key, displaces=displaced)
             case _:
-                return replace(step, key=key)
+                return step if step.key == key else replace(step, key=key)
 
     # -- what it adds up to --------------------------------------------------
 

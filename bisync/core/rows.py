@@ -56,17 +56,8 @@ def attributes_from_list(row: Any) -> Attributes | None:
     return Attributes(mode, uid, gid, mtime_ns, xattrs, acl)
 
 
-def attributes_to_text(a: Attributes | None) -> str | None:
-    """Attributes as JSON text for a column."""
-    if a is None:
-        return None
-    if not a.xattrs and not a.acl:
-        return f"[{a.mode},{a.uid},{a.gid},{a.mtime_ns}]"
-    return json.dumps(attributes_to_list(a), separators=(",", ":"))
-
-
 def attributes_from_text(text: str | None) -> Attributes | None:
-    """Undo :func:`attributes_to_text`."""
+    """Undo :func:`attributes_to_list` as JSON text."""
     return None if text is None else attributes_from_list(json.loads(text))
 
 

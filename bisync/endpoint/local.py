@@ -231,7 +231,8 @@ class LocalEndpoint:
         sql = (
             "SELECT name.parent, name.name, name.node FROM name JOIN node ON node.id=name.node "
             "WHERE (name.parent, name.name) > (?, ?) AND NOT EXISTS (SELECT 1 FROM agreed "
-            f"WHERE pair=? AND node{column}=name.node AND version{column}=node.version) "
+            f"INDEXED BY agreed_node{column} WHERE pair=? AND node{column}=name.node "
+            f"AND version{column}=node.version) "
             "ORDER BY name.parent, name.name LIMIT 2000"
         )
         yield ROOT

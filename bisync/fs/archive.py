@@ -8,10 +8,10 @@ so that after any crash both can say which commits count.
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from bisync.core.node import ROOT, Agreed, Content, Kind, NodeId, Place, Side
-from bisync.core.plan import Update
-from bisync.core.rows import attributes_from_text, attributes_to_text, update_from_list
+from bisync.core.rows import attributes_from_text
 from bisync.delta.digest import chain_digest
 from bisync.fs.database import Database
 
@@ -121,7 +121,10 @@ class Archive:
     def by_side(self, side: Side, ids: Iterable[NodeId]) -> dict[NodeId, int]:
         """The archive's numbers of a side's nodes."""
         column = self.column(side)
-        sql = f"SELECT node{column}, key FROM agreed WHERE pair=? AND node{column}"
+        sql = (
+            f"SELECT node{column}, key FROM agreed INDEXED BY agreed_node{column} "
+            f"WHERE pair=? AND node{column}"
+        )
         return dict(self._each(sql, ids))
 
     def column(self, side: Side) -> int:
@@ -175,13 +178,17 @@ class Archive:
         self.db.execute("DELETE FROM prepared WHERE pair=?", (self.pair,))
         self.db.commit()
 
-    def commit(self) -> None:
-        """Let the prepared commit count, and empty the result log behind it."""
+    def commit(self, rows: list[list[Any]] | None = None) -> None:
+        """Let the prepared commit count, and empty the result log behind it.
+
+        Args:
+            rows: what is prepared, where the caller has it at hand.
+        """
         waiting = self.prepared()
         if waiting is None:
             raise LookupError("nothing is prepared")
         self.db.begin()
-        self.write(update_from_list(row) for row in json.loads(waiting.payload))
+        self.write(json.loads(waiting.payload) if rows is None else rows)
         e = waiting.epoch
         self.db.execute(
             "UPDATE pair SET number=?, nonce=?, predecessor=?, digest=? WHERE id=?",
@@ -198,40 +205,48 @@ class Archive:
         self.db.execute("DELETE FROM result WHERE pair=?", (self.pair,))
         self.db.commit()
 
-    def write(self, updates: Iterable[tuple[Update, tuple[int, int]]]) -> None:
-        """Bring rows up to date; the transaction is the caller's."""
-        rows = list(updates)
-        entries = 0
-        top = 0
-        for update, _ in rows:
-            cursor = self.db.execute(
-                "DELETE FROM agreed_name WHERE pair=? AND key=?", (self.pair, update.key)
-            )
-            entries -= cursor.rowcount
-            if not update.names and update.key != ROOT:
-                self.db.execute(
-                    "DELETE FROM agreed WHERE pair=? AND key=?", (self.pair, update.key)
-                )
-        names, nodes = [], []
-        for update, versions in rows:
-            if not update.names and update.key != ROOT:
-                continue
-            names += [(self.pair, parent, name, update.key) for parent, name in update.names]
-            nodes.append(self._row(update, versions))
-            top = max(top, update.key)
+    def write(self, rows: list[list[Any]]) -> None:
+        """Bring rows up to date; the transaction is the caller's.
+
+        Args:
+            rows: as :func:`bisync.core.rows.update_to_list` makes them.
+        """
+        pair = self.pair
+        stays = [row for row in rows if row[1] or row[0] == ROOT]
+        goes = [row for row in rows if not row[1] and row[0] != ROOT]
+        before = self._count_names(row[0] for row in rows)
+        self.db.many(
+            "DELETE FROM agreed_name WHERE pair=? AND key=?", [(pair, row[0]) for row in rows]
+        )
+        self.db.many("DELETE FROM agreed WHERE pair=? AND key=?", [(pair, row[0]) for row in goes])
+        names = [
+            (pair, parent, name.encode("latin-1"), row[0])
+            for row in stays
+            for parent, name in row[1]
+        ]
         self.db.many("INSERT OR REPLACE INTO agreed_name VALUES(?,?,?,?)", names)
-        self.db.many("INSERT OR REPLACE INTO agreed VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?)", nodes)
+        self.db.many(
+            "INSERT OR REPLACE INTO agreed VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            (self._row(row) for row in stays),
+        )
+        top = max((row[0] for row in stays), default=0)
         self.db.execute(
             "UPDATE pair SET entries=entries+?, next_key=max(next_key, ?) WHERE id=?",
-            (entries + len(names), top + 1, self.pair),
+            (len(names) - before, top + 1, pair),
         )
 
-    def _row(self, u: Update, versions: tuple[int, int]) -> tuple[object, ...]:
-        content = u.content or Content(Kind.DIR)
+    def _count_names(self, keys: Iterable[int]) -> int:
+        sql = "SELECT count(*) FROM agreed_name WHERE pair=? AND key"
+        return sum(row[0] for row in self._each(sql, keys))
+
+    def _row(self, row: list[Any]) -> tuple[object, ...]:
+        key, _, content, ids, attributes, versions, presumed = row
+        kind, size, digest, target, rdev = content or (int(Kind.DIR), 0, None, "", 0)
+        texts = (None if a is None else json.dumps(a, separators=(",", ":")) for a in attributes)
+        known = None if digest is None else bytes.fromhex(digest)
         return (
-            self.pair, u.key, u.ids[0], u.ids[1], content.kind, content.size, content.rdev,
-            content.digest, content.target, attributes_to_text(u.attributes[0]),
-            attributes_to_text(u.attributes[1]), *versions, int(u.presumed),
+            self.pair, key, *ids, kind, size, rdev, known, target.encode("latin-1"), *texts,
+            *versions, presumed,
         )  # fmt: skip
 
     def clear(self) -> None:

@@ -17,6 +17,7 @@ _STAMP = struct.Struct("<QqqqIIII")
 _WIDE_STAMP = struct.Struct("<QqQQIIII")
 _U64 = (1 << 64) - 1
 _I64 = 1 << 63
+_PATHS = 1000  # directories whose paths are remembered
 NO_STAMP = b""  # never equal to a real one: look again next time
 _COLUMNS = (
     "id, kind, size, rdev, digest, target, mode, uid, gid, mtime, ctime, xattrs, version, "
@@ -54,6 +55,7 @@ class Index:
     def __init__(self, db: Database) -> None:
         self.db = db
         self._next = int(db.get("next_node") or ROOT + 1)
+        self._paths: dict[NodeId, bytes] = {ROOT: b""}  # of directories; until a name goes
 
     # -- numbers -------------------------------------------------------------
 
@@ -139,6 +141,14 @@ class Index:
         handle, ino, size, mtime, ctime = row
         return handle, Seen(ino, size, int(mtime), int(ctime))
 
+    def known(self, node: NodeId) -> tuple[Node, Seen] | None:
+        """One node and what was seen of it last."""
+        row = self.db.execute(f"SELECT {_COLUMNS}, ino FROM node WHERE id=?", (node,)).fetchone()
+        if row is None:
+            return None
+        found = _node(row[:-1])
+        return found, Seen(row[-1], row[2], found.attributes.mtime_ns, found.ctime_ns)
+
     def places(self, node: NodeId) -> list[Place]:
         """The names of one node."""
         return self.db.execute("SELECT parent, name FROM name WHERE node=?", (node,)).fetchall()
@@ -158,9 +168,14 @@ class Index:
 
     def place_path(self, place: Place) -> bytes:
         """The path of a place, for output."""
-        parent = self.path(place[0])
+        parent = self._paths.get(place[0])
         if parent is None:
-            return b"?/" + place[1]
+            parent = self.path(place[0])
+            if parent is None:
+                return b"?/" + place[1]
+            if len(self._paths) > _PATHS:
+                self._paths = {ROOT: b""}
+            self._paths[place[0]] = parent
         return parent + b"/" + place[1] if parent else place[1]
 
     def find(self, path: bytes) -> NodeId | None:
@@ -229,6 +244,8 @@ class Index:
     def drop_name(self, place: Place) -> None:
         """Remove a name; the node stays until it is proven gone."""
         self.db.execute("DELETE FROM name WHERE parent=? AND name=?", place)
+        if len(self._paths) > 1:
+            self._paths = {ROOT: b""}
 
     def drop_node(self, node: NodeId) -> None:
         """Remove a node's row: its object is gone or no longer ours."""

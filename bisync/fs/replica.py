@@ -471,11 +471,11 @@ class Replica:
             PathError: stale, busy or unreadable.
         """
         index = self.index
-        places, identity, row = index.places(node), index.identity(node), index.node(node)
-        if not places or identity is None or row is None:
+        places, known = index.places(node), index.known(node)
+        if not places or known is None:
             raise StaleError("it is not there any more")
         dir_fd, name = self.directories.at(places[0])
-        seen = identity[1]
+        row, seen = known
 
         def expect(info: os.stat_result) -> bool:
             now = (info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)

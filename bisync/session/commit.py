@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from bisync.core.node import SIDES, Side
 from bisync.core.plan import Update
@@ -27,8 +28,8 @@ class Ledger:
         """The copy that lookups use; both are equal between commits."""
         return self.archives[0]
 
-    def row(self, update: Update, versions: tuple[int, int]) -> str:
-        """One update as it is written, in columns."""
+    def row(self, update: Update, versions: tuple[int, int]) -> list[Any]:
+        """One update as it is written, in columns; a list for JSON."""
         if self.lead.flipped:
             swapped = Update(
                 key=update.key,
@@ -38,22 +39,20 @@ class Ledger:
                 attributes=(update.attributes[1], update.attributes[0]),
                 presumed=update.presumed,
             )
-            return json.dumps(
-                update_to_list(swapped, (versions[1], versions[0])), separators=(",", ":")
-            )
-        return json.dumps(update_to_list(update, versions), separators=(",", ":"))
+            return update_to_list(swapped, (versions[1], versions[0]))
+        return update_to_list(update, versions)
 
-    def commit(self, rows: list[str]) -> None:
+    def commit(self, rows: list[list[Any]]) -> None:
         """Write rows on both sides, so that any crash leaves a state both can tell."""
         if not rows:
             return
         last = self.lead.state().epoch
         epoch = Epoch(last.number + 1, os.urandom(16).hex(), last.nonce)
-        commit = Commit(epoch, ("[" + ",".join(rows) + "]").encode())
+        commit = Commit(epoch, json.dumps(rows, separators=(",", ":")).encode())
         for archive in self.archives:
             archive.prepare(commit)
         for archive in self.archives:
-            archive.commit()
+            archive.commit(rows)
 
     def settle(self) -> None:
         """Bring commits that a crash interrupted to one end on both sides."""
@@ -132,7 +131,7 @@ class Ledger:
                 if key in failed or key in done or key not in r.performed:
                     continue
                 if all(p in parents or p in known - failed or p == 1 for p, _ in update.names):
-                    rows.append(json.dumps(update_to_list(update, versions)))
+                    rows.append(update_to_list(update, versions))
                     done.add(key)
         self.commit(rows)
         for archive in self.archives:

@@ -6,8 +6,10 @@ the guard has seen how many they are.
 """
 
 import itertools
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from bisync.core.closure import close
 from bisync.core.conflict import Conflict
@@ -216,7 +218,10 @@ class Cycle:
     # -- doing it ------------------------------------------------------------
 
     def _apply(self, plan: Plan) -> list[Result]:
-        rows = {u.key: self.ledger.row(u, (1, 1)) for u in plan.updates}
+        rows = {
+            u.key: json.dumps(self.ledger.row(u, (1, 1)), separators=(",", ":"))
+            for u in plan.updates
+        }
         keys_on = [{k for step in plan.steps[s] for k in keys_of(step)} for s in SIDES]
         results: list[Result] = []
         for side in SIDES:
@@ -261,7 +266,7 @@ class Cycle:
         if found:
             self.note(found)
 
-    def _rows(self, updates: list[Update]) -> list[str]:
+    def _rows(self, updates: list[Update]) -> list[list[Any]]:
         """Rows for the archive, with what each side really holds now."""
         found = [self.sides[s].nodes([u.ids[s] for u in updates if u.ids[s]]) for s in SIDES]
         parents = {p for u in updates for p, _ in u.names}

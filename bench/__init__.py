@@ -1,0 +1,1 @@
+"""Benchmarks. `python -m pytest bench --benchmark-enable`, and `python -m bench.against_peers`."""
