@@ -7,6 +7,7 @@ alternate between the programs, so that a noisy machine is noisy for all of them
 """
 
 import argparse
+import os
 import resource
 import shutil
 import statistics
@@ -20,6 +21,7 @@ from pathlib import Path
 from bench.trees import copy, place, small_files
 
 BISYNC = [sys.executable, "-m", "bisync", "sync", "-q"]
+INSTALLED = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 RSYNC = ["rsync", "-aHAX", "--delete", "--exclude=/.bisync", "--exclude=/rsync-rollback"]
 
 
@@ -33,7 +35,7 @@ class Figures:
     def run(self, line: list[str | Path]) -> None:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         began = time.monotonic()
-        subprocess.run(line, check=True, capture_output=True)
+        subprocess.run(line, check=True, capture_output=True, env=INSTALLED)
         self.wall.append(time.monotonic() - began)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         self.cpu.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)

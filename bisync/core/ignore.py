@@ -5,11 +5,13 @@ Only home of pathspec.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-
-from pathspec import GitIgnoreSpec
+from typing import TYPE_CHECKING
 
 from bisync.core.path import STATE_DIR, STORE_DIR, TEMP_PREFIX
 from bisync.errors import UsageError
+
+if TYPE_CHECKING:
+    import pathspec
 
 _TEMP_LENGTH = len(TEMP_PREFIX) + 32
 
@@ -38,8 +40,13 @@ class Matcher:
 
     def __init__(self, patterns: Iterable[str]) -> None:
         lines = list(patterns)
+        self._spec: pathspec.GitIgnoreSpec | None = None
+        if not lines:
+            return
+        from pathspec import GitIgnoreSpec  # noqa: PLC0415 - start-up: most runs have no filter
+
         try:
-            self._spec = GitIgnoreSpec.from_lines(lines) if lines else None
+            self._spec = GitIgnoreSpec.from_lines(lines)
         except (ValueError, TypeError) as error:
             raise UsageError(f"filter pattern not understood: {error}") from error
 

@@ -118,6 +118,8 @@ def merge_attributes(
         content_leader: the side whose content both will hold, ``None`` if equal already.
     """
     now = (nodes[0].attributes, nodes[1].attributes)
+    if now[0] == now[1]:
+        return MergedAttributes(now[0], now[1], (), content_leader or Side.ALPHA)
     leader = _newer(nodes) if content_leader is None else content_leader
     disputes: list[str] = []
 

@@ -242,7 +242,7 @@ class Archive:
     def _row(self, row: list[Any]) -> tuple[object, ...]:
         key, _, content, ids, attributes, versions, presumed = row
         kind, size, digest, target, rdev = content or (int(Kind.DIR), 0, None, "", 0)
-        texts = (None if a is None else json.dumps(a, separators=(",", ":")) for a in attributes)
+        texts = map(_attributes_text, attributes)
         known = None if digest is None else bytes.fromhex(digest)
         return (
             self.pair, key, *ids, kind, size, rdev, known, target.encode("latin-1"), *texts,
@@ -290,6 +290,12 @@ class Archive:
         self.db.execute(
             f"UPDATE agreed SET node{column}=NULL, version{column}=-1 WHERE pair=?", (self.pair,)
         )
+
+
+def _attributes_text(row: list[Any] | None) -> str | None:
+    if row is not None and len(row) == 4:  # nearly all: no extended attributes
+        return f"[{row[0]},{row[1]},{row[2]},{row[3]}]"
+    return None if row is None else json.dumps(row, separators=(",", ":"))
 
 
 def pair_states(db: Database, pair: int | None = None) -> list[PairState]:

@@ -8,7 +8,6 @@ import errno
 import fcntl
 import json
 import os
-import socket
 import stat
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -273,7 +272,7 @@ class Replica:
                 FORMAT,
                 os.urandom(16).hex(),
                 os.urandom(16).hex(),
-                socket.gethostname(),
+                os.uname().nodename,
                 self.root.identity.text(),
                 os.urandom(16).hex(),
             )
@@ -314,7 +313,7 @@ class Replica:
         self.marker = replace(
             self.marker,
             incarnation=os.urandom(16).hex(),
-            host=socket.gethostname(),
+            host=os.uname().nodename,
             root=self.root.identity.text(),
         )
         db = self.database
