@@ -100,6 +100,10 @@ class Applier:
                     if i not in self.results:
                         self.results[i] = Result(step, Status.STALE, "stopped before it")
                         self._clean_up(i)
+            back = set(self.performer.bring_back())
+            for i, step in todo:
+                if isinstance(step, Park) and step.node in back:
+                    self.results[i] = Result(step, Status.STALE, "its way was blocked")
             self._make_durable()
             self._conclude()
         return [self.results[i] for i in range(len(steps))]

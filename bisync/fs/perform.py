@@ -27,6 +27,7 @@ from bisync.core.plan import (
 from bisync.errors import PathError, StaleError
 from bisync.fs.copying import copy_object, is_another_place, remove_object
 from bisync.fs.incoming import Staged
+from bisync.fs.index import NO_STAMP
 from bisync.fs.log import ResultLog, place_to_row
 from bisync.fs.look import Guard, Looked, Looker, look_through
 from bisync.fs.meta import apply_attributes, attributes_of, read_xattrs
@@ -59,7 +60,7 @@ class Performer:
         self.log = log
         self.staged = staged  # by position in the batch
         self.outs = outs  # names in out/, by position
-        self.parked: dict[NodeId, bytes] = {}
+        self.parked: dict[NodeId, tuple[bytes, Place]] = {}  # name in out/, where it was
         self.displaced: list[tuple[bytes, bytes, os.stat_result]] = []  # kept, path, info
 
     def perform(self, i: int, step: Transition) -> Result:
@@ -218,13 +219,7 @@ class Performer:
     @staticmethod
     def _link_free(looked: Looked, dir_fd: int, name: bytes) -> None:
         try:
-            os.link(
-                looked.name,
-                name,
-                src_dir_fd=looked.dir_fd,
-                dst_dir_fd=dir_fd,
-                follow_symlinks=False,
-            )
+            _link((looked.dir_fd, looked.name), (dir_fd, name))
         except FileExistsError as error:
             raise StaleError("something new has its name") from error
         except OSError as error:
@@ -237,8 +232,10 @@ class Performer:
             return self._move_over(i, step, step.displaces)
         new_dir, new = self.directories.at(step.new)
         if step.old is None:
-            out = self.parked.pop(step.node)
+            out, _ = self.parked[step.node]
             self._place_free(self.stage.displaced, out, new_dir, new)
+            del self.parked[step.node]
+            self.directories.unpin(step.node)
         else:
             looked = self.look.at(step.old, step.node)
             self._place_free(looked.dir_fd, looked.name, new_dir, new)
@@ -305,15 +302,45 @@ class Performer:
     def _park(self, i: int, step: Park) -> Result:
         looked = self.look.at(step.old, step.node)
         out = self.outs[i]
+        if stat.S_ISDIR(looked.info.st_mode):
+            self.directories.pin(step.node)  # names in it may move while it has none itself
         self._place_free(looked.dir_fd, looked.name, self.stage.displaced, out)
         if self.look.handle(self.stage.displaced, out) != looked.handle:
             self._place_free(self.stage.displaced, out, looked.dir_fd, looked.name)
+            self.directories.unpin(step.node)
             raise StaleError("something else had its name")
-        self.parked[step.node] = out
+        self.parked[step.node] = out, step.old
         self.record.db.begin()
         self.index.drop_name(step.old)
         self.record.touched.add(step.old[0])
         return Result(step, Status.DONE)
+
+    def bring_back(self) -> list[NodeId]:
+        """Give every node that is still parked a name again: its old one, or one beside it.
+
+        Returns:
+            The nodes; what was planned for them has to be planned anew.
+        """
+        back = []
+        for node, (out, place) in list(self.parked.items()):
+            del self.parked[node]
+            self.directories.unpin(node)
+            try:
+                dir_fd, name = self.directories.at(place)
+            except StaleError:
+                place = (ROOT, place[1])
+                dir_fd, name = self.directories.at(place)
+            try:
+                rename_noreplace(self.stage.displaced, out, dir_fd, name)
+            except FileExistsError:
+                place = (place[0], name[:200] + b".recovered-" + out[-8:])
+                rename_noreplace(self.stage.displaced, out, dir_fd, place[1])
+            self.record.db.begin()
+            self.index.put_name(place, node, NO_STAMP)
+            self.index.mark(node)
+            self.record.touched.add(place[0])
+            back.append(node)
+        return back
 
     def _replace(self, i: int, step: Replace) -> Result:
         staged = self.staged[i]
@@ -330,8 +357,15 @@ class Performer:
             except (PathError, OSError):
                 self._undo_keep(step, guard)
                 raise
-            for place in rest:
-                self._follow(staged, first, place, guard)
+            done = [first]
+            try:
+                for place in rest:
+                    self._follow(staged, first, place, guard)
+                    done.append(place)
+            except (PathError, OSError):
+                self._swap_back(staged, tuple(done))
+                self._undo_keep(step, guard)
+                raise
         kept = None
         if step.keep is not None:
             os.unlink(staged.name, dir_fd=staged.dir_fd)
@@ -351,9 +385,10 @@ class Performer:
         What comes out is a link of the old object, which the stage still has.
         """
         temp = staged.dir_fd, Stage.name()
-        source_dir, source = self.directories.at(first)
-        os.link(source, temp[1], src_dir_fd=source_dir, dst_dir_fd=temp[0])
+        _link(self.directories.at(first), temp)
         try:
+            if self.look.handle(*temp) != staged.handle:
+                raise StaleError("somebody changed it at the same moment")
             self._swap_in(temp, place, guard)
         finally:
             os.unlink(temp[1], dir_fd=temp[0])
@@ -363,7 +398,7 @@ class Performer:
         first, *rest = [self.directories.at(place) for place in places]
         for dir_fd, name in rest:
             temp = staged.dir_fd, Stage.name()
-            os.link(staged.name, temp[1], src_dir_fd=staged.dir_fd, dst_dir_fd=temp[0])
+            _link(staged.spot, temp)
             swap(*temp, dir_fd, name)
             os.unlink(temp[1], dir_fd=temp[0])
         swap(*staged.spot, *first)
@@ -485,3 +520,14 @@ class Performer:
         self.record.db.begin()
         self.record.attributes(row, looked, places, keep_time=row.kind is Kind.DIR)
         return Result(step, Status.DONE, missed=tuple(missed))
+
+
+def _link(source: tuple[int, bytes], target: tuple[int, bytes]) -> None:
+    """One more name for an object; a symlink itself, never what it leads to."""
+    os.link(
+        source[1],
+        target[1],
+        src_dir_fd=source[0],
+        dst_dir_fd=target[0],
+        follow_symlinks=False,
+    )

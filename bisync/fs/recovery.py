@@ -171,7 +171,7 @@ class _Recovery:
                 continue
             dir_fd, name = self.replica.directories.at(place)
             temp = stage.name()
-            os.link(first, temp, src_dir_fd=first_dir, dst_dir_fd=spot[0])
+            os.link(first, temp, src_dir_fd=first_dir, dst_dir_fd=spot[0], follow_symlinks=False)
             swap(spot[0], temp, dir_fd, name)
             os.fsync(dir_fd)
             os.unlink(temp, dir_fd=spot[0])

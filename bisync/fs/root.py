@@ -120,6 +120,7 @@ class Directories:
         self.root = root
         self.index = index
         self._held: OrderedDict[NodeId, int] = OrderedDict()
+        self._pinned: dict[NodeId, int] = {}  # of directories without a name just now
 
     def open(self, node: NodeId) -> int:
         """A descriptor of a directory; it belongs to this cache.
@@ -129,18 +130,23 @@ class Directories:
         """
         if node == ROOT:
             return self.root.fd
+        if node in self._pinned:
+            return self._pinned[node]
         fd = self._held.get(node)
         if fd is not None:
             self._held.move_to_end(node)
             return fd
         chain = []
-        while node not in self._held and node != ROOT:
+        while node not in self._held and node not in self._pinned and node != ROOT:
             places = self.index.places(node)
             if not places:
                 raise StaleError("its directory is gone")
             chain.append((node, places[0][1]))
             node = places[0][0]
-        fd = self.root.fd if node == ROOT else self._held[node]
+        if node == ROOT:
+            fd = self.root.fd
+        else:
+            fd = self._pinned[node] if node in self._pinned else self._held[node]
         for node, name in reversed(chain):
             fd = self._enter(fd, name, node)
         return fd
@@ -164,6 +170,16 @@ class Directories:
             os.close(oldest)
         return fd
 
+    def pin(self, node: NodeId) -> None:
+        """Hold a directory open while it has no name."""
+        self._pinned[node] = os.dup(self.open(node))
+
+    def unpin(self, node: NodeId) -> None:
+        """It has a name again."""
+        fd = self._pinned.pop(node, None)
+        if fd is not None:
+            os.close(fd)
+
     def drop(self, node: NodeId) -> None:
         """Forget a directory that was removed."""
         fd = self._held.pop(node, None)
@@ -176,5 +192,6 @@ class Directories:
 
     def close(self) -> None:
         """Give all descriptors back."""
-        while self._held:
-            os.close(self._held.popitem()[1])
+        for held in (self._held, self._pinned):
+            while held:
+                os.close(held.popitem()[1])
