@@ -25,6 +25,7 @@ class Hello:
     path: str
     known: bool  # readable state was found
     replica: str  # "" without state
+    incarnation: str  # changes when every object in the tree is new; "" without state
     root: str  # identity of the root directory now
     recorded: str  # identity its own state was made for, "" without state
     empty: bool
@@ -137,7 +138,10 @@ class Endpoint(ContentSource, Protocol):
         ...
 
     def changed(self, archive: Archive) -> Iterable[NodeId]:
-        """Nodes to look at in this run: marked since the last one, left over, or all."""
+        """Nodes to look at in this run: marked since the last one, left over, or all.
+
+        Called again: those that were marked since, by a scan or by another pair.
+        """
         ...
 
     def keep_pending(self, archive: Archive, pending: dict[NodeId, str]) -> None:

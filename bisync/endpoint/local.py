@@ -37,6 +37,7 @@ class LocalEndpoint:
         self.dry = dry
         self._buffer = bytearray(1 << 20)
         self._imagined: dict[NodeId, Place] = {}
+        self._read_up_to: dict[int, int] = {}  # marks, by pair
         if dry:
             self.replica.keep_dry()
 
@@ -52,6 +53,7 @@ class LocalEndpoint:
             path=display(r.path),
             known=r.known,
             replica=r.marker.replica if r.marker is not None else "",
+            incarnation=r.marker.incarnation if r.marker is not None else "",
             root=r.root.identity.text(),
             recorded=r.marker.root if r.marker is not None else "",
             empty=r.is_empty(),
@@ -93,7 +95,12 @@ class LocalEndpoint:
         db.begin()
         if known is None:
             pair = add_pair(
-                db, peer=hello.replica, column=column, location=hello.path, identity=hello.root
+                db,
+                peer=hello.replica,
+                column=column,
+                location=hello.path,
+                identity=hello.root,
+                incarnation=self.hello().incarnation,
             )
         else:
             pair = known.pair
@@ -213,41 +220,48 @@ class LocalEndpoint:
     # -- the run as a whole --------------------------------------------------
 
     def changed(self, archive: Archive) -> Iterator[NodeId]:
-        """Nodes to look at: what earlier runs left, then what was marked since, or all."""
-        state = archive.state()
-        db, index = self.replica.database, self.replica.index
-        assert self.replica.marker is not None or self.dry
-        incarnation = "" if self.replica.marker is None else self.replica.marker.incarnation
-        if state.cursor is None or state.incarnation != incarnation:
-            yield from self._everything(archive, state.column)
-            return
-        rows = db.execute("SELECT node FROM pending WHERE pair=?", (archive.pair,)).fetchall()
-        yield from (row[0] for row in rows)
-        yield from index.marks_after(state.cursor)
+        """Nodes to look at: what earlier runs left, then what was marked since, or all.
+
+        Called again, it goes on where it ended. What it gave is forgotten only by
+        :meth:`finish`.
+        """
+        index = self.replica.index
+        if archive.pair not in self._read_up_to:
+            state = archive.state()
+            if state.cursor is None:
+                self._read_up_to[archive.pair] = index.last_mark()
+                yield from self._everything(archive, state.column)
+            else:
+                self._read_up_to[archive.pair] = state.cursor
+                sql = "SELECT node FROM pending WHERE pair=?"
+                rows = self.replica.database.execute(sql, (archive.pair,)).fetchall()
+                yield from (row[0] for row in rows)
+        while True:
+            start = self._read_up_to[archive.pair]
+            nodes, end = index.marks_after(start, archive.pair)
+            self._read_up_to[archive.pair] = end
+            yield from nodes
+            if end == start:
+                return
 
     def _everything(self, archive: Archive, column: int) -> Iterator[NodeId]:
-        """Every node not agreed yet with its present content, directory by directory."""
+        """Every node, directory by directory, and what was agreed and is here no more."""
         db = self.replica.database
         sql = (
-            "SELECT name.parent, name.name, name.node FROM name JOIN node ON node.id=name.node "
-            "WHERE (name.parent, name.name) > (?, ?) AND NOT EXISTS (SELECT 1 FROM agreed "
-            f"INDEXED BY agreed_node{column} WHERE pair=? AND node{column}=name.node "
-            f"AND version{column}=node.version) "
-            "ORDER BY name.parent, name.name LIMIT 2000"
+            "SELECT parent, name, node FROM name WHERE (parent, name) > (?, ?) "
+            "ORDER BY parent, name LIMIT 2000"
         )
         yield ROOT
         last: tuple[int, bytes] = (0, b"")
-        while rows := db.execute(sql, (*last, archive.pair)).fetchall():
+        while rows := db.execute(sql, last).fetchall():
             last = (rows[-1][0], rows[-1][1])
             yield from (row[2] for row in rows)
-        if archive.state().entries:
-            # What was agreed and is here no more: no name leads to it.
-            gone = db.execute(
-                f"SELECT key, node{column} FROM agreed WHERE pair=? AND key<>? AND NOT EXISTS "
-                f"(SELECT 1 FROM name WHERE name.node=node{column})",
-                (archive.pair, ROOT),
-            )
-            yield from (row[1] for row in gone.fetchall() if row[1] is not None)
+        gone = db.execute(
+            f"SELECT node{column} FROM agreed WHERE pair=? AND node{column} IS NOT NULL AND "
+            f"NOT EXISTS (SELECT 1 FROM name WHERE name.node=node{column})",
+            (archive.pair,),
+        )
+        yield from (row[0] for row in gone.fetchall())
 
     def deletions_since(self, archive: Archive, side: int, time_ns: int) -> int:
         """Entries deleted for this pair on behalf of a column since a time."""
@@ -355,7 +369,7 @@ class LocalEndpoint:
         db.execute(
             "UPDATE pair SET cursor=?, incarnation=?, complete_ns=coalesce(?, complete_ns) "
             "WHERE id=?",
-            (r.index.last_mark(), r.marker.incarnation,
+            (self._read_up_to[pair], r.marker.incarnation,
              ending.time_ns if ending.complete else None, pair),
         )  # fmt: skip
         (oldest,) = db.execute("SELECT min(coalesce(cursor, 0)) FROM pair").fetchone()

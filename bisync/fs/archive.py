@@ -318,10 +318,12 @@ def _pair_state(row: tuple) -> PairState:  # type: ignore[type-arg]
     )  # fmt: skip
 
 
-def add_pair(db: Database, *, peer: str, column: int, location: str, identity: str) -> int:
+def add_pair(
+    db: Database, *, peer: str, column: int, location: str, identity: str, incarnation: str
+) -> int:
     """Make a pair's row; nothing is agreed yet."""
     cursor = db.execute(
-        "INSERT INTO pair VALUES(NULL,?,?,?,?,0,'','',x'',0,2,NULL,'',NULL)",
-        (peer, column, location, identity),
+        "INSERT INTO pair VALUES(NULL,?,?,?,?,0,'','',x'',0,2,NULL,?,NULL)",
+        (peer, column, location, identity, incarnation),
     )
     return int(cursor.lastrowid or 0)

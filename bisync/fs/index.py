@@ -262,29 +262,26 @@ class Index:
         """Look at a node again next time, whatever its times say."""
         self.db.execute("UPDATE name SET stamp=? WHERE node=?", (NO_STAMP, node))
 
-    def mark(self, node: NodeId) -> None:
-        """Queue a node for every pair."""
-        self.db.execute("INSERT INTO mark(node) VALUES(?)", (node,))
+    def mark(self, node: NodeId, pair: int = 0) -> None:
+        """Queue a node for every pair, but for the one that did it itself."""
+        self.db.execute("INSERT INTO mark(node, pair) VALUES(?, ?)", (node, pair))
 
     def last_mark(self) -> int:
         """The number of the newest mark."""
         row = self.db.execute("SELECT seq FROM sqlite_sequence WHERE name='mark'").fetchone()
         return 0 if row is None else int(row[0])
 
-    def marks_after(self, seq: int) -> Iterator[NodeId]:
-        """Marked nodes, oldest first, each once per stretch; in batches, so reads may mix."""
-        seen: set[NodeId] = set()
-        while True:
-            rows = self.db.execute(
-                "SELECT seq, node FROM mark WHERE seq>? ORDER BY seq LIMIT 5000", (seq,)
-            ).fetchall()
-            if not rows:
-                return
-            seq = rows[-1][0]
-            for _, node in rows:
-                if node not in seen:
-                    seen.add(node)
-                    yield node
+    def marks_after(self, seq: int, pair: int) -> tuple[list[NodeId], int]:
+        """The next marked nodes, oldest first, but for those a pair marked itself.
+
+        Returns:
+            The nodes, and how far the queue is read then; equal to ``seq`` at its end.
+        """
+        rows = self.db.execute(
+            "SELECT seq, node, pair FROM mark WHERE seq>? ORDER BY seq LIMIT 5000", (seq,)
+        ).fetchall()
+        nodes = dict.fromkeys(node for _, node, owner in rows if owner != pair)
+        return list(nodes), rows[-1][0] if rows else seq
 
     def forget(self, node: NodeId) -> None:
         """A filter hides the node from now on."""

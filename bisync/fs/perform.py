@@ -72,7 +72,7 @@ class Performer:
         """
         result = self._dispatch(i, step)
         if result.status is Status.DONE:
-            self.index.mark(step.node)  # other pairs of this replica have to hear of it
+            self.index.mark(step.node, self.log.pair)  # the root's other pairs have to hear of it
         return result
 
     def _dispatch(self, i: int, step: Transition) -> Result:

@@ -78,7 +78,6 @@ class Cycle:
             (sides[0].numbers(), sides[1].numbers()), itertools.count(ledger.lead.next_key())
         )
         self.settled: tuple[set[NodeId], set[NodeId]] = (set(), set())
-        self.again: tuple[set[NodeId], set[NodeId]] = (set(), set())
         self.stale: tuple[dict[NodeId, str], dict[NodeId, str]] = ({}, {})
         self.unfinished: tuple[dict[NodeId, str], dict[NodeId, str]] = ({}, {})  # for the next run
         self.withheld: tuple[dict[NodeId, int], dict[NodeId, int]] = ({}, {})
@@ -101,22 +100,28 @@ class Cycle:
                     self.chunk(side, todo, removals=False)
 
     def repeat(self) -> None:
-        """Observe again what had changed under our hands, and decide it anew."""
+        """Observe again what had changed under our hands, and decide it anew.
+
+        Also whatever else that showed: a scan of a directory finds more than it was made for.
+        """
         for _ in range(_ROUNDS):
-            if self.dry or (not any(self.again) and not any(self.stale)):
+            if self.dry:
                 return
-            again, stale = self.again, self.stale
-            self.again, self.stale = (set(), set()), ({}, {})
+            stale, self.stale = self.stale, ({}, {})
             for side in SIDES:
-                names = self.sides[side].view.names_of(again[side] | stale[side].keys())
+                names = self.sides[side].view.names_of(stale[side].keys())
                 parents = {parent for places in names.values() for parent, _ in places}
                 if parents:
                     self.met_by_scan(side, self.sides[side].scan(parents))
-                self.settled[side].clear()
+            todo = [
+                [*stale[side], *self.sides[side].changed(self.ledger.archives[side])]
+                for side in SIDES
+            ]
+            if not any(todo):
+                return
             for side in SIDES:
-                nodes = again[side] | stale[side].keys()
-                if nodes:
-                    self.chunk(side, nodes, removals=False)
+                self.settled[side].clear()
+            self.run((todo[0], todo[1]))
         for side in SIDES:
             for node, reason in self.stale[side].items():
                 self._met(side, "busy", node, f"it keeps changing: {reason}")
@@ -139,6 +144,12 @@ class Cycle:
             todo = {n for n in batch if n not in self.settled[side]}
             if todo:
                 self.chunk(side, todo, removals=True)
+
+    def leave_removals(self) -> None:
+        """Removals that are still not done are for the next run."""
+        for side in SIDES:
+            for node in self.withheld[side]:
+                self.unfinished[side].setdefault(node, "its removal waits")
 
     # -- one chunk -----------------------------------------------------------
 

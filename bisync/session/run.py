@@ -22,6 +22,7 @@ from bisync.session.cycle import Cycle
 from bisync.session.pairing import Relation, Start, relate
 from bisync.session.report import Listener, Met, Progress, Report
 
+_REMOVAL_ROUNDS = 2  # a removal that went stale gets another chance
 _PROBE_NS = 10**9  # a writer caught while a file was displaced shows within this time
 
 
@@ -98,8 +99,10 @@ class Run:
             )
             cycle.run(changed)
             cycle.repeat()
-            deletions = self._removals(cycle, ledger)
-            cycle.repeat()
+            for _ in range(_REMOVAL_ROUNDS):
+                deletions += self._removals(cycle, ledger, deletions)
+                cycle.repeat()
+            cycle.leave_removals()
         except Interrupted as error:
             stopped = error
         cycle.set_times()
@@ -155,6 +158,10 @@ class Run:
         ledger.replay(recovered)
         self._fetch_damaged(ledger, recovered)
         for side in SIDES:
+            # Also one that another pair of this root met first.
+            known_as = ledger.archives[side].state().incarnation
+            if known_as and known_as != hellos[side].incarnation:
+                relation.new_incarnation[side] = True
             if relation.new_incarnation[side]:
                 for archive in ledger.archives:
                     archive.db.begin()
@@ -233,8 +240,14 @@ class Run:
             decisions=chosen,
         )
 
-    def _removals(self, cycle: Cycle, ledger: Ledger) -> list[tuple[int, int]]:
-        """Let the guard judge each side's removals, then do them."""
+    def _removals(
+        self, cycle: Cycle, ledger: Ledger, before: list[tuple[int, int]]
+    ) -> list[tuple[int, int]]:
+        """Let the guard judge each side's removals, then do them.
+
+        Args:
+            before: (column that asked, entries) of this run so far.
+        """
         now = time.time_ns()
         done = []
         for side in SIDES:
@@ -247,7 +260,8 @@ class Run:
                 count=count,
                 done_this_hour=self.sides[side].deletions_since(
                     ledger.archives[side], column, now - HOUR_NS
-                ),
+                )
+                + sum(count for asked, count in before if asked == column),
                 entries=ledger.lead.state().entries,
                 emptied=self.sides[asking].is_empty(),
             )
@@ -258,10 +272,11 @@ class Run:
                 self._meet(Met(side.label, "withheld", b"", text))
                 for node in cycle.withheld[side]:
                     cycle.unfinished[side][node] = "withheld"
+                cycle.withheld[side].clear()
                 continue
-            before = self.report.deleted
+            deleted = self.report.deleted
             cycle.remove(side)
-            done.append((column, self.report.deleted - before))
+            done.append((column, self.report.deleted - deleted))
         return done
 
     def _look_again(self, cycle: Cycle) -> None:
@@ -278,9 +293,7 @@ class Run:
     ) -> None:
         now = time.time_ns()
         if stopped:
-            for archive in ledger.archives:
-                archive.reset_cursor()
-            return
+            return  # no mark was forgotten: the next run reads them again
         left = any(cycle.unfinished) or self.report.problems > 0
         entries = ledger.lead.state().entries
         busy = [[], []] if not self.report.busy else [self.report.busy_paths(s) for s in SIDES]
