@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bisync.core.node import ROOT, Attributes, NodeId
 from bisync.core.plan import Link, Make, Move, Park, Remove, Replace, Transition, Unlink
@@ -150,7 +150,9 @@ class Applier:
                 node, known = self.t.index.node(step.node), self.t.index.identity(step.node)
                 if node is None or known is None:
                     raise StaleError("it is not known any more")
-                self.staged[i] = Staged(self.t.stage.incoming, Stage.name(), known[0], node.content)
+                spot = self.t.stage.incoming, Stage.name()
+                info = os.fstat(self.t.root.fd)  # a link has no state of its own
+                self.staged[i] = Staged(*spot, known[0], node.content, info)
             case Remove() | Unlink() | Park():
                 self.outs[i] = Stage.name()
             case Move() if step.displaces is not None:
@@ -205,9 +207,9 @@ class Applier:
             places, row = self.t.index.places(node), self.t.index.node(node)
             if places and row is not None:
                 with contextlib.suppress(StaleError):  # gone or replaced: not ours any more
-                    looked = self.look.at(places[0], node)
+                    self.look.at(places[0], node)
                     os.chmod(proc_path(self.t.directories.open(node)), mode)
-                    self.record.attributes(row, looked, places, keep_time=True)
+                    self.record.attributes(row, replace(row.attributes, mode=mode))
             self.t.db.begin()
             self.t.db.execute("DELETE FROM softened WHERE node=?", (node,))
 
@@ -229,6 +231,7 @@ class Applier:
         if looked.info.st_mtime_ns != mtime_ns:
             os.utime(fd, ns=(mtime_ns, mtime_ns))
         self.t.db.begin()
-        self.record.attributes(row, looked, places, keep_time=False)
+        fresh_time = replace(row.attributes, mtime_ns=mtime_ns)
+        self.record.attributes(row, fresh_time, time_is_set=True)
         fresh = self.t.index.node(node)
         return None if fresh is None else fresh.attributes

@@ -4,7 +4,7 @@ import os
 import stat
 from dataclasses import dataclass, replace
 
-from bisync.core.node import Attributes, Content, Kind, NodeId
+from bisync.core.node import Attributes, Content, Kind, NodeId, XAttrs
 from bisync.errors import StaleError
 from bisync.fs.content import ContentSource
 from bisync.fs.copying import write_chunk
@@ -21,6 +21,8 @@ class Staged:
     name: bytes
     handle: bytes
     content: Content
+    info: os.stat_result  # as it was when it was complete
+    found: tuple[XAttrs, XAttrs] = ((), ())  # its extended attributes and ACLs then
     size: int = 0  # content bytes that came from the other side
     missed: tuple[str, ...] = ()  # attributes that could not be set
 
@@ -77,7 +79,9 @@ class Builder:
                 os.mknod(name, stat.S_IFBLK | 0o600, content.rdev, dir_fd=folder)
         try:
             missed = self._dress(folder, name, content.kind, attributes)
-            return Staged(folder, name, self.look.handle(folder, name), content, 0, missed)
+            info, found = self.look.stat(folder, name), read_xattrs(folder, name)
+            handle = self.look.handle(folder, name)
+            return Staged(folder, name, handle, content, info, found, 0, missed)
         except BaseException:
             stage.discard(name)
             raise
@@ -99,13 +103,14 @@ class Builder:
             os.ftruncate(fd, version.size)
             missed = self._dress(fd, b"", Kind.FILE, attributes)
             handle = self.look.root.handles.read(fd, b"")
+            info, found = os.fstat(fd), read_xattrs(fd, b"")
         except BaseException:
             os.close(fd)
             stage.discard(name)
             raise
         stage.finish(fd)
         verified = Content(Kind.FILE, version.size, version.digest)
-        return Staged(stage.incoming, name, handle, verified, version.size, missed)
+        return Staged(stage.incoming, name, handle, verified, info, found, version.size, missed)
 
     def _dress(self, fd: int, name: bytes, kind: Kind, wanted: Attributes) -> tuple[str, ...]:
         """A new inode gets its attributes before it becomes visible."""

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import replace
 
-from bisync.core.node import ROOT, Kind, NodeId, Place
+from bisync.core.node import ROOT, Kind, Node, NodeId, Place
 from bisync.core.path import TEMP_PREFIX
 from bisync.core.plan import (
     Exchange,
@@ -119,7 +119,7 @@ class Performer:
             self._near(i, step.place, lambda: self._place_free(*staged.spot, dir_fd, name))
         else:
             kept = self._put_over(i, staged, step.place, displaces)
-        self.record.made(step.node, step.place, staged, step.attributes)
+        self.record.made(step.node, step.place, staged)
         return Result(step, Status.DONE, size=staged.size, kept=kept, missed=staged.missed)
 
     def _near(self, i: int, place: Place, act: Callable[[], None]) -> None:
@@ -141,6 +141,7 @@ class Performer:
         os.fsync(dir_fd)
         old, staged.handle = staged.spot, self.look.handle(dir_fd, near)
         staged.dir_fd, staged.name = dir_fd, near
+        staged.info, staged.found = self.look.stat(dir_fd, near), read_xattrs(dir_fd, near)
         self.log.amend(i, handle=staged.handle.hex())
         remove_object(*old)
         act()
@@ -499,26 +500,33 @@ class Performer:
             os.close(fd)
 
     def _set_attributes(self, step: SetAttributes) -> Result:
-        index = self.index
-        places = index.places(step.node)
-        if step.node != ROOT and not places:
+        places, row = self.index.places(step.node), self.index.node(step.node)
+        if row is None or (step.node != ROOT and not places):
             raise StaleError("it is not there any more")
-        row = index.node(step.node)
-        looked = self.look.at(places[0] if places else (0, b""), step.node)
-        if row is None:
-            raise StaleError("it is not known any more")
-        found = read_xattrs(looked.dir_fd, looked.name)
-        now = attributes_of(looked.info, *found)
-        wanted = step.attributes
+        place = places[0] if places else (0, b"")
+        if row.kind is Kind.FILE and step.attributes.mtime_ns != row.attributes.mtime_ns:
+            # Setting the time would hide a write of this moment: no writer may be there.
+            with self.look.guarded(place, step.node) as guard:
+                return self._set(step, row, guard.looked)
+        return self._set(step, row, self.look.at(place, step.node))
+
+    def _set(self, step: SetAttributes, row: Node, looked: Looked) -> Result:
+        now = attributes_of(looked.info, *read_xattrs(looked.dir_fd, looked.name))
+        wanted, known = step.attributes, row.attributes
         if row.kind is Kind.DIR:
             wanted = replace(wanted, mtime_ns=now.mtime_ns)
-        if replace(now, mtime_ns=0) != replace(row.attributes, mtime_ns=0) or (
-            row.kind is not Kind.DIR and now.mtime_ns != row.attributes.mtime_ns
-        ):
+            known = replace(known, mtime_ns=now.mtime_ns)
+        if now != known:
             raise StaleError("its attributes changed since it was observed")
         missed = apply_attributes(looked.dir_fd, looked.name, row.kind, now, wanted)
+        if missed:
+            info = self.look.stat(looked.dir_fd, looked.name) if looked.name else None
+            found = read_xattrs(looked.dir_fd, looked.name)
+            wanted = attributes_of(info or os.fstat(looked.dir_fd), *found)
+        if row.kind is Kind.DIR:
+            wanted = replace(wanted, mtime_ns=row.attributes.mtime_ns)
         self.record.db.begin()
-        self.record.attributes(row, looked, places, keep_time=row.kind is Kind.DIR)
+        self.record.attributes(row, wanted)
         return Result(step, Status.DONE, missed=tuple(missed))
 
 

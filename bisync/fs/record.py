@@ -4,16 +4,18 @@ The database transaction is opened here and ended by the batch.
 """
 
 import os
-from collections.abc import Iterable
 from dataclasses import replace
 
-from bisync.core.node import Attributes, Kind, Node, NodeId, Place
+from bisync.core.node import ROOT, Attributes, Kind, Node, NodeId, Place
 from bisync.core.plan import Remove, Replace
 from bisync.errors import StaleError
 from bisync.fs.database import Database
 from bisync.fs.incoming import Staged
-from bisync.fs.look import Looked, Looker, stamp
+from bisync.fs.index import NO_STAMP
+from bisync.fs.look import Looker, stamp
 from bisync.fs.meta import attributes_of, read_xattrs
+
+_NEVER = -1  # a change time that no object has: look again
 
 
 class Recorder:
@@ -26,83 +28,83 @@ class Recorder:
         self.directories = look.directories
         self.touched: set[NodeId] = set()  # directories whose names changed
 
-    def made(self, node: NodeId, place: Place, staged: Staged, wanted: Attributes) -> None:
-        dir_fd, name = self.directories.at(place)
-        info = self.look.stat(dir_fd, name)
-        if staged.missed:
-            xattrs, acl = read_xattrs(dir_fd, name)
-        else:
-            xattrs, acl = wanted.xattrs, wanted.acl
-        row = Node(
-            node,
-            staged.content,
-            attributes_of(info, xattrs, acl),
-            info.st_ctime_ns,
-            version=1,
-            nlink=1 if staged.content.kind is Kind.DIR else info.st_nlink,
-        )
+    def made(self, node: NodeId, place: Place, staged: Staged) -> None:
+        """A new node got its first name."""
         self.db.begin()
-        self.index.put_node(row, staged.handle, info.st_ino)
-        self.index.put_name(place, node, stamp(info))
+        row = self._row_of(node, staged, version=1)
+        self._record(row, staged.handle, [place])
         self.touched.add(place[0])
 
     def replaced(self, step: Replace, staged: Staged) -> None:
-        index = self.index
-        dir_fd, name = self.directories.at(step.places[0])
-        info = self.look.stat(dir_fd, name)
-        wanted = step.attributes
-        found = (wanted.xattrs, wanted.acl)
-        if staged.missed:
-            found = read_xattrs(dir_fd, name)
+        """A node got a new object under all its names."""
         self.db.begin()
         version = 1
         if step.keep is not None:
             for place in step.places:
-                index.drop_name(place)
+                self.index.drop_name(place)
             self.refresh(step.keep_node, [step.keep])
         else:
-            row = index.node(step.node)
-            version = 1 if row is None else row.version + 1
-        node = Node(
-            step.node,
-            staged.content,
-            attributes_of(info, *found),
-            info.st_ctime_ns,
-            version,
-            nlink=info.st_nlink,
-        )
-        index.put_node(node, staged.handle, info.st_ino)
-        for place in step.places:
-            index.put_name(place, step.node, stamp(info))
-            self.touched.add(place[0])
+            old = self.index.node(step.node)
+            version = 1 if old is None else old.version + 1
+        row = self._row_of(step.node, staged, version=version)
+        self._record(row, staged.handle, list(step.places))
+        self.touched.update(parent for parent, _ in step.places)
 
-    def refresh(self, node: NodeId, places: Iterable[Place]) -> None:
-        """After our own operation: new times and stamps, same content."""
-        index = self.index
-        row, identity = index.node(node), index.identity(node)
+    @staticmethod
+    def _row_of(node: NodeId, staged: Staged, *, version: int) -> Node:
+        """What a staged object really was when nobody but us could reach it."""
+        info = staged.info
+        nlink = 1 if staged.content.kind is Kind.DIR else info.st_nlink
+        attributes = attributes_of(info, *staged.found)
+        return Node(node, staged.content, attributes, info.st_ctime_ns, version, nlink=nlink)
+
+    def refresh(self, node: NodeId, places: list[Place]) -> None:
+        """A node got names or lost some: new times and stamps, same content."""
+        row, identity = self.index.node(node), self.index.identity(node)
         if row is None or identity is None:
             raise StaleError("it is not known any more")
-        info = None
-        for place in places:
-            dir_fd, name = self.directories.at(place)
-            info = self.look.stat(dir_fd, name)
-            index.put_name(place, node, stamp(info))
-        assert info is not None
-        for place in index.places(node):
-            index.set_stamp(place, stamp(info))
-        fresh = replace(
-            row,
-            attributes=replace(row.attributes, mtime_ns=info.st_mtime_ns),
-            ctime_ns=info.st_ctime_ns,
-            nlink=1 if row.kind is Kind.DIR else info.st_nlink,
+        self._record(row, identity[0], [*places, *self.index.places(node)])
+
+    def attributes(self, row: Node, attributes: Attributes, *, time_is_set: bool = False) -> None:
+        """A node's attributes were set to these; ``time_is_set``: a directory's time too."""
+        identity = self.index.identity(row.id)
+        if identity is not None:
+            fresh, places = replace(row, attributes=attributes), self.index.places(row.id)
+            self._record(fresh, identity[0], places, time_is_set=time_is_set)
+
+    def _record(
+        self, row: Node, handle: bytes, places: list[Place], *, time_is_set: bool = False
+    ) -> None:
+        """Write down what we did; if anything else is found there, somebody did it since.
+
+        Then the row says what *we* left, and the next scan takes the difference for the
+        user's change that it is. A directory's time says nothing, unless it was just set.
+        """
+        index = self.index
+        dir_fd, name = self._first(row.id, places)
+        info = self.look.stat(dir_fd, name) if name else os.fstat(dir_fd)
+        found = attributes_of(info, *read_xattrs(dir_fd, name))
+        wanted = row.attributes
+        if row.kind is Kind.DIR and not time_is_set:
+            found = replace(found, mtime_ns=wanted.mtime_ns)
+        ours = (
+            found == wanted
+            and (row.kind is not Kind.FILE or info.st_size == row.content.size)
+            and self.look.handle(dir_fd, name) == handle
         )
-        if row.kind is Kind.FILE and (info.st_size, info.st_mtime_ns) != (
-            row.content.size,
-            row.attributes.mtime_ns,
-        ):
-            index.distrust(node)  # somebody wrote to it meanwhile: look again next time
-            return
-        index.put_node(fresh, identity[0], info.st_ino)
+        nlink = 1 if row.kind is Kind.DIR else info.st_nlink
+        ctime = info.st_ctime_ns if ours else _NEVER
+        index.put_node(replace(row, ctime_ns=ctime, nlink=nlink), handle, info.st_ino)
+        seen = stamp(info) if ours and (row.kind is not Kind.DIR or time_is_set) else NO_STAMP
+        for place in places:
+            index.put_name(place, row.id, seen)
+        if not ours:
+            index.mark(row.id)
+
+    def _first(self, node: NodeId, places: list[Place]) -> tuple[int, bytes]:
+        if node == ROOT:
+            return self.directories.root.fd, b""
+        return self.directories.at(places[0])
 
     def forget_tree(self, removal: Remove, place: Place) -> None:
         index = self.index
@@ -118,21 +120,3 @@ class Recorder:
             index.drop_node(removal.node)
         self.directories.drop(removal.node)
         self.touched.add(place[0])
-
-    def attributes(
-        self, row: Node, looked: Looked, places: list[Place], *, keep_time: bool
-    ) -> None:
-        info = (
-            os.fstat(looked.dir_fd)
-            if not looked.name
-            else self.look.stat(looked.dir_fd, looked.name)
-        )
-        found = read_xattrs(looked.dir_fd, looked.name)
-        attributes = attributes_of(info, *found)
-        if keep_time:
-            attributes = replace(attributes, mtime_ns=row.attributes.mtime_ns)
-        fresh = replace(row, attributes=attributes, ctime_ns=info.st_ctime_ns)
-        self.index.put_node(fresh, looked.handle, info.st_ino)
-        if not keep_time:
-            for place in places:
-                self.index.set_stamp(place, stamp(info))
