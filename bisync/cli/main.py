@@ -1,6 +1,7 @@
 """Parse the command line and hand over to one command. Imports nothing heavy."""
 
 import argparse
+import io
 import sys
 from importlib import import_module
 from typing import NoReturn
@@ -108,8 +109,9 @@ def build_parser() -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", help="what sync would do and why; changes nothing")
     _session_options(plan)
     conflicts = commands.add_parser("conflicts", help="list, show and resolve conflicts")
-    conflicts.add_argument("action", nargs="?", choices=["list", "show", "resolve"], default="list")
-    conflicts.add_argument("which", nargs="?", metavar="ID|PATH", help="one conflict")
+    conflicts.add_argument(
+        "words", nargs="*", metavar="list|show|resolve [ID|PATH]", help="what to do with which one"
+    )
     conflicts.add_argument("--take", choices=["live", "kept", "both"], help="how to resolve it")
     conflicts.add_argument("--root", metavar="DIR", help="the root (found from the current folder)")
     conflicts.add_argument("--state-dir", metavar="DIR", help="as given to sync")
@@ -117,11 +119,25 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _parse(args: list[str]) -> argparse.Namespace:
+    """Parse; options may stand before, between and behind the words of a command."""
+    parser = build_parser()
+    options, rest = parser.parse_known_args(args)
+    if rest and (options.command != "conflicts" or any(word[:1] == "-" for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if options.command == "conflicts":
+        options.words += rest
+    return options
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return its exit code. Never shows a traceback to a user."""
     args = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # no name may break a run
     try:
-        options = build_parser().parse_args(args)
+        options = _parse(args)
         name = "sync" if options.command == "plan" else options.command
         command = import_module(f"bisync.cli.commands.{name}")
         return int(command.run(options))

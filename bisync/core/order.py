@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from bisync.core.node import NodeId, Place
 from bisync.core.plan import Exchange, Link, Make, Move, Park, Remove, Replace, Transition, Unlink
 
-NEW, VISITING, DONE, FAILED = range(4)
+NEW, VISITING, DONE, FAILED, POSTPONED = range(5)
+_OPEN = (NEW, VISITING, POSTPONED)
 
 
 @dataclass(slots=True, eq=False)
@@ -100,19 +101,21 @@ class Orderer:
                     op.state = FAILED
                 break
         self.result.failed = [op for op in self.ops if op.state == FAILED]
-        self.result.skipped = [op for op in self.ops if op.state == NEW]
+        self.result.skipped = [op for op in self.ops if op.state in (NEW, POSTPONED)]
         return self.result
 
     def _visit(self, first: Op) -> None:
         stack = [first]
         while stack:
             op = stack[-1]
-            if op.state in (DONE, FAILED):
+            if op.state in (DONE, FAILED, POSTPONED):
                 stack.pop()
                 continue
             op.state = VISITING
             ready, blocker = self._blocker(op)
-            if not ready and blocker is None:
+            if blocker is not None and self._has_to_wait(op, blocker):
+                op.state = POSTPONED
+            elif not ready and blocker is None:
                 op.state = FAILED
             elif blocker is None:
                 self._perform(op)
@@ -122,6 +125,16 @@ class Orderer:
             else:
                 stack.append(blocker)
 
+    @staticmethod
+    def _has_to_wait(op: Op, blocker: Op) -> bool:
+        """Whether an operation waits for a removal that the guard has to see first.
+
+        A directory in its way goes with all it holds: that is a deletion like any other.
+        """
+        if blocker.state == POSTPONED:
+            return True
+        return op.kind != "remove" and blocker.kind == "remove" and not blocker.needed
+
     def _blocker(self, op: Op) -> tuple[bool, Op | None]:
         """(ready, who must go first). Not ready and nobody to wait for: it cannot be done."""
         if op.kind in ("remove", "unlink"):
@@ -130,10 +143,10 @@ class Orderer:
         parent = op.dst[0]
         if parent not in self.names.parent:
             maker = self.maker.get(parent)
-            return False, maker if maker is not None and maker.state in (NEW, VISITING) else None
+            return False, maker if maker is not None and maker.state in _OPEN else None
         if op.kind == "link" and op.key not in self.names.local:
             maker = self.maker.get(op.key)
-            return False, maker if maker is not None and maker.state in (NEW, VISITING) else None
+            return False, maker if maker is not None and maker.state in _OPEN else None
         if op.kind == "move" and op.is_dir and self.names.inside(parent, op.key):
             return False, self._way_out(parent, op.key)
         occupant = self.names.at.get(op.dst)
@@ -141,6 +154,8 @@ class Orderer:
             leaver = self.leaver.get(op.dst)
             if leaver is None or leaver.state in (DONE, FAILED):
                 return False, None
+            if leaver.kind == "remove" and leaver.is_dir and not leaver.needed:
+                return False, leaver
             if leaver.kind == "remove":
                 ready, blocker = self._blocker_of_removal(leaver)
                 return (ready, blocker) if not ready else (True, None)
@@ -169,7 +184,7 @@ class Orderer:
         """Of the directories between ``key`` and ``ancestor``, one that is to leave."""
         while key != ancestor:
             for op in self.leaving[self.names.parent[key]]:
-                if op.key == key and op.kind == "move" and op.state in (NEW, VISITING):
+                if op.key == key and op.kind == "move" and op.state in _OPEN:
                     return op
             key = self.names.parent[key]
         return None

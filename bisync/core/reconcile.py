@@ -132,10 +132,12 @@ class _Merge:
 
     def _present_once(self, joined: Joined, verdict: Verdict, side: Side) -> None:
         """The other side deleted it, or a filter hides it there."""
-        if joined.forgotten[side.other]:
-            verdict.forget = True
-            return
         names = joined.names[side]
+        if joined.forgotten[side.other]:
+            # Hidden there when last seen, so nobody can say that it was deleted: it merges.
+            verdict.alive, verdict.names = True, names
+            verdict.reason = f"a filter hid it on {side.other.label}"
+            return
         gained = names - joined.base
         edited = not joined.is_dir and not unchanged(joined, side)
         verdict.names = names
@@ -264,6 +266,8 @@ class _Merge:
             while len(keys) > 1:
                 best = min(keys, key=self._claim)
                 loser = max(keys, key=self._claim)
+                if self._was_chosen(place, best, loser):
+                    best, loser = loser, best
                 keys.remove(loser)
                 self._yield_name(place, best, loser)
 
@@ -283,6 +287,30 @@ class _Merge:
                 best = (-best[0], best[1])
         return (not joined.is_dir, by_side, best, self.path(joined))
 
+    def _was_chosen(self, place: Place, best: int, loser: int) -> bool:
+        """Whether a person wants the name for the node that would lose it."""
+        for side in SIDES:
+            chosen = self.rules.decisions.get(self.join.path(side, place))
+            if chosen is not None:
+                names = [self.join.nodes[key].names[chosen] for key in (best, loser)]
+                return place in names[1] and place not in names[0]
+        return False
+
+    def hold_below(self) -> None:
+        """What is to go into a directory that waits, waits with it."""
+        waiting = True
+        while waiting:
+            waiting = False
+            for key, verdict in self.verdicts.items():
+                if not verdict.alive or verdict.held or key == ROOT:
+                    continue
+                for parent, _ in verdict.names:
+                    above = self.verdicts[parent]
+                    if above.held and None in self.join.nodes[parent].seen:
+                        self._hold(self.join.nodes[key], verdict, "its directory waits")
+                        waiting = True
+                        break
+
     def _yield_name(self, place: Place, best: int, loser: int) -> None:
         joined, winning = self.join.nodes[loser], self.join.nodes[best]
         verdict = self.verdicts[loser]
@@ -301,9 +329,28 @@ class _Merge:
             for key in (loser, best):
                 self._hold(self.join.nodes[key], self.verdicts[key], "waits for its name")
             return
+        if len(verdict.names) > 1 and place not in joined.base and place in winning.base:
+            # A new link met an edit of what it replaced: the file keeps its name.
+            verdict.names -= {place}
+            self.conflicts.append(
+                Conflict(
+                    ConflictKind.NAME,
+                    loser,
+                    self.join.path(side, place),
+                    side.other,
+                    "a new link met a changed file: the file keeps the name",
+                )
+            )
+            return
+        path = self.join.path(side, place)
+        decided = path in self.rules.decisions
+        policy = self.rules.policy
+        if decided:
+            both = self.rules.decisions[path] is None
+            policy = Policy.KEEP_BOTH if both else Policy.NEWEST
         was_there = place in joined.base and not joined.is_dir and winning.is_dir
         kind = ConflictKind.TYPE if winning.is_dir != joined.is_dir else ConflictKind.NAME
-        if self.rules.policy is Policy.MANUAL:
+        if policy is Policy.MANUAL:
             for key in (loser, best):
                 self._hold(self.join.nodes[key], self.verdicts[key], "conflict")
             self.conflicts.append(
@@ -311,7 +358,7 @@ class _Merge:
             )
             return
         node = joined.node(side)
-        if was_there and self.rules.policy is not Policy.KEEP_BOTH:
+        if was_there and policy is not Policy.KEEP_BOTH:
             verdict.names -= {place}
             verdict.alive = bool(verdict.names)
             verdict.conflict = True
@@ -482,6 +529,7 @@ def reconcile(joined: Join, rules: Rules, *, held: dict[int, str], taken: Taken)
     merge.existence()
     merge.settle_tree()
     merge.collisions()
+    merge.hold_below()
     merge.settle_tree()
     merge.contents()
     return Outcome(merge.verdicts, merge.conflicts, merge.notes)

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 
+from bisync.core.conflict import ConflictKind
 from bisync.core.node import ROOT, Attributes, Node, NodeId, Place
 from bisync.core.path import display
 from bisync.core.plan import Transition
@@ -23,6 +24,7 @@ from bisync.fs.replica import Options, Replica
 from bisync.fs.restore import Restorer, parent_of
 from bisync.fs.result import Result
 from bisync.fs.retention import drop_older
+from bisync.fs.root import OPEN_DIR
 from bisync.fs.walk import ScanResult
 from bisync.linux.boot import boot_id
 from bisync.linux.lease import Lease, probed
@@ -171,8 +173,8 @@ class LocalEndpoint:
     def _applier(self, pair: int, source: ContentSource) -> Applier:
         r = self.replica
         tools = Tools(
-            r.root, r.index, r.database, r.stage, r.store, r.directories, r.options.fsync,
-            boot_id(), r.options.stop,
+            r.root, r.index, r.database, r.stage, r.store, r.directories,
+            r.options.rules.matcher, r.options.fsync, boot_id(), r.options.stop,
         )  # fmt: skip
         return Applier(tools, pair, source)
 
@@ -280,7 +282,7 @@ class LocalEndpoint:
     def carry_out(self, archive: Archive, choice: Choice) -> str:
         """Bring the chosen version to its name; the next scan carries it over."""
         r, q = self.replica, choice.quarrel
-        restorer = Restorer(r.root, r.database, r.stage, r.store, archive.pair)
+        restorer = Restorer(r.root, r.index, r.stage, r.store, archive.pair)
         try:
             if q.kept_as is not None:
                 self._settle_copy(restorer, q, choice.take)
@@ -288,7 +290,9 @@ class LocalEndpoint:
                 path = q.path
                 if choice.take is Take.BOTH:
                     path = self._free_path(q)
-                restorer.put_back(q.kept, path, "conflict resolved: the kept version was taken")
+                reason = "conflict resolved: the kept version was taken"
+                over_directory = q.kind == ConflictKind.TYPE.value
+                restorer.put_back(q.kept, path, reason, over_directory=over_directory)
         except PathError as error:
             return error.reason
         except OSError as error:
@@ -443,9 +447,12 @@ class LocalEndpoint:
             folder = self.replica.root.fd
             opened = []
             try:
-                for part in parts:
-                    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-                    folder = os.open(part, flags, dir_fd=folder)
+                for number, part in enumerate(parts):
+                    try:
+                        folder = os.open(part, OPEN_DIR, dir_fd=folder)
+                    except OSError:
+                        parts = parts[:number]  # the nearest directory that is still there
+                        break
                     opened.append(folder)
                 beside = base[:200] + b".edited-" + os.urandom(4).hex().encode()
                 rename_noreplace(fd, name, folder, beside)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from bisync.core.ignore import Matcher
 from bisync.core.node import ROOT, Attributes, NodeId
 from bisync.core.plan import Link, Make, Move, Park, Remove, Replace, Transition, Unlink
 from bisync.errors import BusyError, Interrupted, PathError, StaleError
@@ -48,6 +49,7 @@ class Tools:
     stage: Stage
     store: Store
     directories: Directories
+    matcher: Matcher
     fsync: bool = True
     boot: str = ""  # this boot of the machine; what it did not flush is looked at after another
     stop: Callable[[], None] = lambda: None
@@ -65,7 +67,14 @@ class Applier:
         self.staged: dict[int, Staged] = {}  # by position in the batch
         self.outs: dict[int, bytes] = {}  # names in out/, by position
         self.performer = Performer(
-            self.look, self.record, tools.stage, tools.store, self.log, self.staged, self.outs
+            self.look,
+            self.record,
+            tools.stage,
+            tools.store,
+            self.log,
+            self.staged,
+            self.outs,
+            tools.matcher,
         )
         self.results: dict[int, Result] = {}
 

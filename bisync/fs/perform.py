@@ -10,8 +10,9 @@ import stat
 from collections.abc import Callable
 from dataclasses import replace
 
+from bisync.core.ignore import Matcher
 from bisync.core.node import ROOT, Kind, Node, NodeId, Place
-from bisync.core.path import TEMP_PREFIX
+from bisync.core.path import TEMP_PREFIX, display
 from bisync.core.plan import (
     Exchange,
     Link,
@@ -33,6 +34,7 @@ from bisync.fs.look import Guard, Looked, Looker, look_through
 from bisync.fs.meta import apply_attributes, attributes_of, read_xattrs
 from bisync.fs.record import Recorder
 from bisync.fs.result import Result, Status
+from bisync.fs.root import OPEN_DIR
 from bisync.fs.stage import Stage
 from bisync.fs.store import Store
 from bisync.linux.rename import is_unsupported, rename_noreplace, swap
@@ -50,6 +52,7 @@ class Performer:
         log: ResultLog,
         staged: dict[int, Staged],
         outs: dict[int, bytes],
+        matcher: Matcher,
     ) -> None:
         self.look = look
         self.record = record
@@ -60,6 +63,7 @@ class Performer:
         self.log = log
         self.staged = staged  # by position in the batch
         self.outs = outs  # names in out/, by position
+        self.matcher = matcher
         self.parked: dict[NodeId, tuple[bytes, Place]] = {}  # name in out/, where it was
         self.displaced: list[tuple[bytes, bytes, os.stat_result]] = []  # kept, path, info
 
@@ -149,6 +153,9 @@ class Performer:
     def _put_over(self, i: int, staged: Staged, place: Place, removal: Remove) -> bytes | None:
         """Exchange a staged object with what must go, then keep what came out."""
         path = self.index.place_path(place)
+        known = self.index.node(removal.node)
+        if known is not None and known.foreign and self._holds_more(removal):
+            raise PathError("a directory that holds files which are left alone is in its place")
         with self.look.guarded(place, removal.node) as guard:
             self._near(i, place, lambda: self._swap_in(staged.spot, place, guard))
             if stat.S_ISDIR(guard.looked.info.st_mode):
@@ -239,6 +246,8 @@ class Performer:
             self.directories.unpin(step.node)
         else:
             looked = self.look.at(step.old, step.node)
+            if stat.S_ISDIR(looked.info.st_mode):
+                self._check_filter(looked, step)
             self._place_free(looked.dir_fd, looked.name, new_dir, new)
             if self.look.handle(new_dir, new) != looked.handle:
                 self._place_free(new_dir, new, looked.dir_fd, looked.name)
@@ -251,10 +260,44 @@ class Performer:
         self.record.touched.add(step.new[0])
         return Result(step, Status.DONE)
 
+    def _check_filter(self, looked: Looked, step: Move) -> None:
+        """A directory must not take along what a filter hides only at the old place."""
+        if not self.matcher.active:
+            return
+        assert step.old is not None
+        old, new = self.index.place_path(step.old), self.index.place_path(step.new)
+        fd = os.open(looked.name, OPEN_DIR, dir_fd=looked.dir_fd)
+        try:
+            uncovered = self._uncovered(fd, old, new)
+        finally:
+            os.close(fd)
+        if uncovered is not None:
+            raise PathError(
+                f"{display(uncovered)} is left alone, but would not be at the new place"
+            )
+
+    def _uncovered(self, fd: int, old: bytes, new: bytes) -> bytes | None:
+        for name in map(os.fsencode, os.listdir(fd)):
+            info = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            is_dir = stat.S_ISDIR(info.st_mode)
+            one, two = old + b"/" + name, new + b"/" + name
+            if self.matcher.ignores(one, is_dir=is_dir):
+                if not self.matcher.ignores(two, is_dir=is_dir):
+                    return one
+            elif is_dir:
+                below = os.open(name, OPEN_DIR, dir_fd=fd)
+                try:
+                    found = self._uncovered(below, one, two)
+                finally:
+                    os.close(below)
+                if found is not None:
+                    return found
+        return None
+
     def _move_over(self, i: int, step: Move, removal: Remove) -> Result:
         """Swap the two names, then take what must go away from the old one."""
         assert step.old is not None
-        path, out = self.index.place_path(step.new), self.outs[i]
+        path = self.index.place_path(step.new)
         one = self.look.at(step.old, step.node)
         with self.look.guarded(step.new, removal.node) as guard:
             two = guard.looked
@@ -266,14 +309,14 @@ class Performer:
                     or guard.somebody_waits()
                 ):
                     raise StaleError("somebody changed it at the same moment")
-                self._place_free(one.dir_fd, one.name, self.stage.displaced, out)
+                out = self._take_out(i, step.old, one)
             except (PathError, OSError):
                 swap(one.dir_fd, one.name, two.dir_fd, two.name)
                 raise
         try:
-            kept = self._keep(self.stage.displaced, out, path, two, removal)
+            kept = self._keep(*out, path, two, removal)
         except PathError:
-            self._place_free(self.stage.displaced, out, one.dir_fd, one.name)
+            self._place_free(*out, one.dir_fd, one.name)
             swap(one.dir_fd, one.name, two.dir_fd, two.name)
             raise
         self.record.forget_tree(removal, step.new)
@@ -439,6 +482,14 @@ class Performer:
             where no rename leads out of its directory.
         """
         looked = self.look.at(place, node)
+        out = self._take_out(i, place, looked)
+        if not self.look.same_object(*out, looked):
+            self._put_back(out, looked)
+            raise StaleError("somebody changed it at the same moment")
+        return looked, out
+
+    def _take_out(self, i: int, place: Place, looked: Looked) -> tuple[int, bytes]:
+        """Rename a name into ``out/``, or to one beside it where no rename leads out."""
         out = self.stage.displaced, self.outs[i]
         try:
             self._place_free(looked.dir_fd, looked.name, *out)
@@ -448,10 +499,7 @@ class Performer:
             out = looked.dir_fd, TEMP_PREFIX + self.outs[i]
             self.log.amend(i, near=place_to_row((place[0], out[1])))
             self._place_free(looked.dir_fd, looked.name, *out)
-        if not self.look.same_object(*out, looked):
-            self._put_back(out, looked)
-            raise StaleError("somebody changed it at the same moment")
-        return looked, out
+        return out
 
     @staticmethod
     def _put_back(out: tuple[int, bytes], looked: Looked) -> None:

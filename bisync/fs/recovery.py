@@ -16,7 +16,7 @@ from bisync.core.plan import Update
 from bisync.core.rows import update_from_list
 from bisync.errors import PathError, StaleError
 from bisync.fs.content import read_version
-from bisync.fs.copying import remove_object
+from bisync.fs.copying import is_another_place, remove_object
 from bisync.fs.log import place_from_row
 from bisync.fs.look import Looker
 from bisync.fs.meta import attributes_of, kind_of
@@ -75,6 +75,7 @@ class _Recovery:
         self.replica.database.begin()
         for intent in self.intents:
             if not intent.done:
+                self._undo_keep(intent.row)
                 self._finish_group(intent.row)
                 self._bind(intent.row)
         for intent in self.intents:
@@ -176,6 +177,17 @@ class _Recovery:
             os.fsync(dir_fd)
             os.unlink(temp, dir_fd=spot[0])
 
+    def _undo_keep(self, row: dict[str, Any]) -> None:
+        """A save by backup linked the old object to its new name and came no further."""
+        if "keep" not in row:
+            return
+        place, keep = place_from_row(row["at"][0]), place_from_row(row["keep"])
+        old = self._handle_of(row["displaces"])
+        if old is not None and self._handle_at(place) == old == self._handle_at(keep):
+            dir_fd, name = self.replica.directories.at(keep)
+            os.unlink(name, dir_fd=dir_fd)
+            os.fsync(dir_fd)
+
     def _finish_move_over(self, row: dict[str, Any]) -> None:
         """A move swapped two names and came no further: what it displaced goes to the store."""
         if "displaced_at" not in row:
@@ -185,7 +197,12 @@ class _Recovery:
         if gone is None or self._handle_at(place) != gone:
             return
         dir_fd, name = self.replica.directories.at(place)
-        rename_noreplace(dir_fd, name, self.replica.stage.displaced, row["out"].encode())
+        try:
+            rename_noreplace(dir_fd, name, self.replica.stage.displaced, row["out"].encode())
+        except OSError as error:
+            if not is_another_place(error):
+                raise
+            self._to_store(dir_fd, name, row)
         os.fsync(dir_fd)
 
     # -- what lies in the stage, or beside its target ------------------------

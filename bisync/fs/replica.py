@@ -99,17 +99,20 @@ class Replica:
 
     # -- opening -------------------------------------------------------------
 
-    def _state_name(self) -> tuple[int, bytes]:
+    def _state_name(self, *, make: bool) -> tuple[int, bytes]:
         """(directory, name) of the state folder; the descriptor is the caller's to close."""
         base = self.options.state_dir
         if base is None:
             return os.dup(self.root.fd), STATE_DIR
-        os.makedirs(base, 0o700, exist_ok=True)
-        name = state_name(self.path)
-        return os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), name
+        if make:
+            os.makedirs(base, 0o700, exist_ok=True)
+        return os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), state_name(self.path)
 
     def _peek(self) -> None:
-        base, name = self._state_name()
+        try:
+            base, name = self._state_name(make=False)
+        except FileNotFoundError:
+            return
         try:
             try:
                 self._state_fd = os.open(name, OPEN_DIR, dir_fd=base)
@@ -243,7 +246,7 @@ class Replica:
         """Make the state folder, or complete it; idempotent."""
         info = os.fstat(self.root.fd)
         if self._state_fd < 0:
-            base, name = self._state_name()
+            base, name = self._state_name(make=True)
             try:
                 try:
                     os.mkdir(name, 0o700, dir_fd=base)

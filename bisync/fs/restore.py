@@ -12,16 +12,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from bisync.core.path import valid_name
+from bisync.core.path import TEMP_PREFIX, valid_name
 from bisync.errors import BusyError, PathError, StaleError
-from bisync.fs.copying import copy_object
-from bisync.fs.database import Database
+from bisync.fs.copying import copy_object, remove_object
+from bisync.fs.index import Index
+from bisync.fs.log import place_to_row
 from bisync.fs.look import hold
 from bisync.fs.root import OPEN_DIR, Root
 from bisync.fs.stage import Stage
 from bisync.fs.store import Store
 from bisync.linux.lease import Lease, is_breaking
-from bisync.linux.rename import exchange, rename_noreplace
+from bisync.linux.rename import rename_noreplace, swap
 
 
 @contextmanager
@@ -52,37 +53,66 @@ def parent_of(fd: int, path: bytes) -> Iterator[tuple[int, bytes]]:
 class Restorer:
     """Changes one tree by path. The log rows belong to ``pair``."""
 
-    def __init__(self, root: Root, db: Database, stage: Stage, store: Store, pair: int) -> None:
+    def __init__(self, root: Root, index: Index, stage: Stage, store: Store, pair: int) -> None:
         self.root = root
-        self.db = db
+        self.index = index
+        self.db = index.db
         self.stage = stage
         self.store = store
         self.pair = pair
 
-    def put_back(self, kept: bytes, path: bytes, reason: str) -> None:
+    def put_back(self, kept: bytes, path: bytes, reason: str, *, over_directory: bool) -> None:
         """Place a copy of a kept file or symlink at ``path``; what is there goes to the store.
+
+        Args:
+            kept: its path below the store.
+            path: below the root.
+            reason: for the manifest.
+            over_directory: replace a directory too, with all it holds.
 
         Raises:
             PathError: the kept version is gone or no file; nothing happened.
             BusyError: somebody can write to what is there.
         """
-        name = self._copy_of(kept)
-        incoming = self.stage.incoming
-        handle = self.root.handles.read(incoming, name)
-        done = self._log({"op": "Restore", "in": name.decode(), "handle": handle.hex(),
-                          "path": path.decode("latin-1")})  # fmt: skip
-        try:
-            with parent_of(self.root.fd, path) as (dir_fd, base):
-                if self._arrive(name, dir_fd, base):
+        with parent_of(self.root.fd, path) as (dir_fd, base):
+            if not over_directory and _is_dir(dir_fd, base):
+                raise PathError("a directory stands there now; move it away first")
+            name = Stage.name()
+            row: dict[str, Any] = {"op": "Restore", "in": name.decode(), "handle": None}
+            row["path"] = path.decode("latin-1")
+            spot = self.stage.incoming, name
+            if os.fstat(dir_fd).st_dev != os.fstat(self.stage.incoming).st_dev:
+                spot = dir_fd, TEMP_PREFIX + name  # no rename leads there from the stage
+                above = self.index.nearest_directory(path.rpartition(b"/")[0])
+                row["near"] = place_to_row((above, spot[1]))
+            seq = self._log(row)
+            try:
+                self._bring(kept, spot, row, seq)
+                if self._arrive(spot, dir_fd, base):
                     record = {"reason": reason, "conflict": False, "digest": None}
-                    self._keep(incoming, name, path, record)
+                    self._keep(*spot, path, record)
                 os.fsync(dir_fd)
-        except (PathError, OSError):
-            if self.root.handles.read(incoming, name) == handle:
-                self.stage.discard(name)
-            raise
-        finally:
-            self._unlog(done)
+            except (PathError, OSError):
+                self._clear(spot, row["handle"])
+                raise
+            finally:
+                self._unlog(seq)
+
+    def _bring(self, kept: bytes, spot: tuple[int, bytes], row: dict[str, Any], seq: int) -> None:
+        """Copy a kept object to where it waits; the log knows it before it is used."""
+        self._copy_of(kept, spot)
+        row["handle"] = self.root.handles.read(*spot).hex()
+        self.db.begin()
+        self.db.execute("UPDATE result SET payload=? WHERE seq=?", (_payload(row), seq))
+        self.db.commit()
+
+    def _clear(self, spot: tuple[int, bytes], handle: str | None) -> None:
+        """Remove a copy that got no name; whatever else is there stays."""
+        try:
+            if handle is None or self.root.handles.read(*spot).hex() == handle:
+                remove_object(*spot)
+        except FileNotFoundError:
+            return
 
     def retire(self, path: bytes, reason: str) -> None:
         """Take what is at ``path`` out of the tree and into the store.
@@ -116,17 +146,16 @@ class Restorer:
             parent_of(self.root.fd, one) as (one_dir, one_name),
             parent_of(self.root.fd, two) as (two_dir, two_name),
         ):
-            exchange(one_dir, one_name, two_dir, two_name)
+            swap(one_dir, one_name, two_dir, two_name)
             os.fsync(one_dir)
             os.fsync(two_dir)
 
     # -- parts ---------------------------------------------------------------
 
-    def _arrive(self, name: bytes, dir_fd: int, base: bytes) -> bool:
-        """Bring a staged object to its name; whether something came out of it."""
-        incoming = self.stage.incoming
+    def _arrive(self, spot: tuple[int, bytes], dir_fd: int, base: bytes) -> bool:
+        """Bring a waiting object to its name; whether something came out of it."""
         try:
-            rename_noreplace(incoming, name, dir_fd, base)
+            rename_noreplace(*spot, dir_fd, base)
             return False
         except FileExistsError:
             pass
@@ -134,14 +163,14 @@ class Restorer:
             if held.lease is Lease.REFUSED:
                 raise BusyError("somebody has it open for writing")
             before = os.stat(base, dir_fd=dir_fd, follow_symlinks=False)
-            exchange(incoming, name, dir_fd, base)
-            after = os.stat(name, dir_fd=incoming, follow_symlinks=False)
+            swap(*spot, dir_fd, base)
+            after = os.stat(spot[1], dir_fd=spot[0], follow_symlinks=False)
             same = all(
                 getattr(before, field) == getattr(after, field)
                 for field in ("st_ino", "st_size", "st_mtime_ns")
             )
             if not same or (held.lease is Lease.GRANTED and is_breaking(held.fd)):
-                exchange(incoming, name, dir_fd, base)
+                swap(*spot, dir_fd, base)
                 raise StaleError("somebody changed it at the same moment")
         return True
 
@@ -151,8 +180,8 @@ class Restorer:
         self.store.keep(dir_fd, name, path, record, copy=shared)
         self.store.flush()
 
-    def _copy_of(self, kept: bytes) -> bytes:
-        """A durable copy of a kept object in the stage."""
+    def _copy_of(self, kept: bytes, spot: tuple[int, bytes]) -> None:
+        """A durable copy of a kept file or symlink."""
         try:
             fd, base = self.store.open_kept(kept)
         except OSError as error:
@@ -161,9 +190,7 @@ class Restorer:
             info = os.stat(base, dir_fd=fd, follow_symlinks=False)
             if not (stat.S_ISREG(info.st_mode) or stat.S_ISLNK(info.st_mode)):
                 raise PathError("only files and symlinks can be put back by name")
-            name = Stage.name()
-            copy_object(fd, base, self.stage.incoming, name)
-            return name
+            copy_object(fd, base, *spot)
         except FileNotFoundError as error:
             raise PathError("the kept version is gone") from error
         except OSError as error:
@@ -174,8 +201,7 @@ class Restorer:
     def _log(self, row: dict[str, Any]) -> int:
         sql = "INSERT INTO result(pair, done, payload) VALUES(?, 0, ?)"
         self.db.begin()
-        row = {"keys": [], "node": 0, "digest": None, "size": 0, **row}
-        seq = self.db.execute(sql, (self.pair, json.dumps(row))).lastrowid
+        seq = self.db.execute(sql, (self.pair, _payload(row))).lastrowid
         self.db.commit()
         return int(seq or 0)
 
@@ -183,3 +209,15 @@ class Restorer:
         self.db.begin()
         self.db.execute("DELETE FROM result WHERE seq=?", (seq,))
         self.db.commit()
+
+
+def _payload(row: dict[str, Any]) -> str:
+    return json.dumps({"keys": [], "node": 0, "digest": None, "size": 0, **row})
+
+
+def _is_dir(dir_fd: int, name: bytes) -> bool:
+    try:
+        info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return stat.S_ISDIR(info.st_mode)

@@ -184,7 +184,10 @@ class Scanner:
                 for entry in entries:
                     name = fsencode(entry.name)
                     if name[:7] == STATE_DIR and reserved(name, at_root=at_root):
-                        foreign = foreign or name.startswith(TEMP_PREFIX)
+                        if name.startswith(TEMP_PREFIX):
+                            foreign = True
+                            reason = "named like a temporary file of bisync"
+                            self.result.problems.append(Problem(prefix + name, reason, "skipped"))
                         continue
                     if store is not None and prefix + name == store:
                         continue
@@ -229,6 +232,8 @@ class Scanner:
                             foreign = True
                             if row is not None and is_dir:
                                 self.result.frozen[row[0]] = "something is mounted there"
+                            elif row is not None:
+                                self._lose(place, row[0])  # a skipped kind took its name
                             continue
                         child = found
                         seen_before = row is not None and row[0] == child
@@ -420,6 +425,9 @@ class Scanner:
             blind = any(p.kind == "problem" for p in self.result.problems)
             unproven = self._settle_lost()
             todo = [(n, p) for n, (p, alive) in unproven.items() if not alive and not blind]
+            if blind and unproven:
+                reason = f"{len(unproven)} vanished entries wait until everything can be looked at"
+                self.result.problems.append(Problem(b"", reason, "note"))
             self._restore({n: p for n, (p, alive) in unproven.items() if alive or blind})
             while todo:
                 node, _places = todo.pop()

@@ -16,26 +16,29 @@ def run(options: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     state_dir = options.state_dir
     root = find_root(os.fsencode(options.root or os.curdir), state_dir)
-    if options.action != "list" and not options.which:
-        raise UsageError(f"conflicts {options.action}: say which one, by its ID or PATH")
+    action, which = _words(options.words)
     with conflict_list(root, state_dir) as found:
-        if options.action == "list":
-            rows = found.rows()
-            if options.which:
-                rows = [found.find(_below(root, options.which))]
-        else:
-            rows = [found.find(_below(root, options.which))]
-        if options.action == "resolve":
+        rows = found.rows() if which is None else [found.find(_below(root, which))]
+        if action == "resolve":
             if options.take is None:
                 raise UsageError("conflicts resolve: say what to take: --take live, kept or both")
             found.choose(rows[0], Take(options.take))
             lines = [f"{display(rows[0].path)}: take {options.take}; the next sync does it"]
-        elif options.action == "show":
+        elif action == "show":
             lines = _details(rows[0])
         else:
             lines = [_line(row) for row in rows] or ["no conflicts"]
     show_rows([row.to_json() for row in rows], lines, as_json=options.json)
     return 0
+
+
+def _words(words: list[str]) -> tuple[str, str | None]:
+    action, *rest = words or ["list"]
+    if action not in ("list", "show", "resolve") or len(rest) > 1:
+        raise UsageError("conflicts: say list, show or resolve, and one ID or PATH")
+    if action != "list" and not rest:
+        raise UsageError(f"conflicts {action}: say which one, by its ID or PATH")
+    return action, rest[0] if rest else None
 
 
 def _below(root: bytes, which: str) -> str:

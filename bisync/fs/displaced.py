@@ -1,0 +1,50 @@
+"""Whether somebody wrote to what was displaced: a writer caught in ``open`` holds the kept object.
+
+So does a shell that stands in a displaced directory. Evidence is taken when an object goes to
+the store, and compared with what is there a moment later.
+"""
+
+import hashlib
+import os
+import stat
+from typing import Any
+
+from bisync.fs.root import OPEN_DIR
+from bisync.linux.lease import Lease, probed
+
+
+def evidence(dir_fd: int, name: bytes) -> list[Any] | None:
+    """What would change if somebody wrote to an object; ``None`` where nobody can."""
+    info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    if stat.S_ISREG(info.st_mode):
+        return [info.st_size, info.st_mtime_ns]
+    if stat.S_ISDIR(info.st_mode):
+        digest = hashlib.blake2b(digest_size=16)
+        _add(digest, dir_fd, name)
+        return [digest.hexdigest()]
+    return None
+
+
+def _add(digest: Any, dir_fd: int, name: bytes) -> None:
+    fd = os.open(name, OPEN_DIR, dir_fd=dir_fd)
+    try:
+        for child in sorted(map(os.fsencode, os.listdir(fd))):
+            info = os.stat(child, dir_fd=fd, follow_symlinks=False)
+            seen = (info.st_ino, info.st_size, info.st_mtime_ns)
+            is_dir = stat.S_ISDIR(info.st_mode)
+            digest.update(b"%d:%s" % (len(child), child) + repr(is_dir or seen).encode())
+            if is_dir:
+                _add(digest, fd, child)
+        digest.update(b"/")
+    finally:
+        os.close(fd)
+
+
+def was_written(dir_fd: int, name: bytes, before: list[Any]) -> bool:
+    """Whether an object is not what it was, or a writer holds it."""
+    if evidence(dir_fd, name) != before:
+        return True
+    if not stat.S_ISREG(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
+        return False
+    with probed(dir_fd, name) as (_, lease):
+        return lease is Lease.REFUSED
