@@ -5,6 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from bisync.core.conflict import ConflictKind
 from bisync.core.node import ROOT, Attributes, Node, NodeId, Place
@@ -18,6 +19,7 @@ from bisync.fs.apply import Applier, Tools
 from bisync.fs.archive import Archive, add_pair
 from bisync.fs.conflicts import Choice, Quarrel, Take
 from bisync.fs.content import Chunk, ContentSource, Version
+from bisync.fs.displaced import was_written
 from bisync.fs.index import Index
 from bisync.fs.recovery import Recovered, recover
 from bisync.fs.replica import Options, Replica
@@ -27,7 +29,6 @@ from bisync.fs.retention import drop_older
 from bisync.fs.root import OPEN_DIR
 from bisync.fs.walk import ScanResult
 from bisync.linux.boot import boot_id
-from bisync.linux.lease import Lease, probed
 from bisync.linux.rename import rename_noreplace
 
 
@@ -414,9 +415,9 @@ class LocalEndpoint:
         back: list[bytes] = []
         rows = db.execute("SELECT path, payload FROM displaced").fetchall()
         for kept, payload in rows:
-            text, size, mtime_ns, time_ns = json.loads(payload)
+            text, before, time_ns = json.loads(payload)
             path = text.encode("latin-1")
-            if self._was_written(kept, size, mtime_ns):
+            if self._was_written(kept, before):
                 back.append(self._bring_back(kept, path))
             elif time.time_ns() - time_ns < min_age_ns:
                 continue
@@ -424,17 +425,13 @@ class LocalEndpoint:
             db.execute("DELETE FROM displaced WHERE path=?", (kept,))
         return back
 
-    def _was_written(self, kept: bytes, size: int, mtime_ns: int) -> bool:
+    def _was_written(self, kept: bytes, before: list[Any]) -> bool:
         try:
             fd, name = self.replica.store.open_kept(kept)
         except OSError:
             return False  # pruned or moved by a person
         try:
-            info = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            if (info.st_size, info.st_mtime_ns) != (size, mtime_ns):
-                return True
-            with probed(fd, name) as (_, lease):
-                return lease is Lease.REFUSED
+            return was_written(fd, name, before)
         except OSError:
             return False
         finally:

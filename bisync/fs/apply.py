@@ -193,8 +193,8 @@ class Applier:
         db.begin()
         done = {i for i, result in self.results.items() if result.status is Status.DONE}
         self.log.conclude([i for i in self.log.rows if i not in done])
-        for where, path, info in self.performer.displaced:
-            row = [path.decode("latin-1"), info.st_size, info.st_mtime_ns, time.time_ns()]
+        for where, path, before in self.performer.displaced:
+            row = [path.decode("latin-1"), before, time.time_ns()]
             db.execute("INSERT OR REPLACE INTO displaced VALUES(?, ?)", (where, json.dumps(row)))
         if not self.t.fsync:
             fresh = {

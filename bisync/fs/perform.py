@@ -9,6 +9,7 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from bisync.core.ignore import Matcher
 from bisync.core.node import ROOT, Kind, Node, NodeId, Place
@@ -27,6 +28,7 @@ from bisync.core.plan import (
 )
 from bisync.errors import PathError, StaleError
 from bisync.fs.copying import copy_object, is_another_place, remove_object
+from bisync.fs.displaced import evidence
 from bisync.fs.incoming import Staged
 from bisync.fs.index import NO_STAMP
 from bisync.fs.log import ResultLog, place_to_row
@@ -65,7 +67,7 @@ class Performer:
         self.outs = outs  # names in out/, by position
         self.matcher = matcher
         self.parked: dict[NodeId, tuple[bytes, Place]] = {}  # name in out/, where it was
-        self.displaced: list[tuple[bytes, bytes, os.stat_result]] = []  # kept, path, info
+        self.displaced: list[tuple[bytes, bytes, list[Any]]] = []  # kept, path, evidence
 
     def perform(self, i: int, step: Transition) -> Result:
         """Do the step at position ``i``.
@@ -166,7 +168,7 @@ class Performer:
                     swap(*staged.spot, *self.directories.at(place))
                     raise
         try:
-            kept = self._keep(*staged.spot, path, guard.looked, removal)
+            kept = self._keep(*staged.spot, path, removal)
         except PathError:
             swap(*staged.spot, *self.directories.at(place))
             raise
@@ -187,7 +189,6 @@ class Performer:
         dir_fd: int,
         name: bytes,
         path: bytes,
-        looked: Looked,
         removal: Remove | Replace,
     ) -> bytes | None:
         info = self.look.stat(dir_fd, name)
@@ -199,9 +200,10 @@ class Performer:
             "digest": None if digest is None else digest.hex(),
         }
         shared = stat.S_ISREG(info.st_mode) and info.st_nlink > 1
+        before = None if shared else evidence(dir_fd, name)
         kept = self.store.keep(dir_fd, name, path, record, copy=shared)
-        if stat.S_ISREG(looked.info.st_mode) and not shared:
-            self.displaced.append((kept.path, path, info))
+        if before is not None:
+            self.displaced.append((kept.path, path, before))
         return kept.path
 
     def _link(self, i: int, step: Link) -> Result:
@@ -314,7 +316,7 @@ class Performer:
                 swap(one.dir_fd, one.name, two.dir_fd, two.name)
                 raise
         try:
-            kept = self._keep(*out, path, two, removal)
+            kept = self._keep(*out, path, removal)
         except PathError:
             self._place_free(*out, one.dir_fd, one.name)
             swap(one.dir_fd, one.name, two.dir_fd, two.name)
@@ -416,7 +418,7 @@ class Performer:
             self.record.touched.add(step.keep[0])
         else:
             try:
-                kept = self._keep(*staged.spot, path, guard.looked, step)
+                kept = self._keep(*staged.spot, path, step)
             except PathError:
                 self._swap_back(staged, step.places)
                 raise
@@ -530,7 +532,7 @@ class Performer:
                     self._put_back(out, looked)
                     raise StaleError("somebody opened it at the same moment")
         try:
-            kept = self._keep(*out, path, looked, step)
+            kept = self._keep(*out, path, step)
         except PathError:
             self._put_back(out, looked)
             raise

@@ -258,7 +258,7 @@ class _Recovery:
             return not self.replica.lost_log
         if "near" in row:
             return True
-        return self.look.handle(self.replica.stage.incoming, name) == _handle(row)
+        return _handle(row) in (None, self.look.handle(self.replica.stage.incoming, name))
 
     def _bring_back(self, from_fd: int, name: bytes, row: dict[str, Any]) -> None:
         """What was on its way out of the tree goes back: the next plan decides again."""
