@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from bisync.core.path import NAME_MAX, display, numbered
+from bisync.core.path import NAME_MAX, display, numbered, parse
 from bisync.errors import PathError
 from bisync.fs.copying import copy_object, is_another_place, remove_object
-from bisync.fs.meta import owned_like, proc_path
+from bisync.fs.meta import kind_of, owned_like, proc_path
 from bisync.fs.root import OPEN_DIR
 from bisync.linux.rename import is_unsupported, rename_noreplace
 
@@ -58,6 +58,7 @@ class Store:
         self._torn = False  # the last line of the manifest was cut off
         self._touched: dict[int, None] = {}
         self._open_dirs: dict[bytes, int] = {}
+        self._whole: dict[bytes, set[bytes]] = {}  # day -> directories kept as versions
 
     def _open(self) -> int:
         if self._fd >= 0:
@@ -159,6 +160,8 @@ class Store:
                 remove_object(dir_fd, name)
         except OSError as error:
             raise PathError(f"cannot keep the old version: {error.strerror}") from error
+        if stat.S_ISDIR(info.st_mode):
+            self._whole_directories(day.encode()).add(where)
         _disarm(parent, target, info)
         return Kept(where, day)
 
@@ -205,6 +208,9 @@ class Store:
         while True:
             actual = numbered(name, number)
             below = prefix + actual + b"/"
+            if prefix and prefix + actual in self._whole_directories(prefix[:10]):
+                number += 1  # a version of its own: nothing may get into it
+                continue
             if below in self._open_dirs:
                 return self._open_dirs[below], below
             try:
@@ -222,6 +228,21 @@ class Store:
             self._open_dirs[below] = fd
             return fd, below
 
+    def _whole_directories(self, day: bytes) -> set[bytes]:
+        """The directories that were kept whole on a day; from the manifests, once."""
+        if day not in self._whole:
+            found: set[bytes] = set()
+            wanted = b'"kept":"' + day + b"/"
+            for data in self.manifests():
+                for line in data.splitlines():
+                    if wanted in line and b'"kind":"dir"' in line:
+                        try:
+                            found.add(parse(json.loads(line)["kept"]))
+                        except (ValueError, KeyError):
+                            continue  # cut off by a full disk or a crash
+            self._whole[day] = found
+        return self._whole[day]
+
     def _forget_dirs(self, keep: int = -1) -> None:
         for path, fd in list(self._open_dirs.items()):
             if fd != keep:
@@ -235,6 +256,7 @@ class Store:
             "time_ns": time.time_ns(),
             "path": display(path),
             "kept": display(where),
+            "kind": kind_of(info.st_mode).name.lower(),
             "mode": stat.S_IMODE(info.st_mode),
             "uid": info.st_uid,
             "gid": info.st_gid,
