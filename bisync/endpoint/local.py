@@ -287,13 +287,16 @@ class LocalEndpoint:
         try:
             if q.kept_as is not None:
                 self._settle_copy(restorer, q, choice.take)
-            elif q.kept is not None and choice.take is not Take.LIVE:
+            elif q.loser is not None and choice.take is not Take.LIVE:
+                kept = q.kept or r.store.find(q.path, q.digest)
+                if kept is None:
+                    return "its loser is not in the store any more"
                 path = q.path
                 if choice.take is Take.BOTH:
                     path = self._free_path(q)
                 reason = "conflict resolved: the kept version was taken"
                 over_directory = q.kind == ConflictKind.TYPE.value
-                restorer.put_back(q.kept, path, reason, over_directory=over_directory)
+                restorer.put_back(kept, path, reason, over_directory=over_directory)
         except PathError as error:
             return error.reason
         except OSError as error:

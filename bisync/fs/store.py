@@ -305,6 +305,28 @@ class Store:
         finally:
             os.close(folder)
 
+    def find(self, path: bytes, digest: str | None) -> bytes | None:
+        """Where the last version of a path with this digest was kept, by the manifests.
+
+        One that was brought there after a crash has no digest; it will do if no other fits.
+        """
+        shown, found, perhaps = display(path), None, None
+        if not self.exists():
+            return None
+        for data in self.manifests():
+            for line in data.splitlines():
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    continue  # cut off by a full disk or a crash
+                if row.get("path") != shown or "kept" not in row:
+                    continue
+                if digest in (None, row.get("digest")):
+                    found = parse(row["kept"])
+                elif row.get("digest") is None:
+                    perhaps = parse(row["kept"])
+        return found or perhaps
+
     def tidy(self, path: bytes) -> None:
         """Remove the folders above a removed version that are empty now."""
         while b"/" in path:

@@ -8,7 +8,7 @@ the guard has seen how many they are.
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bisync.core.closure import close
@@ -51,6 +51,15 @@ from bisync.session.report import (
 _ROUNDS = 4  # how often what moved under our hands is looked at again
 
 
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """A conflict for the lists: where its loser is kept, or that it was not carried out."""
+
+    conflict: Conflict
+    kept: bytes | None
+    undone: bool = False
+
+
 class Cycle:
     """One run over two observed sides."""
 
@@ -62,7 +71,7 @@ class Cycle:
         config: Config,
         report: Report,
         listener: Listener,
-        note: Callable[[list[tuple[Conflict, bytes | None]]], None],
+        note: Callable[[list[Noted]], None],
         *,
         dry: bool,
     ) -> None:
@@ -169,6 +178,7 @@ class Cycle:
             self._list(plan)
             return
         self.ids = plan.ids
+        self._note_conflicts(plan, [])  # a crash must not take them off the lists
         results = self._apply(plan)
         self._settle(plan, results)
 
@@ -267,13 +277,16 @@ class Cycle:
         self._note_conflicts(plan, results)
 
     def _note_conflicts(self, plan: Plan, results: list[Result]) -> None:
-        found: list[tuple[Conflict, bytes | None]] = []
+        """Put what is decided on the lists; once more with what came of it."""
+        found: list[Noted] = []
         for conflict in plan.conflicts:
             if conflict.path in self.rules.decisions:
                 continue  # a person decided it and knows
             key = plan.archived.get(conflict.key, conflict.key)
-            kept = (r.kept for r in results if r.kept is not None and key in keys_of(r.step))
-            found.append((conflict, next(kept, None)))
+            mine = [r for r in results if key in keys_of(r.step)]
+            kept = next((r.kept for r in mine if r.kept is not None), None)
+            undone = any(r.status is not Status.DONE for r in mine)
+            found.append(Noted(conflict, kept, undone=undone))
         if found:
             self.note(found)
 

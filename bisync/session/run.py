@@ -18,7 +18,7 @@ from bisync.fs.recovery import Recovered
 from bisync.fs.walk import ScanResult
 from bisync.session.commit import Ledger, open_ledger
 from bisync.session.config import Config
-from bisync.session.cycle import Cycle
+from bisync.session.cycle import Cycle, Noted
 from bisync.session.pairing import Relation, Start, relate
 from bisync.session.report import Listener, Met, Progress, Report
 
@@ -75,7 +75,7 @@ class Run:
             self._carry_out(ledger, hellos)
         seen = self._observe(only)
 
-        def note(found: list[tuple[Conflict, bytes | None]]) -> None:
+        def note(found: list[Noted]) -> None:
             self._note_conflicts(ledger, hellos, found)
 
         cycle = Cycle(
@@ -193,7 +193,7 @@ class Run:
                 if quarrel.waiting:
                     continue
                 here = side
-                if quarrel.kept is not None and quarrel.loser_replica == hellos[side.other].replica:
+                if quarrel.loser_replica == hellos[side.other].replica and quarrel.kept_as is None:
                     here = side.other
                 why_not = self.sides[here].carry_out(ledger.archives[here], choice)
                 if why_not:
@@ -304,7 +304,7 @@ class Run:
                 now,
                 not left,
                 cycle.unfinished[side],
-                frozenset(_conflict_id(c, None) for c in cycle.waiting),
+                frozenset(map(_conflict_id, cycle.waiting)),
                 tuple(deletions),
                 entries,
                 tuple(busy[side]),
@@ -317,20 +317,22 @@ class Run:
         self,
         ledger: Ledger,
         hellos: tuple[Hello, Hello],
-        found: list[tuple[Conflict, bytes | None]],
+        found: list[Noted],
     ) -> None:
-        """Put what was decided on both lists, behind the commit that decided it."""
+        """Put what was decided on both lists, and take off what could not be carried out."""
         now = time.time_ns()
-        rows = [self._conflict_row(conflict, kept, hellos, now) for conflict, kept in found]
+        rows = [self._conflict_row(n.conflict, n.kept, hellos, now) for n in found if not n.undone]
+        undone = [_conflict_id(n.conflict) for n in found if n.undone]
         for side in SIDES:
             self.sides[side].add_conflicts(ledger.archives[side], rows)
+            self.sides[side].forget_conflicts(undone)
 
     def _conflict_row(
         self, conflict: Conflict, kept: bytes | None, hellos: tuple[Hello, Hello], now: int
     ) -> Quarrel:
         loser, loser_side, waits = conflict.loser, conflict.loser_side, conflict.winner is None
         return Quarrel(
-            id=_conflict_id(conflict, None if waits else now),
+            id=_conflict_id(conflict),
             kind=conflict.kind.value,
             path=conflict.path,
             time_ns=now,
@@ -347,7 +349,10 @@ class Run:
         )
 
 
-def _conflict_id(conflict: Conflict, time_ns: int | None) -> str:
-    """A short id; of a conflict that waits, the same in every run."""
+def _conflict_id(conflict: Conflict) -> str:
+    """A short id: the same for the same conflict, whenever it is met again."""
     name = conflict.path + conflict.kind.value.encode()
-    return digest_of(name + (b"" if time_ns is None else b"%d" % time_ns))[:6].hex()
+    if conflict.winner is not None:
+        digest = conflict.loser.digest if conflict.loser is not None else None
+        name += b"%d" % conflict.loser_mtime_ns + (digest or b"")
+    return digest_of(name)[:6].hex()
