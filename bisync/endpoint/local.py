@@ -226,14 +226,17 @@ class LocalEndpoint:
         """Nodes to look at: what earlier runs left, then what was marked since, or all.
 
         Called again, it goes on where it ended. What it gave is forgotten only by
-        :meth:`finish`.
+        :meth:`finish`. Nodes that the engine makes from now on are no news.
         """
+        return self._changed(archive, self.replica.index.next_number)
+
+    def _changed(self, archive: Archive, limit: NodeId) -> Iterator[NodeId]:
         index = self.replica.index
         if archive.pair not in self._read_up_to:
             state = archive.state()
             if state.cursor is None:
                 self._read_up_to[archive.pair] = index.last_mark()
-                yield from self._everything(archive, state.column)
+                yield from self._everything(archive, state.column, limit)
             else:
                 self._read_up_to[archive.pair] = state.cursor
                 sql = "SELECT node FROM pending WHERE pair=?"
@@ -247,8 +250,8 @@ class LocalEndpoint:
             if end == start:
                 return
 
-    def _everything(self, archive: Archive, column: int) -> Iterator[NodeId]:
-        """Every node, directory by directory, and what was agreed and is here no more."""
+    def _everything(self, archive: Archive, column: int, limit: NodeId) -> Iterator[NodeId]:
+        """Every node below a number, directory by directory, and what was agreed and is gone."""
         db = self.replica.database
         sql = (
             "SELECT parent, name, node FROM name WHERE (parent, name) > (?, ?) "
@@ -258,7 +261,7 @@ class LocalEndpoint:
         last: tuple[int, bytes] = (0, b"")
         while rows := db.execute(sql, last).fetchall():
             last = (rows[-1][0], rows[-1][1])
-            yield from (row[2] for row in rows)
+            yield from (row[2] for row in rows if row[2] < limit)
         gone = db.execute(
             f"SELECT node{column} FROM agreed WHERE pair=? AND node{column} IS NOT NULL AND "
             f"NOT EXISTS (SELECT 1 FROM name WHERE name.node=node{column})",

@@ -65,6 +65,11 @@ class Index:
         self._next += 1
         return number
 
+    @property
+    def next_number(self) -> NodeId:
+        """The first number that no node has had."""
+        return self._next
+
     def numbers(self) -> Iterator[NodeId]:
         """An endless supply of fresh numbers."""
         while True:
