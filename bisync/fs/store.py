@@ -292,12 +292,22 @@ class Store:
         """The names of the days that have a folder."""
         if not self.exists():
             return []
-        names = map(os.fsencode, os.listdir(self._open()))
+        fd = self._look()
+        try:
+            names = [os.fsencode(name) for name in os.listdir(fd)]
+        finally:
+            os.close(fd)
         return sorted(name for name in names if _DAY.fullmatch(name))
 
     def manifests(self) -> Iterator[bytes]:
         """The content of every manifest, one after the other."""
-        folder = os.open(_MANIFEST, OPEN_DIR, dir_fd=self._open())
+        store = self._look()
+        try:
+            folder = os.open(_MANIFEST, OPEN_DIR, dir_fd=store)
+        except FileNotFoundError:
+            return  # a store that another program filled
+        finally:
+            os.close(store)
         try:
             for name in sorted(map(os.fsencode, os.listdir(folder))):
                 with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder), "rb") as file:
@@ -352,15 +362,24 @@ class Store:
         if self._manifest >= 0:
             os.fdatasync(self._manifest)
 
+    def _look(self) -> int:
+        """A descriptor of the store as it is, for reading only; the caller closes it.
+
+        Raises:
+            OSError: there is none.
+        """
+        if self._fd >= 0:
+            return os.dup(self._fd)
+        return _descend(self._base_fd, self._name.split(b"/"))
+
     def open_kept(self, path: bytes) -> tuple[int, bytes]:
         """The directory (caller closes) and name of a kept object."""
-        fd = os.dup(self._open())
         *parts, base = path.split(b"/")
-        for part in parts:
-            below = os.open(part, OPEN_DIR, dir_fd=fd)
-            os.close(fd)
-            fd = below
-        return fd, base
+        store = self._look()
+        try:
+            return _descend(store, parts), base
+        finally:
+            os.close(store)
 
     def close(self) -> None:
         """Close all descriptors."""
@@ -369,6 +388,18 @@ class Store:
             if fd >= 0:
                 os.close(fd)
         self._fd = self._manifest = -1
+
+
+def _descend(fd: int, parts: list[bytes]) -> int:
+    """A new descriptor of the directory that ``parts`` lead to; links are not followed."""
+    fd = os.dup(fd)
+    for part in parts:
+        try:
+            below = os.open(part, OPEN_DIR, dir_fd=fd)
+        finally:
+            os.close(fd)
+        fd = below
+    return fd
 
 
 def _powers(dir_fd: int, name: bytes, info: os.stat_result) -> dict[str, str]:
