@@ -23,7 +23,7 @@ from bisync.fs.meta import attributes_of, kind_of
 from bisync.fs.replica import Replica
 from bisync.linux.boot import boot_id
 from bisync.linux.filesystem import syncfs
-from bisync.linux.rename import rename_noreplace, swap
+from bisync.linux.rename import ASIDE, rename_noreplace, swap
 
 log = logging.getLogger(__name__)
 
@@ -236,8 +236,8 @@ class _Recovery:
         incoming = {row["in"].encode(): row for row in rows if "in" in row}
         outgoing = {row["out"].encode(): row for row in rows if "out" in row}
         for name in map(os.fsencode, os.listdir(stage.incoming)):
-            found = incoming.get(name)
-            if self._is_unused(name, found):
+            found = incoming.get(name.removesuffix(ASIDE))
+            if not name.endswith(ASIDE) and self._is_unused(name, found):
                 remove_object(stage.incoming, name)
             else:
                 self._to_store(stage.incoming, name, found)

@@ -3,9 +3,12 @@
 import ctypes
 import errno
 import os
+import re
 
 from bisync.linux.libc import check, function
 
+ASIDE = b"-aside"
+_STAGED = re.compile(rb"[0-9a-f]{32}")
 _NOREPLACE = 1
 _EXCHANGE = 2
 _renameat2 = function(
@@ -28,7 +31,8 @@ def swap(a_dir: int, a: bytes, b_dir: int, b: bytes) -> None:
 
     Elsewhere (NFS, some FUSE) ``b`` never misses a moment, but ``a`` does: ``b``'s object is
     linked aside, ``a`` renamed over it, and the link renamed to ``a``. A directory cannot be
-    linked: it is renamed aside.
+    linked: it is renamed aside. Beside an object of the stage the link has its name and
+    ``ASIDE``, by which recovery knows that it may be the only copy.
     """
     try:
         exchange(a_dir, a, b_dir, b)
@@ -36,7 +40,7 @@ def swap(a_dir: int, a: bytes, b_dir: int, b: bytes) -> None:
     except OSError as error:
         if not is_unsupported(error):
             raise
-    aside = b".bisync-" + os.urandom(16).hex().encode()
+    aside = a + ASIDE if _STAGED.fullmatch(a) else b".bisync-" + os.urandom(16).hex().encode()
     try:
         os.link(b, aside, src_dir_fd=b_dir, dst_dir_fd=a_dir, follow_symlinks=False)
     except PermissionError:  # a directory

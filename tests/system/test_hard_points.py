@@ -1,5 +1,6 @@
 """Places where a simple engine loses data: what the file system does not let us do, or hides."""
 
+import errno
 import fcntl
 import json
 import os
@@ -16,7 +17,20 @@ import pytest
 
 import bisync
 from bisync.fs import perform
-from tests.trees import NOON, assert_equal, edit, everything, frozen, kept, look, put, save, sync
+from bisync.linux import rename
+from tests.trees import (
+    NOON,
+    assert_equal,
+    edit,
+    everything,
+    exchange,
+    frozen,
+    kept,
+    look,
+    put,
+    save,
+    sync,
+)
 
 Pair = tuple[Path, Path]
 
@@ -402,3 +416,46 @@ def test_facts(here: Pair):
     assert second.busy == ("x",)
     shutil.rmtree(a)
     assert bisync.facts(b).pairs[0] == second
+
+
+# --- File systems without an exchange ---
+
+
+def test_without_exchange(pair: Pair, monkeypatch: pytest.MonkeyPatch):
+    """Where two names cannot be swapped in one step (NFS, some FUSE), everything still works."""
+    a, b = pair
+    for name in ("edited", "one", "two", "over", "under", "conflict"):
+        put(a / name, b"old " + name.encode(), t=NOON)
+    put(a / "d/x", b"x")
+    put(a / "e/y", b"y")
+    config = bisync.Config(yes=True)
+    assert bisync.sync(a, b, config).exit_code == 0
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(rename, "exchange", refuse)
+    edit(a / "edited", b"new")
+    exchange(a / "one", a / "two")
+    (a / "over").rename(a / "under")
+    exchange(a / "d", a / "e")
+    edit(a / "conflict", b"A", t=NOON + 10)
+    edit(b / "conflict", b"B", t=NOON + 20)
+    report = bisync.sync(a, b, config)
+    assert (report.exit_code, report.conflicts) == (0, 1)
+    assert_equal(a, b)
+    assert look(b)["e/x"] == b"x"
+    assert {b"old edited", b"old under", b"A"} <= everything(a, b)
+    assert os.listdir(b / ".bisync/in") == os.listdir(b / ".bisync/out") == []
+
+
+def test_crash_without_exchange(here: Pair):
+    """What was set aside beside a staged object may be the only copy: it goes to the store."""
+    a, b = here
+    put(a / "x", b"one")
+    sync(a, b)
+    put(b / ".bisync/in" / ("0123456789abcdef" * 2 + "-aside"), b"the only copy")
+    put(b / ".bisync/in" / ("fedcba9876543210" * 2), b"never used")
+    sync(a, b)
+    assert {c for _, c in kept(b)} == {b"the only copy"}
+    assert os.listdir(b / ".bisync/in") == []
