@@ -61,6 +61,19 @@ class ScanResult:
     frozen: dict[NodeId, str] = field(default_factory=dict)  # known, but not to be looked at now
 
 
+@dataclass(slots=True)
+class _Listing:
+    """One directory while it is listed."""
+
+    fd: int
+    node: NodeId
+    prefix: bytes  # of its entries' paths
+    known: dict[bytes, tuple[NodeId, bytes]]  # names not met yet, with node and stamp
+    subdirs: list[tuple[bytes, NodeId, bytes]] = field(default_factory=list)
+    foreign: bool = False
+    count: int = 0
+
+
 class Scanner:
     """Scans one tree into its index. The index's transaction is the caller's."""
 
@@ -85,6 +98,7 @@ class Scanner:
         self._lost: dict[NodeId, list[Place]] = {}
         self._fresh = index.node(ROOT) is None  # nothing to look up yet
         self._may_encrypt = can_encrypt(root.fd)
+        self._matcher = rules.matcher if rules.matcher.active else None
 
     # -- entry points --------------------------------------------------------
 
@@ -162,102 +176,112 @@ class Scanner:
     ) -> list[tuple[bytes, NodeId, bytes]]:
         """List one directory; return its sub-directories (those new to the index if asked)."""
         self._stop()
+        if self._is_closed(fd, node, path):
+            return []
+        listing = _Listing(fd, node, path + b"/" if path else b"", self.index.listing(node))
+        try:
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    self._meet(entry, listing, only_new=only_new)
+        except OSError as error:
+            self._freeze(node, path, f"cannot list: {error.strerror}", "problem")
+            return listing.subdirs
+        if self._is_locked(fd):
+            raise HaltError(f"{display(path)}: was locked while it was listed; nothing was touched")
+        for name, (gone, _) in listing.known.items():
+            self._lose((node, name), gone)
+        self.result.entries += listing.count
+        self._progress(listing.count)
+        self._set_foreign(node, foreign=listing.foreign)
+        if not only_new:
+            return listing.subdirs
+        for name, child, child_path in listing.subdirs:
+            try:
+                below = os.open(name, OPEN_DIR, dir_fd=fd)
+            except OSError as error:
+                self._cannot_open(error, child, child_path)
+                continue
+            try:
+                self._walk(below, child, child_path)
+            finally:
+                os.close(below)
+        return []
+
+    def _is_closed(self, fd: int, node: NodeId, path: bytes) -> bool:
+        """Whether a directory must not be looked into at all; it is frozen then."""
         if node != ROOT and is_a_root(fd):
             self._freeze(node, path, "another root of bisync begins here; left alone")
-            return []
+            return True
         if self._is_locked(fd):
             if node == ROOT:
                 raise HaltError("the root is encrypted and locked; unlock it first")
             self._freeze(node, path, "encrypted and locked; left alone")
-            return []
-        known = self.index.listing(node)
-        prefix = path + b"/" if path else b""
-        at_root = node == ROOT
-        matcher = self.rules.matcher if self.rules.matcher.active else None
-        store = self.rules.store
-        subdirs: list[tuple[bytes, NodeId, bytes]] = []
-        foreign = False
-        count = 0
-        fsencode = os.fsencode
+            return True
+        return False
+
+    def _meet(self, entry: os.DirEntry[str], at: _Listing, *, only_new: bool) -> None:
+        """One entry of a directory: left alone, unchanged, or looked at."""
+        name = os.fsencode(entry.name)
+        path = at.prefix + name
+        if (name[:7] == STATE_DIR and self._is_ours(name, at)) or path == self.rules.store:
+            return
         try:
-            with os.scandir(fd) as entries:
-                for entry in entries:
-                    name = fsencode(entry.name)
-                    if name[:7] == STATE_DIR and reserved(name, at_root=at_root):
-                        if name.startswith(TEMP_PREFIX):
-                            foreign = True
-                            reason = "named like a temporary file of bisync"
-                            self.result.problems.append(Problem(prefix + name, reason, "skipped"))
-                        continue
-                    if store is not None and prefix + name == store:
-                        continue
-                    try:
-                        info = entry.stat(follow_symlinks=False)
-                    except FileNotFoundError:
-                        continue
-                    except OSError as error:
-                        foreign = True
-                        old = known.pop(name, None)
-                        reason = error.strerror or str(error)
-                        if old is None:
-                            self._problem(prefix + name, reason)
-                        else:
-                            self._freeze(old[0], prefix + name, reason, "problem")
-                        continue
-                    mode = info.st_mode
-                    is_dir = mode & 0o170000 == 0o040000
-                    if matcher is not None and matcher.ignores(prefix + name, is_dir=is_dir):
-                        foreign = True
-                        if name in known:
-                            self._forget((node, name), known.pop(name)[0])
-                        continue
-                    count += 1
-                    row = known.pop(name, None)
-                    stamp = stamp_of(
-                        info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns, mode,
-                        info.st_uid, info.st_gid, info.st_nlink,
-                    )  # fmt: skip
-                    if row is not None and row[1] == stamp:
-                        child = row[0]
-                        seen_before = True
-                    else:
-                        place = (node, name)
-                        try:
-                            found = self._look(fd, place, prefix + name, info, stamp, row)
-                        except FileNotFoundError:
-                            if row is not None:
-                                known[name] = row
-                            continue
-                        if found is None:
-                            foreign = True
-                            if row is not None and is_dir:
-                                self.result.frozen[row[0]] = "something is mounted there"
-                            elif row is not None:
-                                self._lose(place, row[0])  # a skipped kind took its name
-                            continue
-                        child = found
-                        seen_before = row is not None and row[0] == child
-                    if is_dir and not (only_new and seen_before):
-                        subdirs.append((name, child, prefix + name))
+            info = entry.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            return
         except OSError as error:
-            self._freeze(node, path, f"cannot list: {error.strerror}", "problem")
-            return subdirs
-        if self._is_locked(fd):
-            raise HaltError(f"{display(path)}: was locked while it was listed; nothing was touched")
-        for name, (gone, _) in known.items():
-            self._lose((node, name), gone)
-        self.result.entries += count
-        self._progress(count)
-        self._set_foreign(node, foreign=foreign)
-        if only_new:
-            for name, child, child_path in subdirs:
-                below = os.open(name, OPEN_DIR, dir_fd=fd)
-                try:
-                    self._walk(below, child, child_path)
-                finally:
-                    os.close(below)
-            return []
-        return subdirs
+            self._cannot_stat(error, name, at)
+            return
+        mode = info.st_mode
+        is_dir = mode & 0o170000 == 0o040000
+        if self._matcher is not None and self._matcher.ignores(path, is_dir=is_dir):
+            at.foreign = True
+            if name in at.known:
+                self._forget((at.node, name), at.known.pop(name)[0])
+            return
+        at.count += 1
+        row = at.known.pop(name, None)
+        stamp = stamp_of(
+            info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns, mode, info.st_uid,
+            info.st_gid, info.st_nlink,
+        )  # fmt: skip
+        child: NodeId | None
+        if row is not None and row[1] == stamp:
+            child = row[0]
+        else:
+            try:
+                child = self._look(at.fd, (at.node, name), path, info, stamp, row)
+            except FileNotFoundError:
+                if row is not None:
+                    at.known[name] = row
+                return
+            if child is None:
+                at.foreign = True
+                if row is not None and is_dir:
+                    self.result.frozen[row[0]] = "something is mounted there"
+                elif row is not None:
+                    self._lose((at.node, name), row[0])  # a skipped kind took its name
+                return
+        if is_dir and not (only_new and row is not None and row[0] == child):
+            at.subdirs.append((name, child, path))
+
+    def _is_ours(self, name: bytes, at: _Listing) -> bool:
+        """Whether a name is the engine's; a user's file in its form is said."""
+        if not reserved(name, at_root=at.node == ROOT):
+            return False
+        if name.startswith(TEMP_PREFIX):
+            at.foreign = True
+            reason = "named like a temporary file of bisync"
+            self.result.problems.append(Problem(at.prefix + name, reason, "skipped"))
+        return True
+
+    def _cannot_stat(self, error: OSError, name: bytes, at: _Listing) -> None:
+        at.foreign = True
+        row, reason = at.known.pop(name, None), error.strerror or str(error)
+        if row is None:
+            self._problem(at.prefix + name, reason)
+        else:
+            self._freeze(row[0], at.prefix + name, reason, "problem")
 
     def _is_locked(self, fd: int) -> bool:
         """Whether a directory's names are not its real ones just now."""
