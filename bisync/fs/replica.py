@@ -4,56 +4,34 @@ Opening a replica touches nothing; :meth:`Replica.establish` makes its state onc
 clear that this root may be written at all.
 """
 
-import errno
-import fcntl
 import json
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from bisync.core.ignore import reserved
 from bisync.core.node import Kind, NodeId
-from bisync.core.path import STATE_DIR, STORE_DIR, display
-from bisync.delta.digest import digest_of
+from bisync.core.path import STORE_DIR, display
 from bisync.errors import (
     EndpointError,
-    NoSpaceError,
-    RootLockedError,
     StaleError,
-    StateFormatError,
     UsageError,
 )
 from bisync.fs.archive import PairState, pair_states
 from bisync.fs.conflicts import ConflictList
 from bisync.fs.content import Chunk, Version, read_version
-from bisync.fs.database import FORMAT, Database, StateDamagedError, is_sound, no_space
+from bisync.fs.database import FORMAT, Database, StateDamagedError, is_sound
 from bisync.fs.facts import FILE as FACTS
 from bisync.fs.facts import PairFacts, RootFacts, facts
 from bisync.fs.index import Index
-from bisync.fs.meta import owned_like
 from bisync.fs.root import OPEN_DIR, Directories, Root
 from bisync.fs.stage import Stage
+from bisync.fs.statefolder import Marker, StateFolder
 from bisync.fs.store import Store
 from bisync.fs.walk import Scanner, ScanResult, ScanRules
-from bisync.linux.filesystem import set_nodump
 
-_TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# bisync keeps its state here.\n"
 _SAMPLE = 200  # names looked at to tell whether a tree is still the one the index knows
-
-
-@dataclass(frozen=True, slots=True)
-class Marker:
-    """``.bisync/replica``: who this replica is, and which root it was made for."""
-
-    format: int
-    replica: str  # 32 hex digits
-    incarnation: str
-    host: str
-    root: str  # RootIdentity.text()
-    nonce: str
-    given: str = ""  # how the root was spelled last, and whether a link stood there
-    link: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,94 +63,28 @@ class Replica:
         self.marker: Marker | None = None
         self.damaged = ""  # what could not be read of the state
         self.lost_log = False  # there was state, and its result log is not to be had
-        self._state_fd = -1
-        self._lock_fd = -1
         self._stage: Stage | None = None
         self._store: Store | None = None
         self._index: Index | None = None
         self._directories: Directories | None = None
         try:
-            self._peek()
+            self.folder = StateFolder(self.root, options.state_dir)
+        except BaseException:
+            self.root.close()
+            raise
+        try:
+            self.marker = self.folder.read_marker()
+            self.damaged = self.folder.damaged
+            if self.marker is not None:
+                self._open_database()
         except BaseException:
             self.close()
             raise
 
     # -- opening -------------------------------------------------------------
 
-    def _state_name(self, *, make: bool) -> tuple[int, bytes]:
-        """(directory, name) of the state folder; the descriptor is the caller's to close."""
-        base = self.options.state_dir
-        if base is None:
-            return os.dup(self.root.fd), STATE_DIR
-        if make:
-            os.makedirs(base, 0o700, exist_ok=True)
-        return os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), state_name(self.path)
-
-    def _peek(self) -> None:
-        try:
-            base, name = self._state_name(make=False)
-        except FileNotFoundError:
-            return
-        try:
-            try:
-                self._state_fd = os.open(name, OPEN_DIR, dir_fd=base)
-            except FileNotFoundError:
-                return
-            except OSError as error:
-                text = os.fsdecode(self.path + b"/" + name)
-                raise UsageError(f"{text} is not a state folder: {error.strerror}") from error
-        finally:
-            os.close(base)
-        info = os.fstat(self._state_fd)
-        if info.st_uid not in (os.geteuid(), 0) and not self._is_for_the_owner(info.st_uid):
-            raise UsageError(f"{os.fsdecode(self.path)}: its state belongs to another user")
-        self._lock()
-        self.marker = self._read_marker()
-        if self.marker is not None:
-            self._open_database()
-
-    def _is_for_the_owner(self, uid: int) -> bool:
-        """Whether root works for the user who owns both the tree and its state."""
-        return os.geteuid() == 0 and os.fstat(self.root.fd).st_uid == uid
-
-    def _lock(self) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            self._lock_fd = os.open(b"lock", flags, 0o600, dir_fd=self._state_fd)
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            text = os.fsdecode(self.path)
-            raise RootLockedError(
-                f"{text}: another bisync works on this root; wait for it or stop it"
-            ) from error
-        except OSError as error:
-            text = os.fsdecode(self.path)
-            raise EndpointError(f"{text}: cannot lock the root: {error.strerror}") from error
-
-    def _read_marker(self) -> Marker | None:
-        try:
-            with open(os.open(b"replica", os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self._state_fd)) as f:
-                found = json.load(f)
-            if found["format"] > FORMAT:
-                text = os.fsdecode(self.path)
-                raise StateFormatError(
-                    f"{text}: its state was written by a newer bisync (format {found['format']}); "
-                    "use that version, nothing was touched"
-                )
-            return Marker(**found)
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            self.damaged = f"replica: {error}"
-            return None
-
-    @property
-    def _database_path(self) -> bytes:
-        # SQLite needs a path; the descriptor knows where its folder is now.
-        return os.readlink(b"/proc/self/fd/%d" % self._state_fd) + b"/state.db"
-
     def _open_database(self) -> None:
-        path = self._database_path
+        path = self.folder.database_path
         existed = os.path.exists(path)
         if not existed:
             self.damaged = "state.db is missing"
@@ -191,7 +103,7 @@ class Replica:
         """Move the database away if it cannot be read; whether that was so."""
         had_one = self.db is not None
         self.detach()
-        damaged = had_one and not is_sound(self._database_path)
+        damaged = had_one and not is_sound(self.folder.database_path)
         if damaged:
             self.set_aside()  # the next opening finds it missing, and the log lost
         return damaged
@@ -210,7 +122,7 @@ class Replica:
         """Move an unreadable database away, for a person to look at; nothing is deleted."""
         for number in range(1, 1000):
             try:
-                os.stat(b"state.db.damaged-%d" % number, dir_fd=self._state_fd)
+                os.stat(b"state.db.damaged-%d" % number, dir_fd=self.folder.fd)
             except FileNotFoundError:
                 break
         for suffix in (b"", b"-wal", b"-shm"):
@@ -218,8 +130,8 @@ class Replica:
                 os.rename(
                     b"state.db" + suffix,
                     b"state.db.damaged-%d%s" % (number, suffix),
-                    src_dir_fd=self._state_fd,
-                    dst_dir_fd=self._state_fd,
+                    src_dir_fd=self.folder.fd,
+                    dst_dir_fd=self.folder.fd,
                 )
             except FileNotFoundError:
                 continue
@@ -244,32 +156,8 @@ class Replica:
 
     def establish(self) -> None:
         """Make the state folder, or complete it; idempotent."""
-        info = os.fstat(self.root.fd)
-        if self._state_fd < 0:
-            base, name = self._state_name(make=True)
-            try:
-                try:
-                    os.mkdir(name, 0o700, dir_fd=base)
-                except FileExistsError as error:
-                    text = os.fsdecode(self.path)
-                    raise RootLockedError(f"{text}: another bisync starts there") from error
-                except OSError as error:
-                    text = os.fsdecode(self.path)
-                    raise EndpointError(f"{text}: cannot make state: {error.strerror}") from error
-                self._state_fd = os.open(name, OPEN_DIR, dir_fd=base)
-                os.fsync(base)
-            finally:
-                os.close(base)
-            self._lock()
-            set_nodump(self._state_fd)
-            self._write(b"CACHEDIR.TAG", _TAG)
-            os.utime(self.root.fd, ns=(info.st_atime_ns, info.st_mtime_ns))
-        for acl in ("system.posix_acl_default", "system.posix_acl_access"):
-            try:
-                os.removexattr(self._state_fd, acl)
-            except OSError as error:
-                if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
-                    raise
+        self.folder.make()
+        given = display(self.root.given)
         if self.marker is None:
             self.marker = Marker(
                 FORMAT,
@@ -278,16 +166,17 @@ class Replica:
                 os.uname().nodename,
                 self.root.identity.text(),
                 os.urandom(16).hex(),
+                given,
+                self.root.is_link,
             )
-            self._write_marker()
-        given = display(self.root.given)
+            self.folder.write_marker(self.marker)
         if (self.marker.given, self.marker.link) != (given, self.root.is_link):
             self.marker = replace(self.marker, given=given, link=self.root.is_link)
-            self._write_marker()
+            self.folder.write_marker(self.marker)
         if self.db is None:
             self._open_database()
         if self._stage is None:
-            self._stage = Stage(self._state_fd, workers=self.options.workers)
+            self._stage = Stage(self.folder.fd, workers=self.options.workers)
 
     def become_ephemeral(self) -> None:
         """Keep everything in memory: a plan changes nothing, not even state."""
@@ -324,30 +213,7 @@ class Replica:
         for table in ("node", "name", "mark", "forgotten"):
             db.execute(f"DELETE FROM {table}")
         db.commit()
-        self._write_marker()
-
-    def _write_marker(self) -> None:
-        assert self.marker is not None
-        self._write(b"replica", json.dumps(asdict(self.marker), indent=1).encode() + b"\n")
-
-    def _write(self, name: bytes, data: bytes) -> None:
-        """Replace a small file of the state, durably."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        state = self._state_fd
-        try:
-            fd = os.open(name + b".new", flags, 0o600, dir_fd=state)
-            try:
-                owned_like(fd, state)
-                if os.write(fd, data) != len(data):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            os.rename(name + b".new", name, src_dir_fd=state, dst_dir_fd=state)
-            os.fsync(state)
-        except OSError as error:
-            text = f"{os.fsdecode(self.path)}: cannot write its state: {error.strerror}"
-            raise (NoSpaceError if no_space(error) else EndpointError)(text) from error
+        self.folder.write_marker(self.marker)
 
     # -- parts ---------------------------------------------------------------
 
@@ -383,7 +249,7 @@ class Replica:
         if self._store is None:
             assert self.marker is not None
             self._store = Store(
-                self.root.fd, self.options.store, self.marker.replica[:8], self._state_fd
+                self.root.fd, self.options.store, self.marker.replica[:8], self.folder.fd
             )
         return self._store
 
@@ -509,12 +375,12 @@ class Replica:
         )  # fmt: skip
         path = os.fsdecode(self.path)
         try:
-            known = facts(self.path, state=os.path.dirname(self._database_path))
+            known = facts(self.path, state=os.path.dirname(self.folder.database_path))
         except UsageError:
             known = RootFacts(path, "", "")
         now = replace(known, path=path, replica=self.marker.replica,
                       incarnation=self.marker.incarnation).with_pair(fresh)  # fmt: skip
-        self._write(FACTS.encode(), json.dumps(now.to_json(), indent=1).encode() + b"\n")
+        self.folder.write(FACTS.encode(), json.dumps(now.to_json(), indent=1).encode() + b"\n")
 
     def pairs(self) -> list[PairState]:
         """The pairs this replica belongs to."""
@@ -526,35 +392,7 @@ class Replica:
             if part is not None:
                 part.close()
         self._directories = self._store = self._stage = self.db = None
-        for fd in (self._lock_fd, self._state_fd):
-            if fd >= 0:
-                os.close(fd)
-        self._lock_fd = self._state_fd = -1
+        self.folder.close()
         if self.root.fd >= 0:
             self.root.close()
             self.root.fd = -1
-
-
-def find_root(start: bytes, state_dir: str | None = None) -> bytes:
-    """The root that a path lies in: the nearest directory at or above it with state.
-
-    Raises:
-        UsageError: there is none.
-    """
-    path = os.path.realpath(start)
-    while True:
-        if state_dir is None:
-            marker = path + b"/" + STATE_DIR + b"/replica"
-        else:
-            marker = os.fsencode(state_dir) + b"/" + state_name(path) + b"/replica"
-        if os.path.lexists(marker):
-            return path
-        if path == b"/":
-            text = os.fsdecode(start)
-            raise UsageError(f"{text}: not inside a root of bisync; go there, or say --root DIR")
-        path = os.path.dirname(path)
-
-
-def state_name(root: bytes) -> bytes:
-    """The name of a root's state folder below ``--state-dir``."""
-    return digest_of(root)[:16].hex().encode()

@@ -8,7 +8,7 @@ from bisync.cli.output import show_rows
 from bisync.core.path import display, parse
 from bisync.errors import UsageError
 from bisync.fs.conflicts import Quarrel, Take
-from bisync.fs.replica import find_root
+from bisync.fs.statefolder import find_root
 from bisync.session.conflicts import conflict_list
 
 

@@ -1,0 +1,240 @@
+"""The folder that a root's state lives in: where it is, whose it is, and who works with it."""
+
+import errno
+import fcntl
+import json
+import os
+from dataclasses import asdict, dataclass
+
+from bisync.core.path import STATE_DIR
+from bisync.delta.digest import digest_of
+from bisync.errors import (
+    EndpointError,
+    NoSpaceError,
+    RootLockedError,
+    StateFormatError,
+    UsageError,
+)
+from bisync.fs.database import FORMAT, no_space
+from bisync.fs.meta import owned_like
+from bisync.fs.root import OPEN_DIR, Root
+from bisync.linux.filesystem import set_nodump
+
+_TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# bisync keeps its state here.\n"
+_ACLS = ("system.posix_acl_default", "system.posix_acl_access")
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """``.bisync/replica``: who this replica is, and which root it was made for."""
+
+    format: int
+    replica: str  # 32 hex digits
+    incarnation: str
+    host: str
+    root: str  # RootIdentity.text()
+    nonce: str
+    given: str = ""  # how the root was spelled last, and whether a link stood there
+    link: bool = False
+
+
+class StateFolder:
+    """``ROOT/.bisync``, or a folder of its own below ``--state-dir``. Opening makes nothing."""
+
+    def __init__(self, root: Root, state_dir: str | None) -> None:
+        """Open and lock the folder if it is there.
+
+        Raises:
+            UsageError: what is there is no state folder, or somebody else's.
+            RootLockedError: another engine works with it.
+        """
+        self.root = root
+        self.fd = -1
+        self.damaged = ""  # what could not be understood of the marker
+        self._state_dir = state_dir
+        self._lock_fd = -1
+        self._text = os.fsdecode(root.path)
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a folder."""
+        return self.fd >= 0
+
+    @property
+    def database_path(self) -> bytes:
+        """SQLite needs a path; the descriptor knows where its folder is now."""
+        return os.readlink(b"/proc/self/fd/%d" % self.fd) + b"/state.db"
+
+    def _base(self, *, make: bool) -> tuple[int, bytes]:
+        """(directory, name) of the folder; the descriptor is the caller's to close."""
+        if self._state_dir is None:
+            return os.dup(self.root.fd), STATE_DIR
+        if make:
+            os.makedirs(self._state_dir, 0o700, exist_ok=True)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        return os.open(self._state_dir, flags), state_name(self.root.path)
+
+    def _open(self) -> None:
+        try:
+            base, name = self._base(make=False)
+        except FileNotFoundError:
+            return
+        try:
+            try:
+                self.fd = os.open(name, OPEN_DIR, dir_fd=base)
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                text = os.fsdecode(self.root.path + b"/" + name)
+                raise UsageError(f"{text} is not a state folder: {error.strerror}") from error
+        finally:
+            os.close(base)
+        owner = os.fstat(self.fd).st_uid
+        if owner not in (os.geteuid(), 0) and not self._is_for_the_owner(owner):
+            raise UsageError(f"{self._text}: its state belongs to another user")
+        self._lock()
+
+    def _is_for_the_owner(self, uid: int) -> bool:
+        """Whether root works for the user who owns both the tree and its state."""
+        return os.geteuid() == 0 and os.fstat(self.root.fd).st_uid == uid
+
+    def _lock(self) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            self._lock_fd = os.open(b"lock", flags, 0o600, dir_fd=self.fd)
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RootLockedError(
+                f"{self._text}: another bisync works on this root; wait for it or stop it"
+            ) from error
+        except OSError as error:
+            text = f"{self._text}: cannot lock the root: {error.strerror}"
+            raise EndpointError(text) from error
+
+    def make(self) -> None:
+        """Make the folder, or complete it; idempotent."""
+        if self.fd < 0:
+            self._make()
+        for acl in _ACLS:  # a default ACL of the root is not for secrets
+            try:
+                os.removexattr(self.fd, acl)
+            except OSError as error:
+                if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+                    raise
+
+    def _make(self) -> None:
+        before = os.fstat(self.root.fd)
+        base, name = self._base(make=True)
+        try:
+            try:
+                os.mkdir(name, 0o700, dir_fd=base)
+            except FileExistsError as error:
+                raise RootLockedError(f"{self._text}: another bisync starts there") from error
+            except OSError as error:
+                text = f"{self._text}: cannot make state: {error.strerror}"
+                raise EndpointError(text) from error
+            self.fd = os.open(name, OPEN_DIR, dir_fd=base)
+            os.fsync(base)
+        finally:
+            os.close(base)
+        self._lock()
+        set_nodump(self.fd)
+        self.write(b"CACHEDIR.TAG", _TAG)
+        os.utime(self.root.fd, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    # -- small files ---------------------------------------------------------
+
+    def read_marker(self) -> Marker | None:
+        """Who this replica is; ``None`` if nobody or nothing legible says so.
+
+        Raises:
+            StateFormatError: a newer version wrote it.
+            EndpointError: the disk does not let us read it; that is no reason to forget it.
+        """
+        if self.fd < 0:
+            return None
+        try:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+            with open(os.open(b"replica", flags, dir_fd=self.fd), encoding="utf-8") as file:
+                text = file.read()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise EndpointError(f"{self._text}: cannot read its state: {error}") from error
+        except ValueError as error:
+            self.damaged = f"replica: {error}"
+            return None
+        try:
+            found = json.loads(text)
+            if found["format"] > FORMAT:
+                raise StateFormatError(
+                    f"{self._text}: its state was written by a newer bisync (format "
+                    f"{found['format']}); use that version, nothing was touched"
+                )
+            return Marker(**found)
+        except (ValueError, KeyError, TypeError) as error:
+            self.damaged = f"replica: {error}"
+            return None
+
+    def write_marker(self, marker: Marker) -> None:
+        """Replace the marker."""
+        self.write(b"replica", json.dumps(asdict(marker), indent=1).encode() + b"\n")
+
+    def write(self, name: bytes, data: bytes) -> None:
+        """Replace a small file, durably.
+
+        Raises:
+            NoSpaceError, EndpointError: it cannot be written; the old one is still there.
+        """
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            fd = os.open(name + b".new", flags, 0o600, dir_fd=self.fd)
+            try:
+                owned_like(fd, self.fd)
+                if os.write(fd, data) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.rename(name + b".new", name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+            os.fsync(self.fd)
+        except OSError as error:
+            text = f"{self._text}: cannot write its state: {error.strerror}"
+            raise (NoSpaceError if no_space(error) else EndpointError)(text) from error
+
+    def close(self) -> None:
+        """Give the lock and the folder back."""
+        for fd in (self._lock_fd, self.fd):
+            if fd >= 0:
+                os.close(fd)
+        self._lock_fd = self.fd = -1
+
+
+def find_root(start: bytes, state_dir: str | None = None) -> bytes:
+    """The root that a path lies in: the nearest directory at or above it with state.
+
+    Raises:
+        UsageError: there is none.
+    """
+    path = os.path.realpath(start)
+    while True:
+        if state_dir is None:
+            marker = path + b"/" + STATE_DIR + b"/replica"
+        else:
+            marker = os.fsencode(state_dir) + b"/" + state_name(path) + b"/replica"
+        if os.path.lexists(marker):
+            return path
+        if path == b"/":
+            text = os.fsdecode(start)
+            raise UsageError(f"{text}: not inside a root of bisync; go there, or say --root DIR")
+        path = os.path.dirname(path)
+
+
+def state_name(root: bytes) -> bytes:
+    """The name of a root's state folder below ``--state-dir``."""
+    return digest_of(root)[:16].hex().encode()
