@@ -18,7 +18,7 @@ from bisync.errors import BusyError, EndpointError, PathError, StaleError
 from bisync.fs.apply import Applier, Tools
 from bisync.fs.archive import Archive, add_pair
 from bisync.fs.conflicts import Choice, Quarrel, Take
-from bisync.fs.content import Chunk, ContentSource, Version
+from bisync.fs.content import Chunk, ContentSource, Version, read_version
 from bisync.fs.displaced import was_written
 from bisync.fs.index import Index
 from bisync.fs.recovery import Recovered, recover
@@ -306,14 +306,25 @@ class LocalEndpoint:
             return error.strerror or str(error)
         return ""
 
-    @staticmethod
-    def _settle_copy(restorer: Restorer, q: Quarrel, take: Take) -> None:
-        """Both versions are in the tree; the one that was not taken leaves it."""
+    def _settle_copy(self, restorer: Restorer, q: Quarrel, take: Take) -> None:
+        """Both versions are in the tree; the one that was not taken leaves it.
+
+        May be done again after it was stopped anywhere: what is live is looked at first.
+        """
         assert q.kept_as is not None
-        if take is Take.KEPT:
+        if take is Take.BOTH:
+            return
+        restorer.refuse_writers(q.path, q.kept_as)
+        if take is Take.KEPT and not self._is_live(q):
             restorer.swap(q.path, q.kept_as)
-        if take is not Take.BOTH:
-            restorer.retire(q.kept_as, "conflict resolved: the other version was taken")
+        restorer.retire(q.kept_as, "conflict resolved: the other version was taken")
+
+    def _is_live(self, q: Quarrel) -> bool:
+        """Whether the loser has the name already."""
+        if q.digest is None:
+            return False
+        with parent_of(self.replica.root.fd, q.path) as (dir_fd, name):
+            return read_version(dir_fd, name).digest.hex() == q.digest
 
     def _free_path(self, q: Quarrel) -> bytes:
         """Where the loser can stay beside the winner."""

@@ -32,6 +32,11 @@ class Staged:
         return self.dir_fd, self.name
 
 
+def link_beside(name: bytes, number: int) -> bytes:
+    """The name of a hard-link group's ``number``-th link beside a waiting object's name."""
+    return name[:-4] + b"%04x" % number
+
+
 def soft(attributes: Attributes) -> Attributes:
     """A new directory's attributes while it is filled: a plain user needs write permission."""
     if os.geteuid() == 0 or attributes.mode & 0o700 == 0o700:

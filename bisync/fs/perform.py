@@ -29,7 +29,7 @@ from bisync.core.plan import (
 from bisync.errors import PathError, StaleError
 from bisync.fs.copying import copy_object, is_another_place, remove_object
 from bisync.fs.displaced import evidence
-from bisync.fs.incoming import Staged
+from bisync.fs.incoming import Staged, link_beside
 from bisync.fs.index import NO_STAMP
 from bisync.fs.log import ResultLog, place_to_row
 from bisync.fs.look import Guard, Looked, Looker, look_through
@@ -202,7 +202,8 @@ class Performer:
         shared = stat.S_ISREG(info.st_mode) and info.st_nlink > 1
         before = None if shared else evidence(dir_fd, name)
         kept = self.store.keep(dir_fd, name, path, record, copy=shared)
-        if before is not None:
+        is_copied_dir = kept.copied and stat.S_ISDIR(info.st_mode)
+        if before is not None and not is_copied_dir:  # nobody holds what is only a copy
             self.displaced.append((kept.path, path, before))
         return kept.path
 
@@ -406,7 +407,7 @@ class Performer:
             done = [first]
             try:
                 for place in rest:
-                    self._follow(staged, first, place, guard)
+                    self._follow(staged, len(done), first, place, guard)
                     done.append(place)
             except (PathError, OSError):
                 self._swap_back(staged, tuple(done))
@@ -425,12 +426,14 @@ class Performer:
         self.record.replaced(step, staged)
         return Result(step, Status.DONE, size=staged.size, kept=kept, missed=staged.missed)
 
-    def _follow(self, staged: Staged, first: Place, place: Place, guard: Guard) -> None:
+    def _follow(
+        self, staged: Staged, number: int, first: Place, place: Place, guard: Guard
+    ) -> None:
         """Another name of a hard-link group gets the object that its first name has now.
 
         What comes out is a link of the old object, which the stage still has.
         """
-        temp = staged.dir_fd, Stage.name()
+        temp = staged.dir_fd, link_beside(staged.name, number)
         _link(self.directories.at(first), temp)
         try:
             if self.look.handle(*temp) != staged.handle:
@@ -442,8 +445,8 @@ class Performer:
     def _swap_back(self, staged: Staged, places: tuple[Place, ...]) -> None:
         """The old version could not be kept: it takes its names again."""
         first, *rest = [self.directories.at(place) for place in places]
-        for dir_fd, name in rest:
-            temp = staged.dir_fd, Stage.name()
+        for number, (dir_fd, name) in enumerate(rest, 1):
+            temp = staged.dir_fd, link_beside(staged.name, number)
             _link(staged.spot, temp)
             swap(*temp, dir_fd, name)
             os.unlink(temp[1], dir_fd=temp[0])

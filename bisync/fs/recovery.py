@@ -17,6 +17,7 @@ from bisync.core.rows import update_from_list
 from bisync.errors import PathError, StaleError
 from bisync.fs.content import read_version
 from bisync.fs.copying import is_another_place, remove_object
+from bisync.fs.incoming import link_beside
 from bisync.fs.log import place_from_row
 from bisync.fs.look import Looker
 from bisync.fs.meta import attributes_of, kind_of
@@ -156,7 +157,9 @@ class _Recovery:
         if "old" not in row:
             return
         new, (text, size, mtime_ns) = _handle(row), row["old"]
-        old, stage, places = bytes.fromhex(text), self.replica.stage, _places(row["at"])
+        old, places = bytes.fromhex(text), _places(row["at"])
+        if new is None:
+            return
         try:
             spot = self._spot(row)
             info = self.look.stat(*spot)
@@ -167,11 +170,12 @@ class _Recovery:
         if (info.st_size, info.st_mtime_ns) != (size, mtime_ns):
             return
         first_dir, first = self.replica.directories.at(places[0])
-        for place in places[1:]:
+        self._remove_links(*spot, len(places))
+        for number, place in enumerate(places[1:], 1):
             if self._handle_at(place) != old:
                 continue
             dir_fd, name = self.replica.directories.at(place)
-            temp = stage.name()
+            temp = link_beside(spot[1], number)
             os.link(first, temp, src_dir_fd=first_dir, dst_dir_fd=spot[0], follow_symlinks=False)
             swap(spot[0], temp, dir_fd, name)
             os.fsync(dir_fd)
@@ -226,6 +230,17 @@ class _Recovery:
             remove_object(dir_fd, name)
         else:
             self._to_store(dir_fd, name, row)
+        self._remove_links(dir_fd, name, len(row.get("at", ())))
+
+    def _remove_links(self, dir_fd: int, near: bytes, count: int) -> None:
+        """Remove what a hard-link group left beside its target on its way: links, no objects."""
+        for number in range(1, count):
+            name = link_beside(near, number)
+            try:
+                if self.look.stat(dir_fd, name).st_nlink > 1:
+                    os.unlink(name, dir_fd=dir_fd)
+            except StaleError:
+                continue
 
     def _empty_stage(self) -> None:
         stage = self.replica.stage
@@ -295,18 +310,22 @@ class _Recovery:
         places, row = self.index.places(node), self.index.node(node)
         if not places or row is None or row.kind is not Kind.FILE:
             return False
+        handle = self._handle_of(node)
+        ours = [place for place in places if self._handle_at(place) == handle]
+        if not ours:
+            return False  # somebody put something else there
         try:
-            dir_fd, name = self.replica.directories.at(places[0])
+            dir_fd, name = self.replica.directories.at(ours[0])
             if self.look.stat(dir_fd, name).st_mtime_ns != row.attributes.mtime_ns:
                 return False  # somebody wrote to it since
             if read_version(dir_fd, name).digest == row.content.digest:
                 return False
-            path = self.index.place_path(places[0])
+            path = self.index.place_path(ours[0])
             record = {"reason": "damaged by a power cut", "conflict": False, "digest": None}
-            self.replica.store.keep(dir_fd, name, path, record, copy=len(places) > 1)
+            self.replica.store.keep(dir_fd, name, path, record, copy=len(ours) > 1)
             self.replica.store.flush()
-            for place in places[1:]:
-                os.unlink(place[1], dir_fd=self.replica.directories.open(place[0]))
+            for parent, other in ours[1:]:
+                os.unlink(other, dir_fd=self.replica.directories.open(parent))
         except PathError as error:
             log.warning("damaged-not-removed node=%d reason=%s", node, error)
             return False

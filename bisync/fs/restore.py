@@ -140,6 +140,22 @@ class Restorer:
         finally:
             self._unlog(done)
 
+    def refuse_writers(self, *paths: bytes) -> None:
+        """Make sure that nobody can write to any of these just now.
+
+        Raises:
+            BusyError: somebody can.
+            StaleError: one of them is not there.
+        """
+        for path in paths:
+            with parent_of(self.root.fd, path) as (dir_fd, name):
+                try:
+                    with hold(dir_fd, name) as held:
+                        if held.lease is Lease.REFUSED:
+                            raise BusyError("somebody has it open for writing")
+                except FileNotFoundError as error:
+                    raise StaleError("it is not there any more") from error
+
     def swap(self, one: bytes, two: bytes) -> None:
         """Exchange two names in one step."""
         with (

@@ -39,6 +39,7 @@ class Kept:
 
     path: bytes
     day: str
+    copied: bool  # the object itself is gone
 
 
 class Store:
@@ -163,7 +164,7 @@ class Store:
         if stat.S_ISDIR(info.st_mode):
             self._whole_directories(day.encode()).add(where)
         _disarm(parent, target, info)
-        return Kept(where, day)
+        return Kept(where, day, copied)
 
     def _place(
         self, dir_fd: int, name: bytes, path: bytes, day: str, *, copy: bool

@@ -463,9 +463,15 @@ class Scanner:
     def _restore(self, nodes: dict[NodeId, list[Place]]) -> None:
         """Not proven gone: it stays as it was until the next cycle."""
         for node, places in nodes.items():
-            for place in places:
-                if not self.index.at([place]):
-                    self.index.put_name(place, node, NO_STAMP)
+            free = [place for place in places if not self.index.at([place])]
+            for place in free:
+                self.index.put_name(place, node, NO_STAMP)
+            if not free and places:
+                # Its name has a new owner, and it may be where nobody can look: it waits under
+                # a name that no object has, and nothing is done about it or below it.
+                waiting = (places[0][0], TEMP_PREFIX + b"%032x" % node)
+                self.index.put_name(waiting, node, NO_STAMP)
+                self.result.frozen[node] = "it vanished, and it cannot be told where to"
 
     def _settle_lost(self) -> dict[NodeId, tuple[list[Place], bool]]:
         """Settle what identity can settle; the rest with whether it is known to be alive."""

@@ -6,6 +6,7 @@ exchange or attribute change, in the same process, so that every run is the same
 
 import os
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -619,3 +620,86 @@ def test_directory_kept_and_a_file_kept_below_its_name(here: Pair):
     sync(a, b)
     paths = sorted(path for path, _ in kept(b))
     assert paths == [b"d.~2~/y", b"d/x"]
+
+
+# --- What cannot be looked at, and what took its place ---
+
+
+def test_vanished_directory_whose_name_is_taken(pair: Pair):
+    """As a plain user: a directory became a file while another one cannot be read. It waits."""
+    a, b = pair
+    user = 12_345
+    for name in ("a/s/1", "a/2", "c/3"):
+        put(a / name, name.encode())
+    for path in (a, b, *a.rglob("*")):
+        os.chown(path, user, user)
+    sync(a, b, user=user)
+    shutil.rmtree(b / "a")
+    put(b / "a", b"a file")
+    os.chown(b / "a", user, user)
+    (b / "c").chmod(0)
+    before = everything(a)
+    sync(a, b, check=23, user=user)
+    assert before <= everything(a)
+    (b / "c").chmod(0o755)
+    sync(a, b, user=user, check=(0, 23))
+    sync(a, b, user=user)
+    assert_equal(a, b)
+    assert before | {b"a file"} <= everything(a, b)
+
+
+def test_damaged_group_that_a_user_saved_anew(here: Pair):
+    """One name of a damaged hard-link group belongs to a new file now: that one is not touched."""
+    a, b = here
+    put(a / "x", b"of the peer")
+    (a / "y").hardlink_to(a / "x")
+    sync(a, b, "--fsync", "never")
+    with sqlite3.connect(b / ".bisync/state.db") as db:
+        db.execute("UPDATE unflushed SET boot='an earlier one'")
+    db.close()
+    status = (b / "x").stat()
+    os.truncate(b / "x", 0)
+    os.utime(b / "x", ns=(status.st_mtime_ns, status.st_mtime_ns))
+    put(b / "tmp", b"work of an hour").rename(b / "y")
+    sync(a, b)
+    sync(a, b)
+    assert_equal(a, b)
+    assert {b"work of an hour", b"of the peer"} <= everything(a, b)
+
+
+def test_resolve_while_somebody_writes(here: Pair):
+    """A choice that could not be carried out is carried out later, and not undone."""
+    a, b = here
+    put(a / "f", b"old", t=NOON)
+    sync(a, b)
+    edit(a / "f", b"loser", t=NOON + 10)
+    edit(b / "f", b"winner", t=NOON + 20)
+    sync(a, b, "--conflict", "keep-both")
+    run("conflicts", "resolve", "f", "--take", "kept", "--root", a)
+    with (a / "f").open("ab"):
+        sync(a, b, check=23)
+    sync(a, b)
+    sync(a, b)
+    assert look(a) == look(b) == {"f": b"loser"}
+    assert b"winner" in everything(a, b)
+
+
+def test_store_on_another_quota_project(file_system: Callable[[str], Path], tmp_path: Path):
+    """The store takes everything by copy: directories too, and nothing comes back."""
+    base = file_system("xfs") / tmp_path.name
+    a, b = base / "A", base / "B"
+    (b / "rsync-rollback").mkdir(parents=True)
+    a.mkdir()
+    line = ["xfs_io", "-r", "-c", "chproj 43", "-c", "chattr +P", b / "rsync-rollback"]
+    if subprocess.run(line, capture_output=True, check=False).returncode:
+        pytest.skip("no project ids here")
+    put(a / "d/x", b"one")
+    put(a / "e", b"two")
+    sync(a, b)
+    shutil.rmtree(a / "d")
+    edit(a / "e", b"three")
+    sync(a, b)
+    sync(a, b)
+    assert look(a) == look(b) == {"e": b"three"}
+    assert sorted(kept(b)) == [(b"d/x", b"one"), (b"e", b"two")]
+    shutil.rmtree(base)
