@@ -96,6 +96,7 @@ class Scanner:
         self._clock = clock
         self._now = 0
         self._lost: dict[NodeId, list[Place]] = {}
+        self._news = 0  # names found that were not known to lead to their node
         self._fresh = index.node(ROOT) is None  # nothing to look up yet
         self._may_encrypt = can_encrypt(root.fd)
         self._matcher = rules.matcher if rules.matcher.active else None
@@ -347,6 +348,7 @@ class Scanner:
             self.index.put_node(node, handle, info.st_ino)
         self.index.put_name(place, node.id, stamp if trusted else NO_STAMP)
         if row is None or row[0] != node.id:
+            self._news += 1
             self.index.db.execute("DELETE FROM forgotten WHERE node=?", (node.id,))
             if row is not None:
                 self._lost.setdefault(row[0], []).append(place)
@@ -439,10 +441,10 @@ class Scanner:
             unproven = self._settle_lost()
             if not unproven:
                 return
-            before = self.index.last_mark()
+            before = self._news
             self._lost = {node: places for node, (places, _) in unproven.items()}
             self._walk(self.root.fd, ROOT, b"")
-            if self.index.last_mark() != before:
+            if self._news != before:
                 continue
             # A whole round found nothing new and the old names are still free: whatever
             # could not be asked by handle is gone, unless it may sit where nobody can look.
@@ -463,14 +465,13 @@ class Scanner:
     def _restore(self, nodes: dict[NodeId, list[Place]]) -> None:
         """Not proven gone: it stays as it was until the next cycle."""
         for node, places in nodes.items():
-            free = [place for place in places if not self.index.at([place])]
-            for place in free:
+            # Its name may have a new owner, and it may be where nobody can look: then it waits
+            # under a name that no object has, and nothing is done about it or below it.
+            waiting = (places[0][0], TEMP_PREFIX + b"%032x" % node)
+            free = [p for p in places if p != waiting and not self.index.at([p])]
+            for place in free or [waiting]:
                 self.index.put_name(place, node, NO_STAMP)
-            if not free and places:
-                # Its name has a new owner, and it may be where nobody can look: it waits under
-                # a name that no object has, and nothing is done about it or below it.
-                waiting = (places[0][0], TEMP_PREFIX + b"%032x" % node)
-                self.index.put_name(waiting, node, NO_STAMP)
+            if not free:
                 self.result.frozen[node] = "it vanished, and it cannot be told where to"
 
     def _settle_lost(self) -> dict[NodeId, tuple[list[Place], bool]]:
