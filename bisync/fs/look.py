@@ -180,6 +180,9 @@ def look_through(
                 _look_at_file(fd, child_name, info, child)
             elif child.kind is Kind.DIR:
                 look_through(looker, fd, child_name, child.id, members)
+        # It may have been moved out without our knowing; its row would lead to no directory.
+        if any(row[0] not in members for row in known.values()):
+            raise StaleError("something in it is somewhere else now")
     finally:
         os.close(fd)
 

@@ -74,10 +74,8 @@ def test_errors_of_writing_calls(ways: list[Lane]) -> None:
     campaign.run(spread(faults))
 
 
-# Known defect, docs/known-defects.md: after an error while a directory's identity is read, the
-# index keeps names under a parent that has none, and the next plan stops with an internal error
-# instead of holding them. Not strict: the time box decides whether the point is reached.
-@pytest.mark.xfail(reason="EIO of name_to_handle_at leaves names without a parent", strict=False)
+# Known defect, docs/known-defects.md. Not strict: the time box decides whether it is reached.
+@pytest.mark.xfail(reason="an EIO of one stat leaves a needless .conflict copy", strict=False)
 @needs_strace
 def test_errors_of_reading_calls(ways: list[Lane]) -> None:
     """A listing or a file that cannot be read is a problem, never a deletion."""
