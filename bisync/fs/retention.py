@@ -1,11 +1,8 @@
 """Drop kept versions that are old enough. Nothing that the manifests do not know is touched."""
 
-import json
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from bisync.core.path import parse
 from bisync.errors import PathError
@@ -35,7 +32,7 @@ def drop_older(store: Store, days: int, now_ns: int) -> Dropped:
     oldest = time.strftime("%Y-%m-%d", time.localtime(limit_ns / 1e9)).encode()
     if not any(day <= oldest for day in store.days()):
         return dropped
-    for record in _records(store):
+    for record in store.records():
         if record.get("time_ns", now_ns) >= limit_ns or "kept" not in record:
             continue
         kept = parse(record["kept"])
@@ -61,14 +58,3 @@ def drop_older(store: Store, days: int, now_ns: int) -> Dropped:
         except OSError as error:
             raise PathError(f"cannot write the manifest: {error.strerror}") from error
     return dropped
-
-
-def _records(store: Store) -> Iterator[dict[str, Any]]:
-    for data in store.manifests():
-        for line in data.splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue  # cut off by a full disk or a crash
-            if isinstance(row, dict):
-                yield row

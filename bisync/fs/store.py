@@ -316,6 +316,17 @@ class Store:
         finally:
             os.close(folder)
 
+    def records(self) -> Iterator[dict[str, Any]]:
+        """The lines of all manifests, oldest first."""
+        for data in self.manifests():
+            for line in data.splitlines():
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    continue  # cut off by a full disk or a crash
+                if isinstance(row, dict):
+                    yield row
+
     def find(self, path: bytes, digest: str | None) -> bytes | None:
         """Where the last version of a path with this digest was kept, by the manifests.
 
@@ -324,18 +335,13 @@ class Store:
         shown, found, perhaps = display(path), None, None
         if not self.exists():
             return None
-        for data in self.manifests():
-            for line in data.splitlines():
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    continue  # cut off by a full disk or a crash
-                if row.get("path") != shown or "kept" not in row:
-                    continue
-                if digest in (None, row.get("digest")):
-                    found = parse(row["kept"])
-                elif row.get("digest") is None:
-                    perhaps = parse(row["kept"])
+        for row in self.records():
+            if row.get("path") != shown or "kept" not in row:
+                continue
+            if digest in (None, row.get("digest")):
+                found = parse(row["kept"])
+            elif row.get("digest") is None:
+                perhaps = parse(row["kept"])
         return found or perhaps
 
     def tidy(self, path: bytes) -> None:

@@ -5,6 +5,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ def start(
     return subprocess.Popen(
         [*before, *line],
         env=environment(home),
-        cwd=REPOSITORY,
+        cwd=tempfile.gettempdir(),  # a failed probe for a temporary folder leaves files in it
         stdin=subprocess.DEVNULL,
         stdout=output or subprocess.PIPE,
         stderr=output or subprocess.PIPE,
