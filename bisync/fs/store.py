@@ -380,8 +380,13 @@ class Store:
         return _descend(self._base_fd, self._name.split(b"/"))
 
     def open_kept(self, path: bytes) -> tuple[int, bytes]:
-        """The directory (caller closes) and name of a kept object."""
+        """The directory (caller closes) and name of a kept object.
+
+        A path out of the store, which only a damaged or forged manifest has, is not there.
+        """
         *parts, base = path.split(b"/")
+        if {b"", b".", b".."} & {*parts, base}:
+            raise FileNotFoundError(errno.ENOENT, "not a path of the store", path)
         store = self._look()
         try:
             return _descend(store, parts), base

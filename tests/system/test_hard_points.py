@@ -369,6 +369,26 @@ def _make_older(store: Path, days: int) -> None:
         folder.rename(store / time.strftime("%Y-%m-%d", time.localtime(then + 3600)))
 
 
+def test_retention_stays_in_the_store(pair: Pair):
+    """A manifest whose line leads out of the store removes nothing there."""
+    a, b = pair
+    put(a / "x", b"one")
+    put(a / "precious", b"precious")
+    sync(a, b)
+    edit(a / "x", b"two")
+    sync(a, b)
+    _make_older(b / "rsync-rollback", 40)
+    (manifest,) = (b / "rsync-rollback/.manifest").iterdir()
+    (line,) = [json.loads(t) for t in manifest.read_text().splitlines() if '"kept"' in t]
+    day = line["kept"].split("/")[0]
+    forged = [line | {"kept": f"{day}/../../precious"}, 5, line]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in forged))
+    edit(a / "x", b"three")
+    outcome = sync(a, b, "--keep", "30d")
+    assert "1 kept versions" in outcome.said
+    assert (b / "precious").read_bytes() == b"precious"
+
+
 def test_retention(pair: Pair):
     """Versions older than ``--keep`` go, and this is said; younger and foreign ones stay."""
     a, b = pair
