@@ -117,8 +117,15 @@ class Endpoint(ContentSource, Protocol):
         """Nodes as the side now has them."""
         ...
 
-    def set_directory_times(self, times: list[tuple[NodeId, int]]) -> dict[NodeId, Attributes]:
-        """Set times, in the given order; return what each directory then has."""
+    def set_directory_times(
+        self, times: list[tuple[NodeId, int]]
+    ) -> tuple[dict[NodeId, Attributes], dict[NodeId, str]]:
+        """Set times, in the given order.
+
+        Returns:
+            What each directory then has, and the reason for each that could not be set now.
+            Those that may never be set (another owner, a read-only place) are in neither.
+        """
         ...
 
     def numbers(self) -> Iterator[NodeId]:

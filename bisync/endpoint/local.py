@@ -183,21 +183,24 @@ class LocalEndpoint:
         """Nodes as the index has them."""
         return self.replica.index.nodes(ids)
 
-    def set_directory_times(self, times: list[tuple[NodeId, int]]) -> dict[NodeId, Attributes]:
-        """Set directory times; what cannot be set is left as it is."""
+    def set_directory_times(
+        self, times: list[tuple[NodeId, int]]
+    ) -> tuple[dict[NodeId, Attributes], dict[NodeId, str]]:
+        """Set directory times; what may not be set is left as it is."""
         applier = self._applier(0, self)
         applier.harden()
-        found = {}
+        found: dict[NodeId, Attributes] = {}
+        failed: dict[NodeId, str] = {}
         for node, mtime_ns in times:
             try:
                 attributes = applier.set_directory_time(node, mtime_ns)
             except OSError as error:
                 if error.errno not in (errno.EPERM, errno.EACCES, errno.EROFS):
-                    raise
+                    failed[node] = error.strerror or str(error)
                 continue
             if attributes is not None:
                 found[node] = attributes
-        return found
+        return found, failed
 
     def path(self, node: NodeId) -> bytes | None:
         """The path of a node, for output."""

@@ -6,7 +6,6 @@ content that is not durable, and nothing is unlinked, replaced or overwritten be
 has its place in the store.
 """
 
-import contextlib
 import json
 import logging
 import os
@@ -138,13 +137,20 @@ class Applier:
         if staged is None:
             return
         try:
-            if self.look.handle(*staged.spot) == staged.handle:
+            ours = self.look.handle(*staged.spot) == staged.handle
+        except StaleError:
+            return
+        except OSError as error:
+            log.info("stage-not-looked-at name=%s reason=%s", staged.name, error)
+            ours = False
+        try:
+            if ours:
                 remove_object(*staged.spot)
             elif staged.dir_fd == self.t.stage.incoming:
                 # Something of the user's got stuck here: recovery brings it to the store.
                 rename_noreplace(*staged.spot, self.t.stage.displaced, staged.name)
-        except (StaleError, OSError) as error:
-            log.debug("stage-clean-up name=%s reason=%s", staged.name, error)
+        except OSError as error:
+            log.info("stage-clean-up name=%s reason=%s", staged.name, error)
 
     def _prepare(self, i: int, step: Transition) -> None:
         """Build what the step needs, and choose names for what it takes away."""
@@ -215,10 +221,15 @@ class Applier:
         for node, mode in rows:
             places, row = self.t.index.places(node), self.t.index.node(node)
             if places and row is not None:
-                with contextlib.suppress(StaleError):  # gone or replaced: not ours any more
+                try:
                     self.look.at(places[0], node)
                     os.chmod(proc_path(self.t.directories.open(node)), mode)
                     self.record.attributes(row, replace(row.attributes, mode=mode))
+                except StaleError:
+                    pass  # gone or replaced: not ours any more
+                except OSError as error:
+                    log.info("not-hardened node=%d reason=%s", node, error)
+                    continue  # the next run tries again, before it scans
             self.t.db.begin()
             self.t.db.execute("DELETE FROM softened WHERE node=?", (node,))
 

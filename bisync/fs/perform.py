@@ -7,7 +7,8 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -40,6 +41,16 @@ from bisync.fs.root import OPEN_DIR
 from bisync.fs.stage import Stage
 from bisync.fs.store import Store
 from bisync.linux.rename import is_unsupported, rename_noreplace, swap
+
+
+@contextmanager
+def _undone_by(undo: Callable[[], object]) -> Iterator[None]:
+    """Take a change of names back if what follows it fails."""
+    try:
+        yield
+    except (PathError, OSError):
+        undo()
+        raise
 
 
 class Performer:
@@ -156,22 +167,16 @@ class Performer:
         """Exchange a staged object with what must go, then keep what came out."""
         path = self.index.place_path(place)
         known = self.index.node(removal.node)
-        if known is not None and known.foreign and self._holds_more(removal):
+        is_dir = known is not None and known.kind is Kind.DIR
+        if known is not None and is_dir and known.foreign and self._holds_more(removal):
             raise PathError("a directory that holds files which are left alone is in its place")
         with self.look.guarded(place, removal.node) as guard:
             self._near(i, place, lambda: self._swap_in(staged.spot, place, guard))
+        with _undone_by(lambda: swap(*staged.spot, *self.directories.at(place))):
             if stat.S_ISDIR(guard.looked.info.st_mode):
                 members = {node for _, node in removal.members}
-                try:
-                    look_through(self.look, *staged.spot, removal.node, members)
-                except PathError:
-                    swap(*staged.spot, *self.directories.at(place))
-                    raise
-        try:
+                look_through(self.look, *staged.spot, removal.node, members)
             kept = self._keep(*staged.spot, path, removal)
-        except PathError:
-            swap(*staged.spot, *self.directories.at(place))
-            raise
         self.record.forget_tree(removal, place)
         return kept
 
@@ -179,9 +184,9 @@ class Performer:
         """Exchange, look at what came out, and take it back if it is a surprise."""
         dir_fd, name = self.directories.at(place)
         swap(*spot, dir_fd, name)
-        if guard.somebody_waits() or not self.look.same_object(*spot, guard.looked):
-            swap(*spot, dir_fd, name)
-            raise StaleError("somebody changed it at the same moment")
+        with _undone_by(lambda: swap(*spot, dir_fd, name)):
+            if guard.somebody_waits() or not self.look.same_object(*spot, guard.looked):
+                raise StaleError("somebody changed it at the same moment")
         self.record.touched.add(place[0])
 
     def _keep(
@@ -252,9 +257,9 @@ class Performer:
             if stat.S_ISDIR(looked.info.st_mode):
                 self._check_filter(looked, step)
             self._place_free(looked.dir_fd, looked.name, new_dir, new)
-            if self.look.handle(new_dir, new) != looked.handle:
-                self._place_free(new_dir, new, looked.dir_fd, looked.name)
-                raise StaleError("something else had its name")
+            with _undone_by(lambda: self._place_free(new_dir, new, looked.dir_fd, looked.name)):
+                if self.look.handle(new_dir, new) != looked.handle:
+                    raise StaleError("something else had its name")
             self.record.touched.add(step.old[0])
         self.record.db.begin()
         if step.old is not None:
@@ -305,7 +310,7 @@ class Performer:
         with self.look.guarded(step.new, removal.node) as guard:
             two = guard.looked
             swap(one.dir_fd, one.name, two.dir_fd, two.name)
-            try:
+            with _undone_by(lambda: swap(one.dir_fd, one.name, two.dir_fd, two.name)):
                 if (
                     self.look.handle(two.dir_fd, two.name) != one.handle
                     or not self.look.same_object(one.dir_fd, one.name, two)
@@ -313,15 +318,11 @@ class Performer:
                 ):
                     raise StaleError("somebody changed it at the same moment")
                 out = self._take_out(i, step.old, one)
-            except (PathError, OSError):
-                swap(one.dir_fd, one.name, two.dir_fd, two.name)
-                raise
-        try:
+        with (
+            _undone_by(lambda: swap(one.dir_fd, one.name, two.dir_fd, two.name)),
+            _undone_by(lambda: self._place_free(*out, one.dir_fd, one.name)),
+        ):
             kept = self._keep(*out, path, removal)
-        except PathError:
-            self._place_free(*out, one.dir_fd, one.name)
-            swap(one.dir_fd, one.name, two.dir_fd, two.name)
-            raise
         self.record.forget_tree(removal, step.new)
         self.record.db.begin()
         self.index.drop_name(step.old)
@@ -332,12 +333,12 @@ class Performer:
     def _exchange(self, step: Exchange) -> Result:
         one, two = self.look.at(step.old, step.node), self.look.at(step.new, step.other)
         swap(one.dir_fd, one.name, two.dir_fd, two.name)
-        if (
-            self.look.handle(two.dir_fd, two.name) != one.handle
-            or self.look.handle(one.dir_fd, one.name) != two.handle
-        ):
-            swap(one.dir_fd, one.name, two.dir_fd, two.name)
-            raise StaleError("something else had one of the names")
+        with _undone_by(lambda: swap(one.dir_fd, one.name, two.dir_fd, two.name)):
+            if (
+                self.look.handle(two.dir_fd, two.name) != one.handle
+                or self.look.handle(one.dir_fd, one.name) != two.handle
+            ):
+                raise StaleError("something else had one of the names")
         self.record.db.begin()
         self.index.drop_name(step.old)
         self.index.drop_name(step.new)
@@ -351,11 +352,11 @@ class Performer:
         out = self.outs[i]
         if stat.S_ISDIR(looked.info.st_mode):
             self.directories.pin(step.node)  # names in it may move while it has none itself
-        self._place_free(looked.dir_fd, looked.name, self.stage.displaced, out)
-        if self.look.handle(self.stage.displaced, out) != looked.handle:
-            self._place_free(self.stage.displaced, out, looked.dir_fd, looked.name)
-            self.directories.unpin(step.node)
-            raise StaleError("something else had its name")
+        with _undone_by(lambda: self.directories.unpin(step.node)):
+            self._place_free(looked.dir_fd, looked.name, self.stage.displaced, out)
+            with _undone_by(lambda: self._put_back((self.stage.displaced, out), looked)):
+                if self.look.handle(self.stage.displaced, out) != looked.handle:
+                    raise StaleError("something else had its name")
         self.parked[step.node] = out, step.old
         self.record.db.begin()
         self.index.drop_name(step.old)
@@ -399,30 +400,20 @@ class Performer:
                 self.look.at(place, old, content=True)
             if step.keep is not None:
                 self._link_free(guard.looked, *self.directories.at(step.keep))
-            try:
+            with _undone_by(lambda: self._undo_keep(step, guard)):
                 self._near(i, first, lambda: self._swap_in(staged.spot, first, guard))
-            except (PathError, OSError):
-                self._undo_keep(step, guard)
-                raise
-            done = [first]
-            try:
-                for place in rest:
-                    self._follow(staged, len(done), first, place, guard)
-                    done.append(place)
-            except (PathError, OSError):
-                self._swap_back(staged, tuple(done))
-                self._undo_keep(step, guard)
-                raise
+                done = [first]
+                with _undone_by(lambda: self._swap_back(staged, done)):
+                    for place in rest:
+                        self._follow(staged, len(done), first, place, guard)
+                        done.append(place)
         kept = None
         if step.keep is not None:
             os.unlink(staged.name, dir_fd=staged.dir_fd)
             self.record.touched.add(step.keep[0])
         else:
-            try:
+            with _undone_by(lambda: self._swap_back(staged, step.places)):
                 kept = self._keep(*staged.spot, path, step)
-            except PathError:
-                self._swap_back(staged, step.places)
-                raise
         self.record.replaced(step, staged)
         return Result(step, Status.DONE, size=staged.size, kept=kept, missed=staged.missed)
 
@@ -442,7 +433,7 @@ class Performer:
         finally:
             os.unlink(temp[1], dir_fd=temp[0])
 
-    def _swap_back(self, staged: Staged, places: tuple[Place, ...]) -> None:
+    def _swap_back(self, staged: Staged, places: Sequence[Place]) -> None:
         """The old version could not be kept: it takes its names again."""
         first, *rest = [self.directories.at(place) for place in places]
         for number, (dir_fd, name) in enumerate(rest, 1):
@@ -462,11 +453,10 @@ class Performer:
     def _unlink(self, i: int, step: Unlink) -> Result:
         looked, out = self._displace(i, step.place, step.node)
         others = [p for p in self.index.places(step.node) if p != step.place]
-        alive = any(self._holds(place, looked.handle) for place in others)
-        if not alive:
-            self._put_back(out, looked)
-            raise StaleError("its other names are gone")
-        os.unlink(out[1], dir_fd=out[0])
+        with _undone_by(lambda: self._put_back(out, looked)):
+            if not any(self._holds(place, looked.handle) for place in others):
+                raise StaleError("its other names are gone")
+            os.unlink(out[1], dir_fd=out[0])
         self.record.db.begin()
         self.index.drop_name(step.place)
         self.record.refresh(step.node, others[:1])
@@ -488,9 +478,9 @@ class Performer:
         """
         looked = self.look.at(place, node)
         out = self._take_out(i, place, looked)
-        if not self.look.same_object(*out, looked):
-            self._put_back(out, looked)
-            raise StaleError("somebody changed it at the same moment")
+        with _undone_by(lambda: self._put_back(out, looked)):
+            if not self.look.same_object(*out, looked):
+                raise StaleError("somebody changed it at the same moment")
         return looked, out
 
     def _take_out(self, i: int, place: Place, looked: Looked) -> tuple[int, bytes]:
@@ -523,22 +513,16 @@ class Performer:
                 return Result(step, Status.SKIPPED, "kept: it holds files that are left alone")
             looked, out = self._displace(i, step.place, step.node)
             members = {node for _, node in step.members}
-            try:
+            with _undone_by(lambda: self._put_back(out, looked)):
                 look_through(self.look, *out, step.node, members)
-            except (PathError, OSError):
-                self._put_back(out, looked)
-                raise
         else:
             with self.look.guarded(step.place, step.node) as guard:
                 looked, out = self._displace(i, step.place, step.node)
-                if guard.somebody_waits():
-                    self._put_back(out, looked)
-                    raise StaleError("somebody opened it at the same moment")
-        try:
+                with _undone_by(lambda: self._put_back(out, looked)):
+                    if guard.somebody_waits():
+                        raise StaleError("somebody opened it at the same moment")
+        with _undone_by(lambda: self._put_back(out, looked)):
             kept = self._keep(*out, path, step)
-        except PathError:
-            self._put_back(out, looked)
-            raise
         self.record.forget_tree(step, step.place)
         return Result(step, Status.DONE, kept=kept)
 

@@ -3,6 +3,7 @@
 The database transaction is opened here and ended by the batch.
 """
 
+import contextlib
 import os
 from dataclasses import replace
 
@@ -32,7 +33,7 @@ class Recorder:
         """A new node got its first name."""
         self.db.begin()
         row = self._row_of(node, staged, version=1)
-        self._record(row, staged.handle, [place])
+        self._record(row, staged.handle, staged.info.st_ino, [place])
         self.touched.add(place[0])
 
     def replaced(self, step: Replace, staged: Staged) -> None:
@@ -47,7 +48,7 @@ class Recorder:
             old = self.index.node(step.node)
             version = 1 if old is None else old.version + 1
         row = self._row_of(step.node, staged, version=version)
-        self._record(row, staged.handle, list(step.places))
+        self._record(row, staged.handle, staged.info.st_ino, list(step.places))
         self.touched.update(parent for parent, _ in step.places)
 
     @staticmethod
@@ -63,24 +64,53 @@ class Recorder:
         row, identity = self.index.node(node), self.index.identity(node)
         if row is None or identity is None:
             raise StaleError("it is not known any more")
-        self._record(row, identity[0], [*places, *self.index.places(node)])
+        handle, seen = identity
+        self._record(row, handle, seen.ino, [*places, *self.index.places(node)])
 
     def attributes(self, row: Node, attributes: Attributes, *, time_is_set: bool = False) -> None:
         """A node's attributes were set to these; ``time_is_set``: a directory's time too."""
         identity = self.index.identity(row.id)
         if identity is not None:
             fresh, places = replace(row, attributes=attributes), self.index.places(row.id)
-            self._record(fresh, identity[0], places, time_is_set=time_is_set)
+            handle, seen = identity
+            self._record(fresh, handle, seen.ino, places, time_is_set=time_is_set)
 
     def _record(
-        self, row: Node, handle: bytes, places: list[Place], *, time_is_set: bool = False
+        self,
+        row: Node,
+        handle: bytes,
+        ino: int,
+        places: list[Place],
+        *,
+        time_is_set: bool = False,
     ) -> None:
         """Write down what we did; if anything else is found there, somebody did it since.
 
         Then the row says what *we* left, and the next scan takes the difference for the
-        user's change that it is. A directory's time says nothing, unless it was just set.
+        user's change that it is. Likewise if nothing can be seen there now: what was done
+        is done, and a number that got lost would make a stranger of the object.
         """
-        index = self.index
+        index, info = self.index, None
+        with contextlib.suppress(StaleError, OSError):
+            info = self._as_left(row, handle, places, time_is_set=time_is_set)
+        if info is None:
+            index.put_node(replace(row, ctime_ns=_NEVER), handle, ino)
+            index.mark(row.id)
+        else:
+            nlink = 1 if row.kind is Kind.DIR else info.st_nlink
+            index.put_node(replace(row, ctime_ns=info.st_ctime_ns, nlink=nlink), handle, ino)
+        sure = info is not None and (row.kind is not Kind.DIR or time_is_set)
+        seen = stamp(info) if info is not None and sure else NO_STAMP
+        for place in places:
+            index.put_name(place, row.id, seen)
+
+    def _as_left(
+        self, row: Node, handle: bytes, places: list[Place], *, time_is_set: bool
+    ) -> os.stat_result | None:
+        """Look at an object; ``None`` if it is not what we left.
+
+        A directory's time says nothing, unless it was just set.
+        """
         dir_fd, name = self._first(row.id, places)
         info = self.look.stat(dir_fd, name) if name else os.fstat(dir_fd)
         found = attributes_of(info, *read_xattrs(dir_fd, name))
@@ -92,14 +122,7 @@ class Recorder:
             and (row.kind is not Kind.FILE or info.st_size == row.content.size)
             and self.look.handle(dir_fd, name) == handle
         )
-        nlink = 1 if row.kind is Kind.DIR else info.st_nlink
-        ctime = info.st_ctime_ns if ours else _NEVER
-        index.put_node(replace(row, ctime_ns=ctime, nlink=nlink), handle, info.st_ino)
-        seen = stamp(info) if ours and (row.kind is not Kind.DIR or time_is_set) else NO_STAMP
-        for place in places:
-            index.put_name(place, row.id, seen)
-        if not ours:
-            index.mark(row.id)
+        return info if ours else None
 
     def _first(self, node: NodeId, places: list[Place]) -> tuple[int, bytes]:
         if node == ROOT:

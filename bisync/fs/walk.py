@@ -407,8 +407,8 @@ class Scanner:
 
     def _set_foreign(self, node: NodeId, *, foreign: bool) -> None:
         self.index.db.execute(
-            "UPDATE node SET foreigners=? WHERE id=? AND foreigners<>?",
-            (int(foreign), node, int(foreign)),
+            "UPDATE node SET foreigners=? WHERE id=? AND foreigners<>? AND kind=?",
+            (int(foreign), node, int(foreign), int(Kind.DIR)),
         )
 
     def _problem(self, path: bytes, reason: str) -> None:
@@ -506,7 +506,8 @@ class Scanner:
     def _is_gone(self, handle: bytes) -> bool | None:
         """Whether an object was deleted or moved out of what is synchronised.
 
-        ``None``: nobody can tell, because handles may not be opened here.
+        ``None``: nobody can tell, because handles may not be opened here, or the kernel does
+        not know the object's name just now and gives the path of something else.
         """
         try:
             fd = open_by_handle(self.root.fd, handle)
@@ -522,6 +523,8 @@ class Scanner:
             root = os.readlink(b"/proc/self/fd/%d" % self.root.fd).rstrip(b"/") + b"/"
             if where.endswith(b" (deleted)"):
                 return True if stat.S_ISDIR(info.st_mode) else None
+            if not _leads_to(where, info):
+                return None
             return not where.startswith(root) or self._is_left_alone(where[len(root) :])
         finally:
             os.close(fd)
@@ -535,3 +538,11 @@ class Scanner:
             if self.rules.matcher.ignores(above, is_dir=i < len(parts) - 1):
                 return True
         return False
+
+
+def _leads_to(path: bytes, info: os.stat_result) -> bool:
+    try:
+        there = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return False
+    return (there.st_dev, there.st_ino) == (info.st_dev, info.st_ino)

@@ -330,7 +330,11 @@ class Cycle:
         held = []
         for side in SIDES:
             times = [(t.ids[side], t.mtime_ns[side]) for t in todo]
-            held.append(self.sides[side].set_directory_times(times))
+            found, failed = self.sides[side].set_directory_times(times)
+            held.append(found)
+            for node, reason in failed.items():
+                self._met(side, "problem", node, reason)
+                self.unfinished[side][node] = reason
         rows = []
         names = self.ledger.lead.names_of(keys)
         nodes = [self.sides[s].nodes([t.ids[s] for t in todo]) for s in SIDES]
