@@ -33,9 +33,10 @@ def drop_older(store: Store, days: int, now_ns: int) -> Dropped:
     if not any(day <= oldest for day in store.days()):
         return dropped
     for record in store.records():
-        if record.get("time_ns", now_ns) >= limit_ns or "kept" not in record:
+        time_ns, kept_text = record.get("time_ns"), record.get("kept")
+        if not isinstance(time_ns, int) or time_ns >= limit_ns or not isinstance(kept_text, str):
             continue
-        kept = parse(record["kept"])
+        kept = parse(kept_text)
         try:
             fd, name = store.open_kept(kept)
         except OSError:

@@ -381,7 +381,13 @@ def test_retention_stays_in_the_store(pair: Pair):
     (manifest,) = (b / "rsync-rollback/.manifest").iterdir()
     (line,) = [json.loads(t) for t in manifest.read_text().splitlines() if '"kept"' in t]
     day = line["kept"].split("/")[0]
-    forged = [line | {"kept": f"{day}/../../precious"}, 5, line]
+    forged = [
+        line | {"kept": f"{day}/../../precious"},
+        line | {"kept": 7},
+        line | {"time_ns": "yesterday"},
+        5,
+        line,
+    ]
     manifest.write_text("".join(json.dumps(row) + "\n" for row in forged))
     edit(a / "x", b"three")
     outcome = sync(a, b, "--keep", "30d")
