@@ -47,6 +47,7 @@ class Joined:
     seen: list[Node | None] = field(default_factory=lambda: [None, None])
     names: list[frozenset[Place]] = field(default_factory=lambda: [_NOTHING, _NOTHING])
     forgotten: list[bool] = field(default_factory=lambda: [False, False])
+    halfway: list[bool] = field(default_factory=lambda: [False, False])
     origin: int | None = None  # the key it was split from
 
     @property
@@ -55,6 +56,13 @@ class Joined:
             if node is not None:
                 return node.content.kind is Kind.DIR
         return False
+
+    def claims(self, side: Side) -> frozenset[Place]:
+        """The names its user gave it there; where the engine left it halfway is nobody's wish.
+
+        None, where its agreed name has been agreed for another node since.
+        """
+        return self.base if self.halfway[side] else self.names[side]
 
     def node(self, side: Side) -> Node:
         """The node on a side where it is present."""
@@ -236,6 +244,9 @@ def _collect(j: Join) -> None:
             joined.names[side] = frozenset(
                 (j.key_of[side][parent], name) for parent, name in part.names_of[local]
             )
+            place = part.halfway.get(local)
+            if place is not None and part.names_of[local] == {place}:
+                joined.halfway[side] = joined.agreed is not None
 
 
 def same_version(node: Node, agreed: Agreed, side: Side) -> bool:

@@ -121,13 +121,15 @@ class Part:
 
     ``names`` maps a place to its node, or to ``None`` where the place is known to be free.
     ``names_of`` has every name of each loaded node. ``gone`` are node numbers that no
-    longer have a name; ``forgotten`` are those that a filter now hides.
+    longer have a name; ``forgotten`` are those that a filter now hides. ``halfway`` are nodes
+    that the engine itself put where they are, on a way that it could not finish.
     """
 
     nodes: dict[NodeId, Node] = field(default_factory=dict)
     names: dict[Place, NodeId | None] = field(default_factory=dict)
     names_of: dict[NodeId, frozenset[Place]] = field(default_factory=dict)
     forgotten: set[NodeId] = field(default_factory=set)
+    halfway: dict[NodeId, Place] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -111,14 +111,15 @@ class _Merge:
     def _hold(self, joined: Joined, verdict: Verdict, reason: str) -> None:
         verdict.held = reason
         verdict.alive = True
-        verdict.names = joined.names[0] or joined.names[1] or joined.base
+        verdict.names = joined.claims(Side.ALPHA) or joined.claims(Side.BETA) or joined.base
 
     def _merge_names(self, joined: Joined, verdict: Verdict) -> None:
-        merged = merge_places(joined.base, *joined.names, order=self.place_order)
+        claims = joined.claims(Side.ALPHA), joined.claims(Side.BETA)
+        merged = merge_places(joined.base, *claims, order=self.place_order)
         verdict.alive = True
-        verdict.names = merged.places
+        verdict.names = merged.places or joined.names[0] or joined.names[1]
         for kept, dropped in merged.disputes:
-            side = Side.ALPHA if kept in joined.names[0] else Side.BETA
+            side = Side.ALPHA if kept in claims[0] else Side.BETA
             self.conflicts.append(
                 Conflict(
                     ConflictKind.NAME,
@@ -132,7 +133,7 @@ class _Merge:
 
     def _present_once(self, joined: Joined, verdict: Verdict, side: Side) -> None:
         """The other side deleted it, or a filter hides it there."""
-        names = joined.names[side]
+        names = joined.claims(side) or joined.names[side]
         if joined.forgotten[side.other]:
             # Hidden there when last seen, so nobody can say that it was deleted: it merges.
             verdict.alive, verdict.names = True, names
@@ -163,7 +164,7 @@ class _Merge:
                 return False
             seen.add(parent)
             above = self.join.nodes[parent]
-            names = above.names[side]
+            names = above.claims(side)
             if above.agreed and not above.names[side.other] and names != above.base:
                 return not above.forgotten[side.other]
         return False
@@ -194,7 +195,7 @@ class _Merge:
                     revived = True
                     continue
                 above.alive, above.forget = True, False
-                above.names = joined.names[0] or joined.names[1] or joined.base
+                above.names = joined.claims(Side.ALPHA) or joined.claims(Side.BETA) or joined.base
                 above.reason = "needed by what survives in it"
                 queue.append(above)
                 revived = True
@@ -210,8 +211,8 @@ class _Merge:
             joined = self.join.nodes[key]
             verdict = self.verdicts[key]
             for side in SIDES:
-                names = joined.names[side.other]
-                if joined.names[side] == verdict.names != names and names and key not in flipped:
+                names = joined.claims(side.other)
+                if joined.claims(side) == verdict.names != names and names and key not in flipped:
                     place = next(iter(verdict.names))
                     candidates.append((self.join.path(side, place), key, side))
         if not candidates:
@@ -223,7 +224,7 @@ class _Merge:
             return True
         path, key, side = max(candidates)
         flipped.add(key)
-        self.verdicts[key].names = self.join.nodes[key].names[side.other]
+        self.verdicts[key].names = self.join.nodes[key].claims(side.other)
         self.conflicts.append(
             Conflict(
                 ConflictKind.CYCLE,
@@ -292,7 +293,7 @@ class _Merge:
         for side in SIDES:
             chosen = self.rules.decisions.get(self.join.path(side, place))
             if chosen is not None:
-                names = [self.join.nodes[key].names[chosen] for key in (best, loser)]
+                names = [self.join.nodes[key].claims(chosen) for key in (best, loser)]
                 return place in names[1] and place not in names[0]
         return False
 
@@ -315,7 +316,7 @@ class _Merge:
         joined, winning = self.join.nodes[loser], self.join.nodes[best]
         verdict = self.verdicts[loser]
         side = next(
-            (s for s in SIDES if place in joined.names[s]),
+            (s for s in SIDES if joined.seen[s] is not None and place in joined.claims(s)),
             Side.ALPHA if joined.seen[0] is not None else Side.BETA,
         )
         if self._equal(joined, winning):

@@ -198,7 +198,7 @@ class Applier:
         db = self.t.db
         db.begin()
         done = {i for i, result in self.results.items() if result.status is Status.DONE}
-        self.log.conclude([i for i in self.log.rows if i not in done])
+        self.log.conclude({i: self.results[i].step for i in self.log.rows if i not in done})
         for where, path, before in self.performer.displaced:
             row = [path.decode("latin-1"), before, time.time_ns()]
             db.execute("INSERT OR REPLACE INTO displaced VALUES(?, ?)", (where, json.dumps(row)))

@@ -155,6 +155,24 @@ class Archive:
         rows = self.db.execute("SELECT nonce FROM chain WHERE pair=?", (self.pair,))
         return {row[0] for row in rows}
 
+    # -- what could not be finished ------------------------------------------
+
+    def halfway(self) -> dict[NodeId, Place]:
+        """Where nodes of this replica were left that their user did not put there."""
+        rows = self.db.execute("SELECT node, parent, name FROM halfway WHERE pair=?", (self.pair,))
+        return {node: (parent, name) for node, parent, name in rows.fetchall()}
+
+    def leave_halfway(self, placed: dict[NodeId, Place]) -> None:
+        """Remember where nodes were left; agreeing on a node forgets it."""
+        if not placed:
+            return
+        self.db.begin()
+        self.db.many(
+            "INSERT OR REPLACE INTO halfway VALUES(?,?,?,?)",
+            [(self.pair, node, *place) for node, place in placed.items()],
+        )
+        self.db.commit()
+
     # -- commits -------------------------------------------------------------
 
     def prepare(self, commit: Commit) -> None:
@@ -219,6 +237,12 @@ class Archive:
             "DELETE FROM agreed_name WHERE pair=? AND key=?", [(pair, row[0]) for row in rows]
         )
         self.db.many("DELETE FROM agreed WHERE pair=? AND key=?", [(pair, row[0]) for row in goes])
+        if self.halfway():
+            column = self.state().column
+            self.db.many(
+                "DELETE FROM halfway WHERE pair=? AND node=?",
+                [(pair, row[3][column]) for row in rows],
+            )
         names = [
             (pair, parent, name.encode("latin-1"), row[0])
             for row in stays
@@ -251,7 +275,7 @@ class Archive:
 
     def clear(self) -> None:
         """Forget everything agreed: first contact again."""
-        for table in ("agreed", "agreed_name", "prepared", "result", "chain", "pending"):
+        for table in ("agreed", "agreed_name", "prepared", "result", "chain", "pending", "halfway"):
             self.db.execute(f"DELETE FROM {table} WHERE pair=?", (self.pair,))
         self.db.execute(
             "UPDATE pair SET number=0, nonce='', predecessor='', digest=x'', entries=0, "

@@ -25,6 +25,7 @@ from bisync.fs.database import Database
 from bisync.fs.incoming import Staged, soft
 from bisync.fs.index import Index
 
+FAILED = "Failed"  # in place of an operation
 _INSERT = "INSERT INTO result(pair, done, payload) VALUES(?, 0, ?)"
 
 
@@ -92,9 +93,15 @@ class ResultLog:
         self.db.execute("UPDATE result SET payload=? WHERE seq=?", (json.dumps(row), self.rows[i]))
         self.db.commit()
 
-    def conclude(self, failed: list[int]) -> None:
-        """Turn intents into results, but for those at the ``failed`` positions; no commit."""
-        self.db.many("DELETE FROM result WHERE seq=?", [(self.rows[i],) for i in failed])
+    def conclude(self, failed: dict[int, Transition]) -> None:
+        """Turn intents into results; of those that failed, by position, only that. No commit."""
+        self.db.many(
+            "UPDATE result SET payload=? WHERE seq=?",
+            [
+                (json.dumps({"op": FAILED, "keys": list(keys_of(step))}), self.rows[i])
+                for i, step in failed.items()
+            ],
+        )
         self.db.execute("UPDATE result SET done=1 WHERE pair=? AND done=0", (self.pair,))
 
     def _intent(self, step: Transition, staged: Staged | None, out: bytes | None) -> dict[str, Any]:

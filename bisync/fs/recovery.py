@@ -18,7 +18,7 @@ from bisync.errors import PathError, StaleError
 from bisync.fs.content import read_version
 from bisync.fs.copying import is_another_place, remove_object
 from bisync.fs.incoming import link_beside
-from bisync.fs.log import place_from_row
+from bisync.fs.log import FAILED, place_from_row
 from bisync.fs.look import Looker
 from bisync.fs.meta import attributes_of, kind_of
 from bisync.fs.replica import Replica
@@ -36,6 +36,7 @@ class Recovered:
     updates: dict[int, tuple[Update, tuple[int, int]]] = field(default_factory=dict)
     performed: set[int] = field(default_factory=set)  # keys whose steps here were all done
     failed: set[int] = field(default_factory=set)  # keys with a step that was not done
+    placed: dict[NodeId, tuple[int, Place]] = field(default_factory=dict)  # node -> key, where
     returned: int = 0  # objects brought back or to the store
     damaged: set[NodeId] = field(default_factory=set)  # what a power cut took (--fsync never)
 
@@ -80,12 +81,16 @@ class _Recovery:
                 self._finish_group(intent.row)
                 self._bind(intent.row)
         for intent in self.intents:
-            performed = intent.done or self._was_performed(intent.row)
+            performed = intent.row["op"] != FAILED and (
+                intent.done or self._was_performed(intent.row)
+            )
             if performed and not intent.done:
                 self._finish_move_over(intent.row)
             if intent.pair == self.pair:
                 keys = self.out.performed if performed else self.out.failed
                 keys.update(intent.row["keys"])
+                if performed:
+                    self.out.placed.update(_placed(intent.row))
         self.out.performed -= self.out.failed
         self._empty_stage()
         self._check_unflushed()
@@ -359,6 +364,16 @@ def _handle(row: dict[str, Any]) -> bytes | None:
     """The identity of a step's new object; ``None`` while it is copied beside its target."""
     text = row.get("handle")
     return None if text is None else bytes.fromhex(text)
+
+
+def _placed(row: dict[str, Any]) -> dict[NodeId, tuple[int, Place]]:
+    """The nodes a step moved, with their archive numbers, and where to."""
+    if row["op"] not in ("Move", "Exchange"):
+        return {}
+    found = {row["node"]: (row["keys"][0], place_from_row(row["at"][0]))}
+    if row["op"] == "Exchange":
+        found[row["other"]] = (row["keys"][1], place_from_row(row["other_at"]))
+    return found
 
 
 def _places(rows: list[Any]) -> list[Place]:

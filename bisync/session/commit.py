@@ -133,6 +133,8 @@ class Ledger:
                 if all(p in parents or p in known - failed or p == 1 for p, _ in update.names):
                     rows.append(update_to_list(update, versions))
                     done.add(key)
+        for archive, r in zip(self.archives, recovered, strict=True):
+            archive.leave_halfway({n: p for n, (key, p) in r.placed.items() if key not in done})
         self.commit(rows)
         for archive in self.archives:
             if archive.db.execute("SELECT 1 FROM result WHERE pair=?", (archive.pair,)).fetchone():

@@ -184,6 +184,8 @@ class Cycle:
 
     def _decide_inputs(self, marks: tuple[set[NodeId], set[NodeId]]) -> tuple[Join, dict[int, str]]:
         agreed, parts = close(self.ledger.lead, (self.sides[0].view, self.sides[1].view), marks)
+        for part, archive in zip(parts, self.ledger.archives, strict=True):
+            part.halfway = archive.halfway()
         joined = join(agreed, parts)
         wanted = wanted_digests(joined, presume=self.rules.presume)
         if not any(wanted):
@@ -238,20 +240,23 @@ class Cycle:
 
     # -- doing it ------------------------------------------------------------
 
-    def _apply(self, plan: Plan) -> list[Result]:
+    def _apply(self, plan: Plan) -> tuple[list[Result], list[Result]]:
         rows = {
             u.key: json.dumps(self.ledger.row(u, (1, 1)), separators=(",", ":"))
             for u in plan.updates
         }
         keys_on = [{k for step in plan.steps[s] for k in keys_of(step)} for s in SIDES]
-        results: list[Result] = []
+        results: tuple[list[Result], list[Result]] = ([], [])
         for side in SIDES:
             steps = plan.steps[side]
             if not steps:
                 continue
             later = set() if side is Side.BETA else keys_on[Side.BETA]
             logged = {k: row for k, row in rows.items() if k in keys_on[side] - later}
-            size = 1 if self.config.fsync is Fsync.ALWAYS else len(steps)
+            one_by_one = self.config.fsync is Fsync.ALWAYS
+            if any(isinstance(step, Park) for step in steps):
+                one_by_one = False  # a parked node has no name until its next step
+            size = 1 if one_by_one else len(steps)
             for start in range(0, len(steps), size):
                 done = self.sides[side].apply(
                     self.ledger.archives[side],
@@ -261,20 +266,24 @@ class Cycle:
                 )
                 for result in done:
                     self._count(side, result)
-                results += done
+                results[side].extend(done)
         return results
 
-    def _settle(self, plan: Plan, results: list[Result]) -> None:
+    def _settle(self, plan: Plan, results: tuple[list[Result], list[Result]]) -> None:
         """Agree on what was done; queue the rest."""
         failed: set[int] = set()
-        for result in results:
+        for result in itertools.chain(*results):
             if result.status is not Status.DONE:
                 failed.update(keys_of(result.step))
+        if failed:
+            for side in SIDES:
+                placed = _halfway(failed, results[side])
+                self.ledger.archives[side].leave_halfway(placed)
         updates = [u for u in plan.updates if u.key not in failed]
         for time_ in plan.directory_times:
             self.times.setdefault(time_.key, time_)
         self.ledger.commit(self._rows(updates))
-        self._note_conflicts(plan, results)
+        self._note_conflicts(plan, [*itertools.chain(*results)])
 
     def _note_conflicts(self, plan: Plan, results: list[Result]) -> None:
         """Put what is decided on the lists; once more with what came of it."""
@@ -466,6 +475,20 @@ class Cycle:
     def progress(self, phase: str, done: int) -> None:
         """Tell how far the run is."""
         self.tell(Progress(phase, done))
+
+
+def _halfway(failed: set[int], results: list[Result]) -> dict[NodeId, Place]:
+    """Where nodes were put that could not be agreed on: no plan may take it for a wish."""
+    placed: dict[NodeId, Place] = {}
+    for result in results:
+        step = result.step
+        if result.status is not Status.DONE or not isinstance(step, Move | Exchange):
+            continue
+        if step.key in failed:
+            placed[step.node] = step.new
+        if isinstance(step, Exchange) and step.other_key in failed:
+            placed[step.other] = step.old
+    return placed
 
 
 def _batches(nodes: Iterable[NodeId], size: int) -> Iterator[list[NodeId]]:

@@ -14,13 +14,10 @@ from bisync.core.node import (
     ROOT,
     SIDES,
     Agreed,
-    AgreedPart,
     Attributes,
     Content,
     Kind,
     Node,
-    Part,
-    Side,
 )
 from bisync.core.plan import (
     Exchange,
@@ -63,6 +60,7 @@ class MemoryReplica:
         self.marks = set()
         self.kept = []
         self.parked = {}
+        self.halfway = {}
         self.content_moved = 0  # files whose bytes crossed
 
     # -- lookups -------------------------------------------------------------
@@ -323,6 +321,8 @@ class MemoryArchive:
         return {n: index[n] for n in ids if n in index}
 
     def commit(self, update: Update, sides):
+        for side in SIDES:
+            sides[side].halfway.pop(update.ids[side], None)
         self.at_place = {p: k for p, k in self.at_place.items() if k != update.key}
         if not update.names and update.key != ROOT:
             self.rows.pop(update.key, None)
@@ -356,6 +356,8 @@ class MemoryPair:
         if marks is None:
             marks = tuple(set(s.node) for s in self.sides)
         agreed, parts = close(self.archive, self.sides, marks)
+        for part, replica in zip(parts, self.sides, strict=True):
+            part.halfway = dict(replica.halfway)
         joined = join(agreed, parts)
         wanted = wanted_digests(joined)
         assert not wanted[0] and not wanted[1], "in memory every digest is known"
@@ -380,34 +382,81 @@ class MemoryPair:
                 both[side] = waiting
                 self.cycle(tuple(both))
 
-    def cycle(self, marks=None, *, stop_after: int | None = None, removals: bool = True) -> Plan:
-        """One cycle; ``stop_after`` ends it after that many steps, as a crash would."""
+    def cycle(
+        self,
+        marks=None,
+        *,
+        stop_after: int | None = None,
+        fail_at: int | None = None,
+        removals: bool = True,
+    ) -> Plan:
+        """One cycle.
+
+        Args:
+            stop_after: end it after that many steps, as a crash would.
+            fail_at: the number of a step that fails, with all that needed it.
+        """
         plan, _ = self.plan(marks, removals=removals)
-        failed, left = set(), stop_after
+        failed, count = set(), 0
+        placed = ({}, {})
         for side in SIDES:
             for step in plan.steps[side]:
-                if left is not None:
-                    if left == 0:
-                        self._crash(plan)
-                        return plan
-                    left -= 1
-                self.sides[side].perform(step, self.sides[side.other])
+                if count == stop_after:
+                    self._leave_halfway(placed, None)
+                    self._crash(plan)
+                    return plan
+                count += 1
+                try:
+                    if count - 1 == fail_at:
+                        raise Stale("as the test wants it")
+                    self.sides[side].perform(step, self.sides[side.other])
+                except Stale:
+                    if fail_at is None:
+                        raise
+                    failed.update(keys_of(step))
+                    continue
                 self.steps_done += 1
+                match step:
+                    case Move():
+                        placed[side][step.node] = step.key, step.new
+                    case Exchange():
+                        placed[side][step.node] = step.key, step.new
+                        placed[side][step.other] = step.other_key, step.old
+        for side in SIDES:
+            failed.update(s.key for s in plan.steps[side] if s.node in self.sides[side].parked)
+        if failed:
+            self._leave_halfway(placed, failed)
+            self._bring_back()
         self.conflicts += plan.conflicts
         self.notes += plan.notes
         for update in plan.updates:
             if update.key not in failed and not update.names and update.key != ROOT:
                 self.archive.commit(update, self.sides)
+        done = {u.key for u in plan.updates} - failed | self.archive.rows.keys() | {ROOT}
         for update in plan.updates:
-            if update.names or update.key == ROOT:
+            named = update.names or update.key == ROOT
+            if update.key not in failed and named and all(p in done for p, _ in update.names):
                 self.archive.commit(update, self.sides)
         for replica in self.sides:
             assert not replica.parked
-            replica.marks.clear()
+            if not failed:
+                replica.marks.clear()
         return plan
+
+    def _leave_halfway(self, placed, failed):
+        """As the engine does: all that was moved and is not agreed on."""
+        for side in SIDES:
+            self.sides[side].halfway |= {
+                node: place
+                for node, (key, place) in placed[side].items()
+                if failed is None or key in failed
+            }
 
     def _crash(self, plan):
         """Nothing was agreed; parked nodes go back or on, as recovery does."""
+        self._bring_back()
+
+    def _bring_back(self):
         for side in SIDES:
             replica = self.sides[side]
             for node, place in list(replica.parked.items()):
@@ -417,7 +466,6 @@ class MemoryPair:
                 replica.at_place[target] = node
                 del replica.parked[node]
             replica.marks.update(replica.node)
-        _ = (plan, AgreedPart, Part, Side, keys_of)
 
 
 def inside_dead(self, place):

@@ -210,6 +210,34 @@ def test_laws(start, alpha, beta, stop, guarded):
     check_laws(start, alpha, beta, stop, guarded=guarded)
 
 
+def changes_of_one_side(ops):
+    """What happens if only one side changed anything: (pair, the tree as it should be)."""
+    tokens = token_source()
+    pair = agree_on(ops[0], tokens)
+    perturb(pair.sides[0], ops[1], tokens)
+    return pair, pair.sides[0].tree(times=False)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(ops=st.tuples(OPS, OPS), at=st.integers(0, 10), crash=st.booleans())
+def test_a_stop_is_nobodys_wish(ops, at, crash):
+    """Only one side changed: however its run ended, the next one makes the other the same.
+
+    What a run left halfway is not taken for a change, so there is nothing to disagree about.
+    """
+    pair, wanted = changes_of_one_side(ops)
+    if crash:
+        pair.cycle(stop_after=at)
+    else:
+        pair.cycle(fail_at=at)
+    del pair.conflicts[:]
+    for _ in range(2):
+        pair.cycle()
+    assert not pair.conflicts
+    assert pair.sides[0].tree(times=False) == wanted
+    assert_converged(pair)
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(start=OPS, alpha=OPS, beta=OPS, policy=st.sampled_from(list(Policy)))
 def test_symmetry(start, alpha, beta, policy):
