@@ -169,7 +169,10 @@ class Plan:
     # per side: nodes whose removal waits, and how many entries each stands for
     held: dict[int, str] = field(default_factory=dict)  # archive number or negative key
     held_nodes: tuple[set[NodeId], set[NodeId]] = field(default_factory=lambda: (set(), set()))
-    blocked: list[tuple[Side, NodeId, str]] = field(default_factory=list)
+    blocked: list[tuple[Side, tuple[NodeId | None, NodeId | None], str]] = field(
+        default_factory=list
+    )
+    # where it cannot be done, what each side has of the node, and why
     notes: list[tuple[int, bytes, str]] = field(default_factory=list)
 
     def empty(self) -> bool:

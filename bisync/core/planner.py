@@ -102,8 +102,11 @@ class _Planner:
         steps = [self._translate(side, step) for step in ordered.steps]
         for op in ordered.failed:
             self.unfinished.add(op.key)
-            node = local.get(op.key, 0)
-            self.result.blocked.append((side, node, "its name is held by something that stays"))
+            seen = self.join.nodes[op.key].seen
+            nodes = tuple(None if node is None else node.id for node in seen)
+            self.result.blocked.append(
+                (side, (nodes[0], nodes[1]), "its name is held by something that stays")
+            )
         for op in ordered.skipped:
             self._withhold(side, op)
         self._touch(side, before, names.at)

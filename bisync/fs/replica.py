@@ -85,10 +85,14 @@ class Replica:
 
     def _open_database(self) -> None:
         path = self.folder.database_path
-        existed = os.path.exists(path)
-        if not existed:
+        try:
+            os.stat(path)
+        except FileNotFoundError:
             self.damaged = "state.db is missing"
             self.lost_log = True
+        except OSError as error:
+            text = f"{os.fsdecode(self.path)}: cannot read its state: {error.strerror}"
+            raise EndpointError(text) from error
         try:
             self._use(Database(path))
         except StateDamagedError as error:
@@ -210,7 +214,7 @@ class Replica:
         )
         db = self.database
         db.begin()
-        for table in ("node", "name", "mark", "forgotten"):
+        for table in ("node", "name", "mark", "forgotten", "halfway"):
             db.execute(f"DELETE FROM {table}")
         db.commit()
         self.folder.write_marker(self.marker)

@@ -285,7 +285,7 @@ class Store:
         """Whether there is a store yet."""
         try:
             os.stat(self._name, dir_fd=self._base_fd, follow_symlinks=False)
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
         return True
 

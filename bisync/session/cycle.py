@@ -140,9 +140,7 @@ class Cycle:
         """Tell what a scan met; what it could not look at is frozen for this run."""
         self.frozen[side].update(result.frozen)
         for problem in result.problems:
-            met = met_from(side.label, problem)
-            if self.report.add(met):
-                self.tell(met)
+            self._tell_met(met_from(side.label, problem))
 
     def remove(self, side: Side) -> None:
         """Do the removals on one side that waited."""
@@ -232,9 +230,13 @@ class Cycle:
         for side in SIDES:
             for node in plan.held_nodes[side]:
                 self.unfinished[side].setdefault(node, "held")
-        for side, node, reason in plan.blocked:
-            self._met(side, "problem", node, reason)
-            self.unfinished[side][node] = reason
+        for side, nodes, reason in plan.blocked:
+            there = side if nodes[side] is not None else side.other  # it may be new to this side
+            path = self.sides[there].path(nodes[there] or ROOT) or b"?"
+            self._tell_met(Met(side.label, "problem", path, reason))
+            for s, one in zip(SIDES, nodes, strict=True):
+                if one is not None:
+                    self.unfinished[s][one] = reason
         known = joined.agreed.nodes
         self.report.presumed += sum(u.presumed and u.key not in known for u in plan.updates)
 
@@ -420,9 +422,7 @@ class Cycle:
         step = result.step
         kind = result.status.value
         path = self._path(side, step)
-        met = Met(side.label, kind, path, result.reason)
-        if self.report.add(met):
-            self.tell(met)
+        self._tell_met(Met(side.label, kind, path, result.reason))
         for s, node in self._nodes_of(step):
             self.unfinished[s][node] = result.reason
 
@@ -435,7 +435,9 @@ class Cycle:
 
     def _met(self, side: Side, kind: str, node: NodeId, reason: str) -> None:
         path = self.sides[side].path(node) or b"?"
-        met = Met(side.label, kind, path, reason)
+        self._tell_met(Met(side.label, kind, path, reason))
+
+    def _tell_met(self, met: Met) -> None:
         if self.report.add(met):
             self.tell(met)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import bisync
+from bisync.fs import walk
 from bisync.fs.look import Looker
 from tests.trees import assert_equal, edit, everything, exchange, look, put
 
@@ -144,6 +145,32 @@ def test_a_moved_file_that_nobody_can_see(here: Pair, monkeypatch: pytest.Monkey
     assert bisync.sync(a, b, YES).exit_code == 0
     assert_equal(a, b)
     assert look(a) == {"d": None, "new": b"edited at beta", "other": b"other"}
+
+
+def test_a_name_that_waits_for_what_cannot_be_looked_at(
+    here: Pair, monkeypatch: pytest.MonkeyPatch
+):
+    """A directory moved on and cannot be listed: what took its name comes through next time."""
+    a, b = here
+    put(a / "d/1", b"one")
+    assert bisync.sync(a, b, YES).exit_code == 0
+    (a / "d").rename(a / "moved")
+    put(a / "d/1", b"two")
+    real, folder = os.scandir, (a / "moved").stat()
+
+    def scandir(fd: int) -> object:
+        if os.path.samestat(os.fstat(fd), folder):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", scandir)
+        patch.setattr(walk, "_RACY_NS", 0)  # as if the changes were not of this very moment
+        assert bisync.sync(a, b, YES).exit_code == 23
+    assert look(b) == {"d": None, "d/1": b"one"}
+    assert bisync.sync(a, b, YES).exit_code == 0
+    assert_equal(a, b)
+    assert look(b) == {"d": None, "d/1": b"two", "moved": None, "moved/1": b"one"}
 
 
 def test_a_file_that_could_not_be_looked_at_becomes_a_directory(
