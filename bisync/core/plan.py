@@ -128,6 +128,39 @@ def keys_of(step: Transition) -> tuple[int, ...]:
     return tuple(keys)
 
 
+@dataclass(slots=True)
+class Placed:
+    """Where a run took a node, over all its steps."""
+
+    key: int
+    first: Place  # where it was before
+    last: Place
+
+
+class Placements(dict[NodeId, Placed]):
+    """What the performed steps of one side moved. Add them in their order."""
+
+    def add(self, step: Transition) -> None:
+        """Note what a step moved, if it moves anything."""
+        match step:
+            case Park():
+                self.move(step.node, step.key, step.old, step.old)
+            case Move():
+                self.move(step.node, step.key, step.old, step.new)
+            case Exchange():
+                self.move(step.node, step.key, step.old, step.new)
+                self.move(step.other, step.other_key, step.new, step.old)
+            case _:
+                pass
+
+    def move(self, node: NodeId, key: int, old: Place | None, new: Place) -> None:
+        """Note that a node was moved; ``old`` is ``None`` for one that was parked."""
+        if node in self:
+            self[node].last = new
+        elif old is not None:
+            self[node] = Placed(key, old, new)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
     """What the ancestor says about one node once its transitions are done.

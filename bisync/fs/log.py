@@ -127,6 +127,7 @@ class ResultLog:
                     row["path"] = self._path_text(step.place)
             case Move():
                 row["at"] = [place_to_row(step.new)]
+                row["was"] = None if step.old is None else place_to_row(step.old)
                 if step.displaces is not None and step.old is not None:
                     row["displaces"] = step.displaces.node
                     row["displaced_at"] = place_to_row(step.old)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bisync.core.node import Attributes, Content, Kind, Node, NodeId, Place
-from bisync.core.plan import Update
+from bisync.core.plan import Placements, Update
 from bisync.core.rows import update_from_list
 from bisync.errors import PathError, StaleError
 from bisync.fs.content import read_version
@@ -36,7 +36,7 @@ class Recovered:
     updates: dict[int, tuple[Update, tuple[int, int]]] = field(default_factory=dict)
     performed: set[int] = field(default_factory=set)  # keys whose steps here were all done
     failed: set[int] = field(default_factory=set)  # keys with a step that was not done
-    placed: dict[NodeId, tuple[int, Place]] = field(default_factory=dict)  # node -> key, where
+    placed: Placements = field(default_factory=Placements)
     returned: int = 0  # objects brought back or to the store
     damaged: set[NodeId] = field(default_factory=set)  # what a power cut took (--fsync never)
 
@@ -90,7 +90,7 @@ class _Recovery:
                 keys = self.out.performed if performed else self.out.failed
                 keys.update(intent.row["keys"])
                 if performed:
-                    self.out.placed.update(_placed(intent.row))
+                    self._note_move(intent.row)
         self.out.performed -= self.out.failed
         self._empty_stage()
         self._check_unflushed()
@@ -196,6 +196,23 @@ class _Recovery:
             dir_fd, name = self.replica.directories.at(keep)
             os.unlink(name, dir_fd=dir_fd)
             os.fsync(dir_fd)
+
+    def _note_move(self, row: dict[str, Any]) -> None:
+        match row["op"]:
+            case "Move":
+                was = row.get("was")
+                old = None if was is None else place_from_row(was)
+                new = place_from_row(row["at"][0])
+                self.out.placed.move(row["node"], row["keys"][0], old, new)
+            case "Exchange":
+                new, old = place_from_row(row["at"][0]), place_from_row(row["other_at"])
+                self.out.placed.move(row["node"], row["keys"][0], old, new)
+                self.out.placed.move(row["other"], row["keys"][1], new, old)
+            case "Park":
+                old = place_from_row(row["from"])
+                self.out.placed.move(row["node"], row["keys"][0], old, old)
+            case _:
+                pass
 
     def _finish_move_over(self, row: dict[str, Any]) -> None:
         """A move swapped two names and came no further: what it displaced goes to the store."""
@@ -364,16 +381,6 @@ def _handle(row: dict[str, Any]) -> bytes | None:
     """The identity of a step's new object; ``None`` while it is copied beside its target."""
     text = row.get("handle")
     return None if text is None else bytes.fromhex(text)
-
-
-def _placed(row: dict[str, Any]) -> dict[NodeId, tuple[int, Place]]:
-    """The nodes a step moved, with their archive numbers, and where to."""
-    if row["op"] not in ("Move", "Exchange"):
-        return {}
-    found = {row["node"]: (row["keys"][0], place_from_row(row["at"][0]))}
-    if row["op"] == "Exchange":
-        found[row["other"]] = (row["keys"][1], place_from_row(row["other_at"]))
-    return found
 
 
 def _places(rows: list[Any]) -> list[Place]:

@@ -5,8 +5,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from bisync.core.node import SIDES, Side
-from bisync.core.plan import Update
+from bisync.core.node import ROOT, SIDES, NodeId, Side
+from bisync.core.plan import Placements, Update
 from bisync.core.rows import update_to_list
 from bisync.endpoint.interface import Endpoint, Hello
 from bisync.errors import HaltError
@@ -117,6 +117,23 @@ class Ledger:
             archive.clear()
             archive.db.commit()
 
+    def leave_halfway(self, side: Side, placed: Placements, agreed: set[int]) -> None:
+        """Remember what was moved but is not agreed on: no plan must take that for a wish.
+
+        Only nodes that were at an agreed name before; where a user had moved one, what came
+        of it since is still an answer to that.
+        """
+        waiting = {n: p for n, p in placed.items() if p.key not in agreed}
+        names = self.lead.names_of({p.key for p in waiting.values()})
+        parents = self.lead.nodes({parent for places in names.values() for parent, _ in places})
+        local: dict[int, NodeId | None] = {key: node.ids[side] for key, node in parents.items()}
+        local[ROOT] = ROOT
+        found = {}
+        for node, p in waiting.items():
+            if p.first in {(local.get(parent), name) for parent, name in names.get(p.key, ())}:
+                found[node] = p.last
+        self.archives[side].leave_halfway(found)
+
     def replay(self, recovered: tuple[Recovered, Recovered]) -> None:
         """Let what both logs prove to be applied count as agreed."""
         failed = recovered[0].failed | recovered[1].failed
@@ -133,8 +150,8 @@ class Ledger:
                 if all(p in parents or p in known - failed or p == 1 for p, _ in update.names):
                     rows.append(update_to_list(update, versions))
                     done.add(key)
-        for archive, r in zip(self.archives, recovered, strict=True):
-            archive.leave_halfway({n: p for n, (key, p) in r.placed.items() if key not in done})
+        for side in SIDES:
+            self.leave_halfway(side, recovered[side].placed, done)
         self.commit(rows)
         for archive in self.archives:
             if archive.db.execute("SELECT 1 FROM result WHERE pair=?", (archive.pair,)).fetchone():

@@ -22,6 +22,7 @@ from bisync.core.plan import (
     Make,
     Move,
     Park,
+    Placements,
     Plan,
     Remove,
     Replace,
@@ -278,9 +279,13 @@ class Cycle:
             if result.status is not Status.DONE:
                 failed.update(keys_of(result.step))
         if failed:
+            agreed = {u.key for u in plan.updates} - failed
             for side in SIDES:
-                placed = _halfway(failed, results[side])
-                self.ledger.archives[side].leave_halfway(placed)
+                placed = Placements()
+                for result in results[side]:
+                    if result.status is Status.DONE:
+                        placed.add(result.step)
+                self.ledger.leave_halfway(side, placed, agreed)
         updates = [u for u in plan.updates if u.key not in failed]
         for time_ in plan.directory_times:
             self.times.setdefault(time_.key, time_)
@@ -477,20 +482,6 @@ class Cycle:
     def progress(self, phase: str, done: int) -> None:
         """Tell how far the run is."""
         self.tell(Progress(phase, done))
-
-
-def _halfway(failed: set[int], results: list[Result]) -> dict[NodeId, Place]:
-    """Where nodes were put that could not be agreed on: no plan may take it for a wish."""
-    placed: dict[NodeId, Place] = {}
-    for result in results:
-        step = result.step
-        if result.status is not Status.DONE or not isinstance(step, Move | Exchange):
-            continue
-        if step.key in failed:
-            placed[step.node] = step.new
-        if isinstance(step, Exchange) and step.other_key in failed:
-            placed[step.other] = step.old
-    return placed
 
 
 def _batches(nodes: Iterable[NodeId], size: int) -> Iterator[list[NodeId]]:

@@ -25,6 +25,7 @@ from bisync.core.plan import (
     Make,
     Move,
     Park,
+    Placements,
     Plan,
     Remove,
     Replace,
@@ -398,7 +399,7 @@ class MemoryPair:
         """
         plan, _ = self.plan(marks, removals=removals)
         failed, count = set(), 0
-        placed = ({}, {})
+        placed = (Placements(), Placements())
         for side in SIDES:
             for step in plan.steps[side]:
                 if count == stop_after:
@@ -416,12 +417,7 @@ class MemoryPair:
                     failed.update(keys_of(step))
                     continue
                 self.steps_done += 1
-                match step:
-                    case Move():
-                        placed[side][step.node] = step.key, step.new
-                    case Exchange():
-                        placed[side][step.node] = step.key, step.new
-                        placed[side][step.other] = step.other_key, step.old
+                placed[side].add(step)
         for side in SIDES:
             failed.update(s.key for s in plan.steps[side] if s.node in self.sides[side].parked)
         if failed:
@@ -444,12 +440,16 @@ class MemoryPair:
         return plan
 
     def _leave_halfway(self, placed, failed):
-        """As the engine does: all that was moved and is not agreed on."""
+        """As the engine does: what was moved from an agreed name and is not agreed on."""
         for side in SIDES:
+            names = {
+                (ROOT if parent == ROOT else self.archive.rows[parent].ids[side], name): key
+                for (parent, name), key in self.archive.at_place.items()
+            }
             self.sides[side].halfway |= {
-                node: place
-                for node, (key, place) in placed[side].items()
-                if failed is None or key in failed
+                node: p.last
+                for node, p in placed[side].items()
+                if (failed is None or p.key in failed) and names.get(p.first) == p.key
             }
 
     def _crash(self, plan):

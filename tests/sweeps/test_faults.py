@@ -74,8 +74,6 @@ def test_errors_of_writing_calls(ways: list[Lane]) -> None:
     campaign.run(spread(faults))
 
 
-# Known defect, docs/known-defects.md. Not strict: the time box decides whether it is reached.
-@pytest.mark.xfail(reason="an EIO of one stat leaves a needless .conflict copy", strict=False)
 @needs_strace
 def test_errors_of_reading_calls(ways: list[Lane]) -> None:
     """A listing or a file that cannot be read is a problem, never a deletion."""
