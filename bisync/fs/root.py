@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from bisync.core.node import ROOT, NodeId, Place
 from bisync.core.path import STATE_DIR
-from bisync.errors import HaltError, StaleError, UsageError
+from bisync.errors import EndpointError, HaltError, StaleError, UsageError
 from bisync.fs.index import Index
 from bisync.linux.filesystem import fs_uuid, subvolume
 from bisync.linux.handle import HandleReader
@@ -45,6 +45,7 @@ class Root:
 
         Raises:
             UsageError: there is no directory at ``path``.
+            EndpointError: the disk does not let us look.
         """
         self.path = os.path.realpath(path)
         self.given = os.path.abspath(path)  # as it was spelled, links not resolved
@@ -57,8 +58,10 @@ class Root:
                 path = self.path
             self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            text = os.fsdecode(path)
-            raise UsageError(f"{text}: {error.strerror}; give an existing directory") from error
+            text = f"{os.fsdecode(path)}: {error.strerror}"
+            if error.errno in (errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+                raise EndpointError(text) from error
+            raise UsageError(f"{text}; give an existing directory") from error
         self.handles = HandleReader()
         info = os.fstat(self.fd)
         self.device = info.st_dev
@@ -88,11 +91,17 @@ class Root:
 
 
 def is_a_root(fd: int) -> bool:
-    """Whether a directory holds the state of a replica."""
+    """Whether a directory holds the state of a replica.
+
+    Raises:
+        OSError: the disk does not let us tell.
+    """
     try:
         os.stat(_MARKER, dir_fd=fd, follow_symlinks=False)
-    except OSError:
-        return False
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return False
+        raise
     return True
 
 

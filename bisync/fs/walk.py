@@ -210,7 +210,12 @@ class Scanner:
 
     def _is_closed(self, fd: int, node: NodeId, path: bytes) -> bool:
         """Whether a directory must not be looked into at all; it is frozen then."""
-        if node != ROOT and is_a_root(fd):
+        try:
+            closed = node != ROOT and is_a_root(fd)
+        except OSError as error:
+            self._freeze(node, path, f"cannot look into it: {error.strerror}", "problem")
+            return True
+        if closed:
             self._freeze(node, path, "another root of bisync begins here; left alone")
             return True
         if self._is_locked(fd):
