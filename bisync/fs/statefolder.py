@@ -91,6 +91,8 @@ class StateFolder:
                 return
             except OSError as error:
                 text = os.fsdecode(self.root.path + b"/" + name)
+                if error.errno in (errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+                    raise EndpointError(f"{text}: {error.strerror}") from error
                 raise UsageError(f"{text} is not a state folder: {error.strerror}") from error
         finally:
             os.close(base)
