@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from bisync import __version__
+from bisync.cli.rsyncwords import add_words
 from bisync.errors import BisyncError, UsageError
 
 _DESCRIPTION = "Two-way file synchronisation for Linux: moves are moves, nothing is ever lost."
@@ -108,6 +109,10 @@ def build_parser() -> argparse.ArgumentParser:
     sync.add_argument("-n", "--dry-run", action="store_true", help="say what would be done")
     plan = commands.add_parser("plan", help="what sync would do and why; changes nothing")
     _session_options(plan)
+    mirror = commands.add_parser(
+        "mirror", help="make a destination what its sources are; rsync's words", add_help=False
+    )
+    add_words(mirror)
     conflicts = commands.add_parser("conflicts", help="list, show and resolve conflicts")
     conflicts.add_argument(
         "words", nargs="*", metavar="list|show|resolve [ID|PATH]", help="what to do with which one"
@@ -123,10 +128,11 @@ def _parse(args: list[str]) -> argparse.Namespace:
     """Parse; options may stand before, between and behind the words of a command."""
     parser = build_parser()
     options, rest = parser.parse_known_args(args)
-    if rest and (options.command != "conflicts" or any(word[:1] == "-" for word in rest)):
+    words = {"conflicts": "words", "mirror": "paths"}.get(options.command)
+    if rest and (words is None or any(word[:1] == "-" for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if options.command == "conflicts":
-        options.words += rest
+    if words is not None:
+        setattr(options, words, [*getattr(options, words), *rest])
     return options
 
 

@@ -55,7 +55,7 @@ class Output:
         if isinstance(event, Progress):
             self._show_progress(event)
         elif self._json:
-            _line(json.dumps(event_to_json(event)))
+            line(json.dumps(event_to_json(event)))
         else:
             self._show(event)
 
@@ -80,18 +80,18 @@ class Output:
                     if event.old_path is not None:
                         path = f"{display(event.old_path)} -> {path}"
                     why = f"  ({event.reason})" if event.reason else ""
-                    _line(f"{_ARROWS[event.side]} {event.action} {path}{why}")
+                    line(f"{_ARROWS[event.side]} {event.action} {path}{why}")
             case Conflict():
                 if not self._quiet:
                     end = "waits for you" if event.winner is None else f"{event.winner.label} wins"
-                    _line(f"conflict: {display(event.path)}: {event.reason}; {end}")
+                    line(f"conflict: {display(event.path)}: {event.reason}; {end}")
             case Met(kind="note"):
                 if not self._quiet and (self._verbose or not event.path):
                     where = f"{display(event.path)}: " if event.path else ""
-                    _line(f"note: {where}{event.reason}")
+                    line(f"note: {where}{event.reason}")
             case Met(kind="skipped"):
                 if self._verbose:
-                    _line(f"skipped: {event.side} {display(event.path)}: {event.reason}")
+                    line(f"skipped: {event.side} {display(event.path)}: {event.reason}")
             case Met():
                 path = f"{display(event.path)}: " if event.path else ""
                 print(f"{event.kind}: {event.side} {path}{event.reason}", file=sys.stderr)
@@ -99,16 +99,16 @@ class Output:
     def summary(self, report: Report) -> None:
         """Close with what was done."""
         if self._json:
-            _line(json.dumps(report.summary()))
+            line(json.dumps(report.summary()))
             return
         if self._quiet:
             return
         r = report
-        _line(
+        line(
             f"scanned {r.files_scanned}, created {r.created}, updated {r.updated}, "
             f"moved {r.moves}, deleted {r.deleted}, kept {r.kept}"
         )
-        _line(
+        line(
             f"sent {_size(r.bytes_sent)}, received {_size(r.bytes_received)} "
             f"(literal {_size(r.literal_bytes)}, matched {_size(r.matched_bytes)}) "
             f"in {r.elapsed_s:.2f} s"
@@ -125,13 +125,14 @@ class Output:
             if n
         ]
         if trouble:
-            _line(", ".join(trouble))
+            line(", ".join(trouble))
         if self._stats:
             for name, value in r.summary().items():
-                _line(f"  {name}: {value}")
+                line(f"  {name}: {value}")
 
 
-def _line(text: str) -> None:
+def line(text: str) -> None:
+    """One line on standard output."""
     print(text, flush=False)
 
 
@@ -147,16 +148,16 @@ def _size(count: int) -> str:
 def show_rows(rows: list[dict[str, Any]], lines: list[str], *, as_json: bool) -> None:
     """A list of records: for programs, or the lines for people."""
     for row in rows if as_json else ():
-        _line(json.dumps(row))
+        line(json.dumps(row))
     for text in () if as_json else lines:
-        _line(text)
+        line(text)
 
 
 def fail(error: BisyncError, *, as_json: bool) -> int:
     """One clear line on stderr, and the summary where one is promised."""
     report = getattr(error, "report", None) or Report(error=str(error), exit_code=error.exit_code)
     if as_json:
-        _line(json.dumps(report.summary()))
+        line(json.dumps(report.summary()))
     print(f"bisync: {error}", file=sys.stderr)
     return int(report.exit_code)
 
@@ -169,6 +170,6 @@ def crash(error: Exception, *, as_json: bool) -> int:
         file.write(text)
     message = f"internal error: {type(error).__name__}: {error}; details in {path}"
     if as_json:
-        _line(json.dumps(Report(error=message, exit_code=1).summary()))
+        line(json.dumps(Report(error=message, exit_code=1).summary()))
     print(f"bisync: {message}", file=sys.stderr)
     return 1

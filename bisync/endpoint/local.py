@@ -169,7 +169,17 @@ class LocalEndpoint:
         source: ContentSource,
     ) -> list[Result]:
         """Perform transitions."""
-        return self._applier(archive.pair, source).run(steps, updates)
+        return self.apply_for(archive.pair, steps, updates, source)
+
+    def apply_for(
+        self,
+        pair: int,
+        steps: list[Transition],
+        updates: dict[int, str],
+        source: ContentSource,
+    ) -> list[Result]:
+        """Perform transitions for a pair, or for none (0)."""
+        return self._applier(pair, source).run(steps, updates)
 
     def _applier(self, pair: int, source: ContentSource) -> Applier:
         r = self.replica

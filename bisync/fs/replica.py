@@ -39,7 +39,8 @@ class Options:
     """How a replica is opened."""
 
     rules: ScanRules
-    store: bytes = STORE_DIR
+    store: bytes = STORE_DIR  # path below the root; absolute: somewhere else
+    store_day: str | None = None  # the folder in it that takes everything; None: today's
     state_dir: str | None = None  # holds state folders outside the roots
     workers: int = 2
     fsync: bool = True
@@ -67,6 +68,7 @@ class Replica:
         self._store: Store | None = None
         self._index: Index | None = None
         self._directories: Directories | None = None
+        self._outside = -1  # what a store elsewhere is opened from
         try:
             self.folder = StateFolder(self.root, options.state_dir)
         except BaseException:
@@ -252,10 +254,18 @@ class Replica:
         """The rollback store; made on disk when first needed."""
         if self._store is None:
             assert self.marker is not None
+            name, base = self.options.store, self.root.fd
+            if name.startswith(b"/"):
+                base, name = self._outside_fd(), name.lstrip(b"/")
             self._store = Store(
-                self.root.fd, self.options.store, self.marker.replica[:8], self.folder.fd
+                base, name, self.marker.replica[:8], self.folder.fd, day=self.options.store_day
             )
         return self._store
+
+    def _outside_fd(self) -> int:
+        if self._outside < 0:
+            self._outside = os.open(b"/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return self._outside
 
     @property
     def directories(self) -> Directories:
@@ -396,6 +406,9 @@ class Replica:
             if part is not None:
                 part.close()
         self._directories = self._store = self._stage = self.db = None
+        if self._outside >= 0:
+            os.close(self._outside)
+            self._outside = -1
         self.folder.close()
         if self.root.fd >= 0:
             self.root.close()

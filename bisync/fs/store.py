@@ -45,11 +45,22 @@ class Kept:
 class Store:
     """One replica's rollback store; made when first needed."""
 
-    def __init__(self, base_fd: int, name: bytes, replica: str, model_fd: int = -1) -> None:
+    def __init__(
+        self,
+        base_fd: int,
+        name: bytes,
+        replica: str,
+        model_fd: int = -1,
+        *,
+        day: str | None = None,
+    ) -> None:
         """``name`` is the store's path below ``base_fd``, one or more components.
 
-        ``model_fd``: a directory whose owner the store gets, if root makes it (the state).
+        Args:
+            model_fd: a directory whose owner the store gets, if root makes it (the state).
+            day: the folder that takes everything, "" for the store itself; ``None``: today's.
         """
+        self._day = day
         self._base_fd = base_fd
         self._model_fd = model_fd
         self._name = name
@@ -143,7 +154,7 @@ class Store:
         Raises:
             PathError: it cannot be kept; it is still where it was.
         """
-        day = time.strftime("%Y-%m-%d")
+        day = time.strftime("%Y-%m-%d") if self._day is None else self._day
         try:
             info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
             parent, where, copied = self._place(dir_fd, name, path, day, copy=copy)
@@ -197,7 +208,9 @@ class Store:
         Where a component exists with another kind, the nearest one that is free gets a
         number: ``a`` kept as a file in the morning, ``a/b`` in the evening.
         """
-        fd, prefix = self._enter(self._open(), b"", day.encode())
+        fd, prefix = self._open(), b""
+        if day:
+            fd, prefix = self._enter(fd, prefix, day.encode())
         *parts, base = path.split(b"/")
         for part in parts:
             fd, prefix = self._enter(fd, prefix, part)
@@ -358,6 +371,16 @@ class Store:
                 return  # something else is still in it
             finally:
                 os.close(fd)
+
+    def discard(self, kept: bytes) -> None:
+        """Remove one version that nobody wants; said in the manifest."""
+        fd, name = self.open_kept(kept)
+        try:
+            _, size = remove_object(fd, name)
+        finally:
+            os.close(fd)
+        self.note({"dropped": 1, "bytes": size, "kept": display(kept)})
+        self.tidy(kept)
 
     def flush(self) -> None:
         """Make the manifest and the touched folders durable."""

@@ -2,39 +2,21 @@
 
 import argparse
 import os
-import signal
-from types import FrameType
 
 from bisync.cli.output import Output
+from bisync.cli.stopping import Stopper, local_path, workers
 from bisync.core.ignore import Ignore, filter_lines
 from bisync.core.path import STORE_DIR
 from bisync.core.resolve import Policy
 from bisync.core.safety import DeleteLimit
-from bisync.errors import Interrupted, UsageError
+from bisync.errors import UsageError
 from bisync.session.config import AfterRestore, Config, Fsync
 from bisync.session.session import Session
 
 
-class _Stopper:
-    """Turns SIGINT and SIGTERM into a clean stop after the operation in hand."""
-
-    def __init__(self) -> None:
-        self.signum = 0
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signum, self._note)
-
-    def _note(self, signum: int, _frame: FrameType | None) -> None:
-        self.signum = signum
-
-    def check(self) -> None:
-        """Raise if a stop was asked for."""
-        if self.signum:
-            raise Interrupted(self.signum)
-
-
 def run(options: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
-    stopper = _Stopper()
+    stopper = Stopper()
     config = _config(options, stopper)
     dry = options.command == "plan" or options.dry_run
     output = Output(
@@ -45,7 +27,9 @@ def run(options: argparse.Namespace) -> int:
         stats=options.stats,
     )
     with output:
-        session = Session(_root(options.alpha), _root(options.beta), config, listener=output.event)
+        session = Session(
+            local_path(options.alpha), local_path(options.beta), config, listener=output.event
+        )
         report = session.run(dry=dry)
     if dry:
         report.exit_code = 25 if report.withheld else 0
@@ -53,14 +37,7 @@ def run(options: argparse.Namespace) -> int:
     return report.exit_code
 
 
-def _root(text: str) -> str:
-    head = text.split("/", 1)[0]
-    if text.startswith("ssh://") or (":" in head and not os.path.exists(text)):
-        raise UsageError(f"{text}: other machines are not supported yet; give a local directory")
-    return text
-
-
-def _config(options: argparse.Namespace, stopper: _Stopper) -> Config:
+def _config(options: argparse.Namespace, stopper: Stopper) -> Config:
     return Config(
         conflict=Policy(options.conflict),
         ignore=Ignore(_patterns(options.filters or [])),
@@ -74,17 +51,10 @@ def _config(options: argparse.Namespace, stopper: _Stopper) -> Config:
         state_dir=options.state_dir,
         fsync=Fsync(options.fsync),
         keep_days=_days(options.keep),
-        workers=_workers(),
+        workers=workers(),
         stop=stopper.check,
         store=os.fsencode(options.rollback_dir) if options.rollback_dir else STORE_DIR,
     )
-
-
-def _workers() -> int:
-    text = os.environ.get("BISYNC_WORKERS", "2")
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"BISYNC_WORKERS={text}: give a number of threads, at least 1")
-    return int(text)
 
 
 def _patterns(filters: list[tuple[str, str]]) -> tuple[str, ...]:

@@ -1,0 +1,498 @@
+"""The sources of a mirror: walked and read, never written.
+
+Several sources are one tree: their directories of one name are merged, of anything else the
+first one counts, as rsync has it.
+"""
+
+import errno
+import os
+import stat
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+from bisync.core.filters import Filters
+from bisync.core.ignore import reserved
+from bisync.core.node import ROOT, Content, Kind
+from bisync.core.path import STATE_DIR, STORE_DIR
+from bisync.core.wish import Seen, Wish
+from bisync.errors import PathError, StaleError, UsageError
+from bisync.fs.content import Chunk, Version, read_version
+from bisync.fs.meta import attributes_of, kind_of, read_xattrs
+from bisync.fs.root import OPEN_DIR
+from bisync.linux.filesystem import fs_uuid, subvolume
+from bisync.linux.handle import HandleReader
+
+_HELD = 64  # descriptors of directories
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE)
+
+
+@dataclass(slots=True)
+class Listed:
+    """What the source holds in one directory."""
+
+    key: int
+    path: bytes  # below the root of the transfer
+    entries: list[Seen] = field(default_factory=list)
+    passed: list[bytes] = field(default_factory=list)  # names of kinds that are not carried
+    complete: bool = True  # nothing in it was left out but what a filter hides
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """One source of the command line."""
+
+    text: bytes
+    only: bytes | None  # the one name in it that is meant; None: all it holds
+    fd: int
+    device: int
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """Where a directory lies: in which source, below which path."""
+
+    start: int
+    path: bytes
+
+
+@dataclass(slots=True)
+class Wanted:
+    """A node of ``--files-from``: itself, and what is asked for below it."""
+
+    below: dict[bytes, "Wanted"] = field(default_factory=dict)
+    whole: bool = False  # named itself, not only on the way
+    contents: bool = False  # named with a slash: what it holds, too
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How sources are walked."""
+
+    wish: Wish
+    filters: Filters
+    one_file_system: bool = False
+    prune_empty: bool = False
+    files_from: Wanted | None = None
+    stop: Callable[[], None] = lambda: None
+    pace: Callable[[int], None] = lambda _n: None  # waits for the right to read so many bytes
+
+
+class SourceTree:
+    """All sources of one run as one tree."""
+
+    def __init__(self, starts: list[Start], rules: Rules) -> None:
+        self.starts = starts
+        self.rules = rules
+        self.problems: list[tuple[bytes, str]] = []
+        self.notes: list[tuple[bytes, str]] = []
+        self.failed = False  # something could not be looked at
+        self.root: Seen | None = None  # whose attributes the destination itself gets
+        self.listings: list[Listed] = []
+        self._next = ROOT + 1
+        self._handles = HandleReader()
+        self._held: OrderedDict[_Origin, int] = OrderedDict()
+        self._where: dict[int, tuple[_Origin, bytes]] = {}  # of an entry: directory and name
+        self._groups: dict[tuple[int, int], int] = {}
+        self._devices: dict[int, int] = {}
+        self._by_key: dict[int, Seen] = {}
+        self._buffer = bytearray(1 << 20)
+
+    # -- walking -------------------------------------------------------------
+
+    def walk(self) -> list[Listed]:
+        """Walk everything, parents before what they hold."""
+        wanted = self.rules.files_from
+        stack = [(ROOT, b"", self._roots(), self.rules.filters, wanted)]
+        while stack:
+            key, path, origins, filters, names = stack.pop()
+            self.rules.stop()
+            here = filters.within(path, partial(self._rules_file, origins))
+            listed = Listed(key, path, complete=names is None)
+            subdirs = self._list(listed, origins, here, names)
+            self.listings.append(listed)
+            for seen, inside, below in reversed(subdirs):
+                child = path + b"/" + seen.name if path else seen.name
+                stack.append((seen.key, child, inside, here, below))
+        if self.rules.prune_empty:
+            self._prune()
+        return self.listings
+
+    def _roots(self) -> list[_Origin]:
+        for number, start in enumerate(self.starts):
+            if start.only is None and self.root is None and self.rules.wish.recursive:
+                info = os.fstat(start.fd)
+                self.root = self._seen(start.fd, b"", info, ROOT)
+                self.root.key = ROOT
+                self._where[ROOT] = _Origin(number, b""), b""
+        return [_Origin(number, b"") for number in range(len(self.starts))]
+
+    def _list(
+        self,
+        listed: Listed,
+        origins: list[_Origin],
+        filters: Filters,
+        wanted: Wanted | None,
+    ) -> list[tuple[Seen, list[_Origin], Wanted | None]]:
+        found: dict[bytes, tuple[Seen, list[_Origin]]] = {}
+        for origin in origins:
+            start = self.starts[origin.start]
+            alone = start.only if not origin.path else None
+            try:
+                fd = self._open(origin)
+                names = self._names(fd, alone, wanted)
+            except (PathError, OSError) as error:
+                self._fail(listed.path, f"cannot open directory: {_reason(error)}")
+                listed.complete = False
+                continue
+            for name in names:
+                self._meet(listed, origin, fd, name, filters, found, wanted)
+        subdirs = []
+        for name, (seen, inside) in found.items():
+            listed.entries.append(seen)
+            below = None if wanted is None else wanted.below.get(name, Wanted())
+            if seen.is_dir and self._goes_into(seen, below):
+                if (
+                    below is not None
+                    and below.whole
+                    and (self.rules.wish.recursive or below.contents)
+                ):
+                    below = None if self.rules.wish.recursive else _Shallow()
+                subdirs.append((seen, inside, below))
+        return subdirs
+
+    def _goes_into(self, seen: Seen, below: Wanted | None) -> bool:
+        if not seen.listed:
+            return False
+        if below is None:
+            return self.rules.wish.recursive
+        return bool(below.below) or (below.whole and (self.rules.wish.recursive or below.contents))
+
+    def _names(self, fd: int, alone: bytes | None, wanted: Wanted | None) -> list[bytes]:
+        if alone is not None:
+            return [alone]
+        if wanted is not None and not isinstance(wanted, _Shallow):
+            return sorted(wanted.below)
+        return sorted(map(os.fsencode, os.listdir(fd)))
+
+    def _meet(
+        self,
+        listed: Listed,
+        origin: _Origin,
+        fd: int,
+        name: bytes,
+        filters: Filters,
+        found: dict[bytes, tuple[Seen, list[_Origin]]],
+        wanted: Wanted | None,
+    ) -> None:
+        start = self.starts[origin.start]
+        path = listed.path + b"/" + name if listed.path else name
+        try:
+            info = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        except OSError as error:
+            named = wanted is not None or start.only is not None
+            if named or error.errno != errno.ENOENT:
+                self._fail(path, _reason(error))
+                listed.complete = False
+            return
+        is_dir = stat.S_ISDIR(info.st_mode)
+        if self._is_ours(fd, name, path, is_dir=is_dir) or filters.hides(path, is_dir=is_dir):
+            return
+        inside = _Origin(origin.start, origin.path + b"/" + name if origin.path else name)
+        known = found.get(name)
+        if known is not None:
+            if known[0].is_dir and is_dir:
+                known[1].append(inside)
+            return
+        if is_dir and not self.rules.wish.recursive and wanted is None:
+            listed.passed.append(name)
+            self.notes.append((path, "skipping directory"))
+            return
+        kind = kind_of(info.st_mode)
+        if not self.rules.wish.takes(Content(kind)):
+            listed.passed.append(name)
+            self.notes.append((path, "skipping non-regular file"))
+            return
+        try:
+            seen = self._seen(fd, name, info, listed.key)
+        except OSError as error:
+            self._fail(path, _reason(error))
+            listed.complete = False
+            return
+        if is_dir and self.rules.one_file_system and info.st_dev != start.device:
+            seen.listed = False
+            self.notes.append((path, "another file system begins here; an empty directory"))
+        self._where[seen.key] = origin, name
+        self._devices[seen.key] = info.st_dev
+        found[name] = seen, [inside]
+
+    def _is_ours(self, fd: int, name: bytes, path: bytes, *, is_dir: bool) -> bool:
+        """State and store of a root are no content."""
+        if reserved(name, at_root=False):
+            return True
+        if name == STATE_DIR and is_dir:
+            try:
+                inside = os.open(name, OPEN_DIR, dir_fd=fd)
+            except OSError:
+                return True
+            try:
+                return path == STATE_DIR or b"replica" in map(os.fsencode, os.listdir(inside))
+            finally:
+                os.close(inside)
+        if path == STORE_DIR and is_dir:
+            self.notes.append((path, "the rollback store; 'bisync rollback merge' takes it over"))
+            return True
+        return False
+
+    def _seen(self, fd: int, name: bytes, info: os.stat_result, parent: int) -> Seen:
+        kind, wish = kind_of(info.st_mode), self.rules.wish
+        content = Content(kind)
+        match kind:
+            case Kind.FILE:
+                content = Content(kind, size=info.st_size)
+            case Kind.SYMLINK:
+                content = Content(kind, target=os.readlink(name, dir_fd=fd))
+            case Kind.CHAR | Kind.BLOCK:
+                content = Content(kind, rdev=info.st_rdev)
+            case _:
+                pass
+        xattrs, acl = read_xattrs(fd, name) if wish.xattrs or wish.acls else ((), ())
+        key = self._next
+        self._next += 1
+        group = None
+        if wish.hard_links and info.st_nlink > 1 and kind is not Kind.DIR:
+            group = self._groups.setdefault((info.st_dev, info.st_ino), key)
+        attributes = attributes_of(info, xattrs, acl)
+        return Seen(key, parent, name, content, attributes, info.st_ino, info.st_ctime_ns, group)
+
+    def _fail(self, path: bytes, reason: str) -> None:
+        self.failed = True
+        self.problems.append((path, reason))
+
+    def _rules_file(self, origins: list[_Origin], path: bytes) -> bytes | None:
+        name = path.rsplit(b"/", 1)[-1]
+        for origin in origins:
+            try:
+                fd = os.open(
+                    name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._open(origin)
+                )
+            except (PathError, OSError):
+                continue
+            with open(fd, "rb") as file:
+                return file.read()
+        return None
+
+    def _prune(self) -> None:
+        """Leave out the directories that hold nothing but directories."""
+        full: set[int] = {ROOT}
+        parent = {s.key: s.parent for each in self.listings for s in each.entries if s.is_dir}
+        for listed in self.listings:
+            if any(not seen.is_dir for seen in listed.entries):
+                key = listed.key
+                while key not in full:
+                    full.add(key)
+                    key = parent[key]
+        self.listings = [each for each in self.listings if each.key in full]
+        for listed in self.listings:
+            listed.entries = [s for s in listed.entries if not s.is_dir or s.key in full]
+
+    def is_single_file(self) -> bool:
+        """Whether all of the source is one entry that is no directory."""
+        entries = [seen for each in self.listings for seen in each.entries]
+        return self.root is None and len(entries) == 1 and not entries[0].is_dir
+
+    def rename_single(self, name: bytes) -> None:
+        """The one entry gets another name at the destination."""
+        for listed in self.listings:
+            for seen in listed.entries:
+                seen.name = name
+
+    # -- what the pairing asks -----------------------------------------------
+
+    def directory_inodes(self) -> set[int]:
+        """The inode numbers of all directories."""
+        return {s.ino for each in self.listings for s in each.entries if s.is_dir}
+
+    def handle(self, seen: Seen) -> bytes:
+        """The identity of an entry's object; empty if it cannot be told."""
+        origin, name = self._where[seen.key]
+        start = self.starts[origin.start]
+        if self._devices.get(seen.key, start.device) != start.device:
+            return b""  # handles of another file system may be the same
+        try:
+            return b"%d:" % origin.start + self._handles.read(self._open(origin), name)
+        except (PathError, OSError):
+            return b""
+
+    # -- content -------------------------------------------------------------
+
+    def supply(
+        self,
+        node: int,
+        sink: Callable[[Chunk], None],
+        restart: Callable[[], None],
+        *,
+        refuse_writer: bool,
+    ) -> Version:
+        """Read one whole version of a file, by its key.
+
+        A file that is still being written is read like any other: what is read is one state.
+        """
+        del refuse_writer
+
+        def paced(chunk: Chunk) -> None:
+            self.rules.stop()
+            if chunk.data is not None:
+                self.rules.pace(chunk.length)
+            sink(chunk)
+
+        return self._read(self.by_key[node], paced, restart)
+
+    def digest(self, seen: Seen) -> bytes | None:
+        """The digest of a file; ``None`` if it cannot be read now."""
+        try:
+            return self._read(seen, None, lambda: None).digest
+        except PathError:
+            return None
+
+    @property
+    def by_key(self) -> dict[int, Seen]:
+        """All entries by key; made once the walk is over."""
+        if not self._by_key:
+            self._by_key = {s.key: s for each in self.listings for s in each.entries}
+        return self._by_key
+
+    def _read(
+        self, seen: Seen, sink: Callable[[Chunk], None] | None, restart: Callable[[], None]
+    ) -> Version:
+        origin, name = self._where[seen.key]
+
+        def expect(info: os.stat_result) -> bool:
+            return info.st_ino == seen.ino and stat.S_ISREG(info.st_mode)
+
+        fd = self._open(origin)
+        return read_version(fd, name, sink, expect=expect, restart=restart, buffer=self._buffer)
+
+    # -- descriptors ---------------------------------------------------------
+
+    def _open(self, origin: _Origin) -> int:
+        """A held descriptor of a directory; links are not followed on the way.
+
+        Raises:
+            StaleError: it is not there any more.
+        """
+        if not origin.path:
+            return self.starts[origin.start].fd
+        if origin in self._held:
+            self._held.move_to_end(origin)
+            return self._held[origin]
+        fd, opened = self.starts[origin.start].fd, -1
+        parent, _, name = origin.path.rpartition(b"/")
+        above = _Origin(origin.start, parent)
+        try:
+            if above in self._held or not parent:
+                fd = self._open(above)
+                opened = os.open(name, OPEN_DIR, dir_fd=fd)
+            else:
+                for part in origin.path.split(b"/"):
+                    below = os.open(part, OPEN_DIR, dir_fd=fd if opened < 0 else opened)
+                    if opened >= 0:
+                        os.close(opened)
+                    opened = below
+        except OSError as error:
+            if error.errno in _GONE:
+                raise StaleError("it was moved or replaced") from error
+            raise
+        self._held[origin] = opened
+        if len(self._held) > _HELD:
+            _, old = self._held.popitem(last=False)
+            os.close(old)
+        return opened
+
+    def close(self) -> None:
+        """Give all descriptors back."""
+        for fd in self._held.values():
+            os.close(fd)
+        self._held.clear()
+        for start in self.starts:
+            os.close(start.fd)
+        self.starts = []
+
+
+class _Shallow(Wanted):
+    """What a directory holds, but nothing below that."""
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, PathError):
+        return error.reason
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+
+
+def open_source(text: bytes) -> Start:
+    """Open one source of the command line.
+
+    Raises:
+        OSError: it is not there, or may not be read.
+        UsageError: the path makes no sense.
+    """
+    if not text:
+        raise UsageError("an empty source; give a path")
+    name = text.rstrip(b"/").rpartition(b"/")[2]
+    all_of_it = text.endswith(b"/") or name in (b".", b"..", b"")
+    info = os.stat(text) if all_of_it else os.lstat(text)
+    if all_of_it and stat.S_ISDIR(info.st_mode):
+        return _start(text, text, None)
+    folder = text.rstrip(b"/")[: -len(name)] or b"."
+    return _start(text, folder, name)
+
+
+def _start(text: bytes, folder: bytes, only: bytes | None) -> Start:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        handle = HandleReader().read(fd, b"")
+        identity = f"{fs_uuid(fd)}:{subvolume(fd)}:{handle.hex()}"
+        device = os.fstat(fd).st_dev
+        if only is not None:
+            device = os.stat(only, dir_fd=fd, follow_symlinks=False).st_dev
+        return Start(text, only, fd, device, identity)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def wanted_files(names: Iterator[bytes]) -> Wanted:
+    """The tree of ``--files-from``."""
+    root = Wanted()
+    for text in names:
+        parts = [p for p in text.split(b"/") if p not in (b"", b".")]
+        if b".." in parts:
+            raise UsageError(f"--files-from: {os.fsdecode(text)!r} leads out of the source")
+        node = root
+        for part in parts:
+            node = node.below.setdefault(part, Wanted())
+        if parts:
+            node.whole = True
+            node.contents = node.contents or text.endswith((b"/", b"/."))
+        else:
+            root.contents = True
+    return root
+
+
+class Pace:
+    """``--bwlimit``: so many bytes in a second, with a burst of a tenth of that."""
+
+    def __init__(self, bytes_per_second: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate = bytes_per_second
+        self._clock = clock
+        self._free_at = clock()
+
+    def __call__(self, count: int) -> None:
+        """Wait until ``count`` more bytes may pass."""
+        now = self._clock()
+        self._free_at = max(self._free_at, now - 0.1) + count / self._rate
+        if self._free_at > now:
+            time.sleep(self._free_at - now)

@@ -1,0 +1,683 @@
+"""``destination := source``, once: walk the sources, observe the destination, make it so."""
+
+import contextlib
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from bisync.core.filters import Filters
+from bisync.core.ignore import Matcher
+from bisync.core.mirror import Doomed, Item, Mirror, MirrorPlan
+from bisync.core.node import ROOT, Kind, NodeId, Side
+from bisync.core.pairing import Pairing, Pairs
+from bisync.core.path import STORE_DIR, valid_name
+from bisync.core.plan import Park, Remove, Replace, Transition, keys_of
+from bisync.core.safety import HOUR_NS, DeleteLimit, withhold
+from bisync.core.safety import Wanted as WantedDeletions
+from bisync.core.wish import Held, Seen, Wish
+from bisync.delta.digest import digest_of
+from bisync.endpoint.destination import Destination
+from bisync.errors import BisyncError, EndpointError, Interrupted, PathError, UsageError
+from bisync.fs.memory import Lesson
+from bisync.fs.replica import Options
+from bisync.fs.result import Result, Status
+from bisync.fs.root import OPEN_DIR, enclosing_root
+from bisync.fs.source import Pace, Rules, SourceTree, Start, Wanted, open_source
+from bisync.fs.walk import ScanRules
+from bisync.session.report import Change, Listener, Met, Progress, Report, met_from
+
+_BATCH = 2000  # steps applied at a time
+_ROUNDS = 3  # how often what changed under our hands is looked at again
+_LIMIT = DeleteLimit()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MirrorConfig:
+    """What a mirror run is asked to do. The defaults carry nothing but names and contents."""
+
+    wish: Wish = field(default_factory=Wish)
+    filters: Filters = field(default_factory=Filters)
+    files_from: Wanted | None = None
+    one_file_system: bool = False
+    prune_empty: bool = False
+    ignore_errors: bool = False
+    max_delete: int | None = None  # the first so many are done; the guard is off then
+    yes: bool = False  # approve what the guard would withhold
+    backup_dir: bytes | None = None  # relative to the destination, or absolute
+    keep: bool = True  # displaced versions stay in the store
+    bwlimit: int = 0  # bytes in a second; 0: no limit
+    fsync: bool = True
+    workers: int = 2
+    stop: Callable[[], None] = lambda: None
+
+
+@dataclass(slots=True)
+class MirrorReport(Report):
+    """A report, and what is to be told of single entries."""
+
+    items: list[Item] = field(default_factory=list)
+    listed: list[Seen] = field(default_factory=list)  # everything the source has
+    transferred_bytes: int = 0
+    transferred: int = 0
+    created_kinds: dict[Kind, int] = field(default_factory=dict)
+    deleted_kinds: dict[bool, int] = field(default_factory=dict)  # whether a directory
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where the destination is: a folder of a root, and the name of a single file in it."""
+
+    root: bytes
+    below: bytes
+    name: bytes | None
+
+
+class MirrorRun:
+    """One run. ``sources`` and ``destination`` are spelled as on rsync's command line."""
+
+    def __init__(
+        self,
+        sources: list[bytes],
+        destination: bytes,
+        config: MirrorConfig,
+        listener: Listener,
+        *,
+        dry: bool,
+    ) -> None:
+        self.sources = sources
+        self.destination = destination
+        self.config = config
+        self.tell = listener
+        self.dry = dry
+        self.report = MirrorReport()
+        self._made: bytes | None = None  # a destination that was made for this run
+
+    def run(self) -> MirrorReport:
+        """Make the destination what the sources are.
+
+        Raises:
+            UsageError: the request makes no sense.
+            RootLockedError, HaltError, EndpointError: as for a session.
+        """
+        try:
+            self._run()
+        except OSError as error:
+            raise EndpointError(f"{error.filename or 'a folder'}: {error.strerror}") from error
+        except BisyncError as error:
+            self.report.error = str(error)
+            self.report.exit_code = error.exit_code
+            if isinstance(error, Interrupted):
+                self.report.exit_code = 128 + error.signum
+            self.report.finish()
+            error.report = self.report  # type: ignore[attr-defined]
+            raise
+        self.report.finish()
+        return self.report
+
+    # -- opening -------------------------------------------------------------
+
+    def _run(self) -> None:
+        tree = self._walk(None)
+        if tree.root is None and not any(each.entries for each in tree.listings):
+            self._tell_source(tree)  # nothing to make anything of
+            tree.close()
+            return
+        try:
+            place = self._place(tree)
+            self._refuse_overlap(place or _Place(os.path.realpath(self.destination), b"", None))
+        except BaseException:
+            tree.close()
+            raise
+        if place is None:
+            self._pretend(tree)
+            return
+        try:
+            self._go(tree, place)
+        finally:
+            tree.close()
+
+    def _go(self, tree: SourceTree, place: _Place) -> None:
+        if place.name is not None:
+            tree.rename_single(place.name)
+        side = Destination(place.root, place.below, self._options(place), dry=self.dry)
+        try:
+            side.open()
+            for text in side.messages:
+                self._note(b"", text)
+            for number in range(_ROUNDS):
+                if not self._round(side, tree, first=number == 0):
+                    return
+                tree.close()
+                tree = self._walk(place.name)
+        finally:
+            tree.close()
+            side.close()
+
+    def _place(self, tree: SourceTree) -> _Place | None:
+        """Where to; ``None`` where a dry run would have to make it first."""
+        text = self.destination
+        if not text:
+            raise UsageError("an empty destination; give a path")
+        many = text.endswith(b"/") or not tree.is_single_file()
+        name = None
+        try:
+            info = os.stat(text)
+        except FileNotFoundError:
+            info = None
+        except OSError as error:
+            raise UsageError(f"{os.fsdecode(text)}: {error.strerror}") from error
+        if info is None and not many:
+            text, name = os.path.split(text)
+            text = text or b"."
+            if not os.path.isdir(text):
+                raise UsageError(f"{os.fsdecode(text)}: no such directory; make it first")
+        elif info is None:
+            if self.dry:
+                return None
+            self._make(text)
+        elif not stat.S_ISDIR(info.st_mode):
+            if many:
+                raise UsageError(
+                    f"{os.fsdecode(text)}: not a directory; give one for several files"
+                )
+            text, name = os.path.split(text)
+            text = text or b"."
+        real = os.path.realpath(text)
+        above = enclosing_root(real)
+        if above is None or os.path.lexists(real + b"/.bisync/replica"):
+            return _Place(real, b"", name)
+        return _Place(above, real[len(above.rstrip(b"/")) + 1 :], name)
+
+    def _make(self, text: bytes) -> None:
+        try:
+            os.mkdir(text.rstrip(b"/"))
+        except OSError as error:
+            raise UsageError(f"{os.fsdecode(text)}: cannot make it: {error.strerror}") from error
+        self._made = text
+
+    def _refuse_overlap(self, place: _Place) -> None:
+        folder = os.path.join(place.root, place.below) if place.below else place.root
+        for text in self.sources:
+            real = os.path.realpath(text)
+            if real == folder and place.name is None:
+                raise UsageError(f"{os.fsdecode(text)}: source and destination are the same")
+            if folder.startswith(real.rstrip(b"/") + b"/") and os.path.isdir(real):
+                inner = folder[len(real.rstrip(b"/")) + 1 :]
+                if not self.config.filters.hides(inner, is_dir=True):
+                    raise UsageError(
+                        f"the destination lies inside the source {os.fsdecode(text)}; "
+                        f"exclude it: --exclude=/{os.fsdecode(inner)}"
+                    )
+            inside = real.startswith(folder.rstrip(b"/") + b"/")
+            store = folder.rstrip(b"/") + b"/" + STORE_DIR + b"/"
+            if inside and self.config.wish.delete and not real.startswith(store):
+                raise UsageError(
+                    f"the source {os.fsdecode(text)} lies inside the destination, and --delete "
+                    "could remove it; leave --delete out or move it"
+                )
+
+    def _options(self, place: _Place) -> Options:
+        c = self.config
+        store, day = STORE_DIR, None
+        if c.backup_dir is not None:
+            store, day = self._backup(c.backup_dir, place)
+        return Options(
+            rules=ScanRules(Matcher(()), store, specials=True, devices=True),
+            store=store,
+            store_day=day,
+            workers=c.workers,
+            fsync=c.fsync,
+            stop=c.stop,
+        )
+
+    @staticmethod
+    def _backup(text: bytes, place: _Place) -> tuple[bytes, str]:
+        """The store and its folder for ``--backup-dir``: a dated one of a store is that store's."""
+        folder = os.path.join(place.root, place.below) if place.below else place.root
+        path = os.path.normpath(os.path.join(folder, text))
+        store, _, day = path.rpartition(b"/")
+        if not store.endswith(b"/" + STORE_DIR):
+            store, day = path, b""
+        if path == folder:
+            raise UsageError("--backup-dir: it is the destination itself; give a folder")
+        root = place.root.rstrip(b"/") + b"/"
+        if store.startswith(root):
+            inside = store[len(root) :]
+            if not all(map(valid_name, inside.split(b"/"))):
+                raise UsageError(f"--backup-dir {os.fsdecode(text)}: not a path")
+            return inside, os.fsdecode(day)
+        return store, os.fsdecode(day)
+
+    def _walk(self, name: bytes | None) -> SourceTree:
+        """Walk the sources; a single file may get another name."""
+        starts: list[Start] = []
+        missing: list[tuple[bytes, str]] = []
+        try:
+            for text in self.sources:
+                try:
+                    starts.append(open_source(text))
+                except OSError as error:
+                    missing.append((text, error.strerror or str(error)))
+            c = self.config
+            tree = SourceTree(
+                starts,
+                Rules(
+                    c.wish,
+                    c.filters,
+                    c.one_file_system,
+                    c.prune_empty,
+                    c.files_from,
+                    c.stop,
+                    Pace(c.bwlimit) if c.bwlimit else lambda _n: None,
+                ),
+            )
+        except BaseException:
+            for start in starts:
+                os.close(start.fd)
+            raise
+        if not starts:
+            tree.close()
+            text, reason = missing[0]
+            raise PathError(f"{os.fsdecode(text)}: {reason}; nothing was touched")
+        for text, reason in missing:
+            tree.failed = True
+            tree.problems.append((text, reason))
+        try:
+            tree.walk()
+            if name is not None:
+                tree.rename_single(name)
+        except BaseException:
+            tree.close()
+            raise
+        return tree
+
+    def _pretend(self, tree: SourceTree) -> None:
+        """A dry run into a destination that is not there: everything would be new."""
+        try:
+            self._tell_source(tree)
+            wish = self.config.wish
+            for each in tree.listings:
+                for seen in each.entries:
+                    if wish.existing or not wish.within_size(seen):
+                        continue
+                    letter = {Kind.FILE: ">f", Kind.DIR: "cd", Kind.SYMLINK: "cL"}
+                    path = each.path + b"/" + seen.name if each.path else seen.name
+                    letters = letter.get(seen.kind, "cD") + "+++++++++"
+                    target = seen.content.target or None
+                    size = seen.content.size
+                    self.report.items.append(Item(letters, path, seen.is_dir, target, size=size))
+                    self.report.created += 1
+        finally:
+            tree.close()
+
+    # -- one round -----------------------------------------------------------
+
+    def _round(self, side: Destination, tree: SourceTree, *, first: bool) -> bool:
+        """Compare and apply; whether something has to be looked at again."""
+        if first:
+            self._tell_source(tree)
+        found = side.scan(lambda n: self.tell(Progress("scan", n)))
+        self.report.files_scanned += found.entries if first else 0
+        for problem in found.problems:
+            if problem.kind in ("problem", "boundary"):
+                self._met(met_from("beta", problem))
+        location = b"\0".join(os.path.realpath(s) for s in self.sources)
+        identity = " ".join(start.identity for start in tree.starts)
+        before = side.remember(digest_of(location).hex(), identity)
+        assert side.memory is not None
+        protection = _Protection(self.config.filters, side)
+        pairing = Pairing(
+            self.config.wish,
+            side.memory,
+            tree,
+            side.base,
+            lambda held: not protection.covers(held),
+        )
+        self._pair(pairing, tree)
+        pairs = pairing.finish()
+        mirror = Mirror(
+            self.config.wish,
+            pairs,
+            side.memory,
+            protection,
+            (tree.digest, side.digest),
+            time.time_ns(),
+        )
+        doomed = self._judge(mirror, side, tree, changed=bool(before) and before != identity)
+        plan = mirror.plan(side.side.numbers(), tree.root)
+        self._tell_plan(plan, doomed)
+        if self.dry:
+            return False
+        results = self._apply(side, tree, plan)
+        again = self._settle(side, tree, pairs, plan, results)
+        self._set_times(side, plan, results)
+        side.finish(
+            self._lessons(side, tree, pairs, plan, results), self._count(doomed), time.time_ns()
+        )
+        for path in side.side.probe_displaced(min_age_ns=HOUR_NS):
+            self._met(Met("beta", "busy", path, "was written while it was replaced; both stay"))
+        if not self.config.keep:
+            self._discard(side, results)
+        return again
+
+    def _pair(self, pairing: Pairing, tree: SourceTree) -> None:
+        refused: set[int] = set()
+        for listed in tree.listings:
+            if listed.key in refused:
+                refused.update(s.key for s in listed.entries if s.is_dir)
+                continue
+            inside = self.config.wish.recursive or self.config.files_from is not None
+            complete = listed.complete and inside and not self._is_partial(listed.key, tree)
+            onwards = pairing.directory(
+                listed.key, listed.entries, listed.passed, complete=complete
+            )
+            refused |= {s.key for s in listed.entries if s.is_dir} - {s.key for s in onwards}
+
+    @staticmethod
+    def _is_partial(key: int, tree: SourceTree) -> bool:
+        """The top of a destination that gets single names keeps what else it has."""
+        return key == ROOT and any(start.only is not None for start in tree.starts)
+
+    # -- what goes -----------------------------------------------------------
+
+    def _judge(
+        self, mirror: Mirror, side: Destination, tree: SourceTree, *, changed: bool
+    ) -> list[Doomed]:
+        """Let the guards speak about the deletions; what they withhold stays."""
+        doomed = list(mirror.deletions())
+        if not doomed:
+            return doomed
+        c = self.config
+        if tree.failed and not c.ignore_errors:
+            self._note(b"", "the source could not be read completely; nothing is deleted")
+            mirror.spare({d.key for d in doomed})
+            return []
+        reason = None
+        empty = not any(each.entries for each in tree.listings)
+        if changed and not c.yes:
+            reason = "the source is another one than last time"
+        elif empty and not c.yes:
+            reason = f"the source is completely empty; {len(doomed)} deletions withheld"
+        elif c.max_delete is None and not c.yes:
+            wanted = WantedDeletions(
+                count=len(doomed),
+                done_this_hour=side.deleted_since(time.time_ns() - HOUR_NS),
+                entries=side.entries(),
+                emptied=False,
+            )
+            reason = withhold(wanted, _LIMIT)
+        spared: set[int] = set()
+        if reason is not None:
+            spared = {d.key for d in doomed}
+            reason = f"{reason}; approve with --yes"
+        elif c.max_delete is not None and len(doomed) > c.max_delete:
+            spared = {d.key for d in doomed[c.max_delete :]}
+            reason = f"{len(spared)} deletions skipped due to --max-delete={c.max_delete}"
+        if reason is not None:
+            self.report.withheld += len(spared)
+            self._met(Met("beta", "withheld", b"", reason))
+            mirror.spare(spared)
+        return list(mirror.doomed)
+
+    def _count(self, doomed: list[Doomed]) -> int:
+        for each in doomed:
+            self.report.deleted_kinds[each.is_dir] = (
+                self.report.deleted_kinds.get(each.is_dir, 0) + 1
+            )
+        return len(doomed)
+
+    # -- doing it ------------------------------------------------------------
+
+    def _apply(self, side: Destination, tree: SourceTree, plan: MirrorPlan) -> list[Result]:
+        results: list[Result] = []
+        for batch in _batches(plan.plan.steps[Side.BETA]):
+            done = side.apply(batch, tree)
+            for result in done:
+                self._tell_result(plan, result)
+            results += done
+            self.tell(Progress("apply", len(results), self.report.transferred_bytes))
+        return results
+
+    def _tell_result(self, plan: MirrorPlan, result: Result) -> None:
+        step, report = result.step, self.report
+        item = plan.items.get(step.key)
+        path = item.path if item is not None else b"?"
+        match result.status:
+            case Status.DONE:
+                report.bytes_sent += result.size
+                report.literal_bytes += result.size
+                report.kept += result.kept is not None
+                for text in result.missed:
+                    self._note(path, f"not set: {text}")
+            case Status.STALE:
+                pass  # looked at again
+            case status:
+                self._met(Met("beta", status.value, path, result.reason))
+
+    def _settle(
+        self,
+        side: Destination,
+        tree: SourceTree,
+        pairs: Pairs,
+        plan: MirrorPlan,
+        results: list[Result],
+    ) -> bool:
+        """Count what was done; whether something has to be looked at again."""
+        failed = _failed(results)
+        stale = any(r.status is Status.STALE for r in results)
+        for key, item in plan.items.items():
+            if key in failed:
+                continue
+            seen = pairs.seen.get(key)
+            self.report.items.append(item)
+            if seen is None:
+                continue
+            self._count_item(seen, pairs, plan, item)
+        for doomed in (r.step for r in results if r.status is Status.DONE):
+            if isinstance(doomed, Remove):
+                self.report.deleted += 1 + len(doomed.members)
+        del side, tree
+        return stale
+
+    def _count_item(self, seen: Seen, pairs: Pairs, plan: MirrorPlan, item: Item) -> None:
+        report = self.report
+        new = item.letters.endswith("+++++++++")
+        if item.old_path is not None:
+            report.moves += 1
+        if new:
+            report.created += 1
+            report.created_kinds[seen.kind] = report.created_kinds.get(seen.kind, 0) + 1
+        elif item.old_path is None:
+            report.updated += 1
+        if seen.key in plan.copies and seen.kind is Kind.FILE:
+            report.transferred += 1
+            report.transferred_bytes += seen.content.size
+        action = "create" if new else "move" if item.old_path is not None else "update"
+        if not new and item.letters[0] == "." and item.old_path is None:
+            action = "attributes"
+        self.tell(Change("beta", action, item.path, "", item.old_path, seen.content.size))
+        del pairs
+
+    def _set_times(self, side: Destination, plan: MirrorPlan, results: list[Result]) -> None:
+        """Directory times, deepest first, when nothing else is left to do."""
+        failed = _failed(results)
+        nodes = {**plan.nodes, ROOT: side.base}
+        times = [(nodes[k], t) for k, t in plan.times if k in nodes and k not in failed]
+        _, bad = side.side.set_directory_times(list(reversed(times)))
+        for node, reason in bad.items():
+            path = side.side.path(node) or b"."
+            self._met(Met("beta", "problem", path, reason))
+
+    def _lessons(
+        self,
+        side: Destination,
+        tree: SourceTree,
+        pairs: Pairs,
+        plan: MirrorPlan,
+        results: list[Result],
+    ) -> list[Lesson]:
+        """What is equal now, and is not yet remembered so."""
+        failed = _failed(results)
+        wish = self.config.wish
+        fresh: list[tuple[Seen, NodeId]] = []
+        for key, seen in pairs.seen.items():
+            node = plan.nodes.get(key)
+            if key in failed or node is None or key in pairs.shared:
+                continue
+            held = pairs.held[key]
+            guessed = key not in plan.copies and held is not None and held.memory is None
+            if guessed and not wish.times and not seen.is_dir:
+                continue  # equal by its time at most: nothing was learnt
+            memory = held.memory if held is not None else None
+            now = (seen.ino, seen.attributes.mtime_ns, seen.ctime_ns)
+            known = memory is not None and (memory.ino, memory.mtime_ns, memory.ctime_ns) == now
+            if known and key not in plan.copies:
+                continue
+            seen.handle = seen.handle or tree.handle(seen)
+            if seen.handle:
+                fresh.append((seen, node))
+        nodes = side.side.nodes([node for _, node in fresh])
+        found = []
+        for seen, node in fresh:
+            there = nodes.get(node)
+            same = there is not None and there.kind is seen.kind
+            if same and seen.kind is Kind.FILE and there is not None:
+                same = there.content.size == seen.content.size
+            if there is not None and same:
+                found.append(Lesson(seen, there))
+        return found
+
+    def _discard(self, side: Destination, results: list[Result]) -> None:
+        """``--no-keep``: what this run displaced is not wanted."""
+        for result in results:
+            if result.kept is not None:
+                side.store.discard(result.kept)
+
+    # -- telling -------------------------------------------------------------
+
+    def _tell_source(self, tree: SourceTree) -> None:
+        for path, reason in tree.problems:
+            self._met(Met("alpha", "problem", path, reason))
+        for path, text in tree.notes:
+            self._note(path, text)
+        self.report.listed = [seen for each in tree.listings for seen in each.entries]
+        if tree.root is not None:
+            self.report.listed.insert(0, tree.root)
+        self.report.files_scanned += len(self.report.listed)
+
+    def _tell_plan(self, plan: MirrorPlan, doomed: list[Doomed]) -> None:
+        for path, reason in plan.problems:
+            self._met(Met("beta", "problem", path, reason))
+        for _side, nodes, reason in plan.plan.blocked:
+            del nodes
+            self._met(Met("beta", "problem", b"", reason))
+        for each in doomed:
+            self.report.items.append(Item("*deleting  ", each.path, each.is_dir))
+            self.tell(Change("beta", "delete", each.path, "not in the source"))
+        if self.dry:
+            self.report.items += plan.items.values()
+            self.report.deleted += len(doomed)
+            for item in plan.items.values():
+                new = item.letters.endswith("+++++++++")
+                self.report.created += new
+                self.report.moves += item.old_path is not None
+                self.report.updated += not new and item.old_path is None
+
+    def _met(self, met: Met) -> None:
+        if self.report.add(met):
+            self.tell(met)
+
+    def _note(self, path: bytes, text: str) -> None:
+        self.tell(Met("", "note", path, text))
+
+
+class _Protection:
+    """The filter at the destination, with the files of rules that lie there."""
+
+    def __init__(self, filters: Filters, side: Destination) -> None:
+        self._filters = filters
+        self._root = side.side.replica.root.fd
+        self._below = side.below
+        self._path = side.side.path
+        self._here: dict[bytes, Filters] = {}
+
+    def covers(self, held: Held) -> bool:
+        """Whether a node may not be deleted where it is."""
+        path = self._path(held.node.id)
+        below = self._below + b"/" if self._below else b""
+        if path is None or not path.startswith(below):
+            return True
+        return self(path[len(below) :], is_dir=held.is_dir, deleting=False)
+
+    def __call__(self, path: bytes, *, is_dir: bool, deleting: bool) -> bool:
+        folder = path.rpartition(b"/")[0]
+        return self._within(folder).protects(path, is_dir=is_dir, deleting=deleting)
+
+    def _within(self, folder: bytes) -> Filters:
+        known = self._here.get(folder)
+        if known is None:
+            above = self._within(folder.rpartition(b"/")[0]) if folder else self._filters
+            known = self._here[folder] = above.within(folder, self._read)
+        return known
+
+    def _read(self, path: bytes) -> bytes | None:
+        """A file of rules at the destination; links are not followed."""
+        *parts, name = [*self._below.split(b"/"), *path.split(b"/")]
+        fd = os.dup(self._root)
+        try:
+            for part in filter(None, parts):
+                below = os.open(part, OPEN_DIR, dir_fd=fd)
+                os.close(fd)
+                fd = below
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+            with open(os.open(name, flags, dir_fd=fd), "rb") as file:
+                return file.read()
+        except OSError:
+            return None
+        finally:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+
+def _failed(results: list[Result]) -> set[int]:
+    """The keys with a step that was not done."""
+    return {k for r in results if r.status is not Status.DONE for k in keys_of(r.step)}
+
+
+def _batches(steps: list[Transition]) -> Iterator[list[Transition]]:
+    """Steps in batches; a parked node gets its name again in the same one."""
+    batch: list[Transition] = []
+    parked: set[NodeId] = set()
+    for step in steps:
+        batch.append(step)
+        if isinstance(step, Park):
+            parked.add(step.node)
+        elif not isinstance(step, Replace):
+            parked.discard(step.node)
+        if len(batch) >= _BATCH and not parked:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def mirror(
+    sources: list[bytes],
+    destination: bytes,
+    config: MirrorConfig | None = None,
+    *,
+    listener: Listener = lambda _event: None,
+    dry: bool = False,
+) -> MirrorReport:
+    """Make a destination what its sources are, within what the configuration asks for.
+
+    Raises:
+        UsageError: the request makes no sense.
+        RootLockedError: another engine works on the destination.
+        HaltError: a root guard wants a person's word.
+        EndpointError: the destination cannot be worked on.
+    """
+    run = MirrorRun(sources, destination, config or MirrorConfig(), listener, dry=dry)
+    return run.run()
