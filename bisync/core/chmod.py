@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from bisync.errors import UsageError
 
-_WHO = {"u": 0o4700, "g": 0o2070, "o": 0o1007, "a": 0o7777}
+_WHO = {"u": 0o700, "g": 0o070, "o": 0o007, "a": 0o777}
+_SPECIAL = {"u": 0o4000, "g": 0o2000, "o": 0, "a": 0o6000}
 _STEP = re.compile(r"([DF]?)(?:([0-7]{1,4})|([ugoa]*)([-+=])([rwxXst]*))\Z")
 
 
@@ -57,12 +58,13 @@ def _step(
     dirs, files = kind != "F", kind != "D"
     if octal is not None:
         return _Step(dirs, files, 0o7777, int(octal, 8), 0)
-    mask = 0
+    mask = special = 0
     for letter in who or "a":
         mask |= _WHO[letter]
+        special |= _SPECIAL[letter]
     if not who:
         mask &= ~umask
-    bits = search = 0
+    bits = search = top = 0
     for letter in what or "":
         match letter:
             case "r":
@@ -74,10 +76,11 @@ def _step(
             case "X":
                 search |= 0o111
             case "s":
-                bits |= 0o6000
+                top |= special
             case _:
-                bits |= 0o1000
-    bits, search = bits & mask, search & mask
+                top |= 0o1000
+    mask |= top  # set-id and sticky bits change only where they are named
+    bits, search = (bits | top) & mask, search & mask
     if sign == "-":
         return _Step(dirs, files, bits | search, 0, 0)
     return _Step(dirs, files, mask if sign == "=" else 0, bits, search)

@@ -101,6 +101,7 @@ class Mirror:
         self._node_of = {key: node for node, key in pairs.key_of.items()}
         self._base = self._node_of[ROOT]
         self._split: dict[NodeId, int] = {}  # nodes that an entry left, by a number of their own
+        self._dressed: dict[int, Attributes] = {}  # of files that get an object of their own
         self._lost: dict[NodeId, set[Place]] = {}  # extra names that go
         self._written: set[NodeId] = set()  # nodes whose entries were looked at
         self._stays: set[int] = set()  # extra directories that must stay for what is in them
@@ -151,8 +152,8 @@ class Mirror:
                 continue
             node = one.node.id
             if not one.is_dir and one.node.nlink > 1 and len(self.target.names(node)) > 1:
-                name = (self._key_for(above[here]), here.rpartition(b"/")[2])
-                self.doomed.append(Doomed(next(self._keys), here, node, False, name))
+                at = (self._key_for(above[here]), here.rpartition(b"/")[2])
+                self.doomed.append(Doomed(next(self._keys), here, node, False, at))
                 continue
             self.doomed.append(Doomed(self._key_for(node), here, node, one.is_dir))
         return path not in blocked
@@ -282,6 +283,7 @@ class Mirror:
             return True
         self._lose_name(held.node.id, (seen.parent, seen.name))
         self.pairs.held[key] = None
+        self._dressed[key] = wanted
         return False
 
     def _entry(self, key: int, seen: Seen) -> None:
@@ -291,7 +293,9 @@ class Mirror:
         names = frozenset(self.pairs.places[key])
         parent = self._attributes_of_parent(seen.parent)
         copied = held is None or self._needs_content(seen, held)
-        attributes = self.wish.attributes(seen, held, parent, copied=copied, now_ns=self.now_ns)
+        attributes = self._dressed.get(key) or self.wish.attributes(
+            seen, held, parent, copied=copied, now_ns=self.now_ns
+        )
         if held is not None and self.wish.ignore_existing and not seen.is_dir:
             attributes = held.node.attributes
         self.planned[key] = attributes

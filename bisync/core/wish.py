@@ -89,6 +89,7 @@ class Wish:
     max_size: int | None = None
     min_size: int | None = None
     modify_window_s: int = 0
+    inplace: bool = False  # a file that is written to keeps its owner
     chmod: Chmod = field(default_factory=Chmod)
     umask: int = 0o022
     user: int = 0  # who runs it
@@ -181,7 +182,8 @@ class Wish:
         theirs = seen.attributes
         mine = held.node.attributes if held is not None else self._fresh(seen, parent)
         mode, uid, gid = mine.mode, mine.uid, mine.gid
-        if copied:  # a new object, as with rsync
+        kept = self.inplace and held is not None and held.node.kind is seen.kind is Kind.FILE
+        if copied and not kept:  # a new object, as with rsync
             fresh = self._fresh(seen, parent)
             uid, gid = fresh.uid, fresh.gid
         if seen.kind is Kind.SYMLINK:

@@ -203,10 +203,10 @@ class SourceTree:
             return
         inside = _Origin(origin.start, origin.path + b"/" + name if origin.path else name)
         known = found.get(name)
-        if known is not None:
-            if known[0].is_dir and is_dir:
+        if known is not None and (known[0].is_dir or not is_dir):
+            if is_dir:
                 known[1].append(inside)
-            return
+            return  # the first one counts, but a directory before anything else
         if is_dir and not self.rules.wish.recursive and wanted is None:
             listed.passed.append(name)
             self.notes.append((path, "skipping directory"))
@@ -290,7 +290,7 @@ class SourceTree:
         full: set[int] = {ROOT}
         parent = {s.key: s.parent for each in self.listings for s in each.entries if s.is_dir}
         for listed in self.listings:
-            if any(not seen.is_dir for seen in listed.entries):
+            if listed.passed or any(not seen.is_dir for seen in listed.entries):
                 key = listed.key
                 while key not in full:
                     full.add(key)

@@ -92,7 +92,6 @@ class MirrorRun:
         self.tell = listener
         self.dry = dry
         self.report = MirrorReport()
-        self._made: bytes | None = None  # a destination that was made for this run
 
     def run(self) -> MirrorReport:
         """Make the destination what the sources are.
@@ -176,7 +175,7 @@ class MirrorRun:
         elif info is None:
             if self.dry:
                 return None
-            self._make(text)
+            self._make(text, tree)
         elif not stat.S_ISDIR(info.st_mode):
             if many:
                 raise UsageError(
@@ -190,12 +189,15 @@ class MirrorRun:
             return _Place(real, b"", name)
         return _Place(above, real[len(above.rstrip(b"/")) + 1 :], name)
 
-    def _make(self, text: bytes) -> None:
+    def _make(self, text: bytes, tree: SourceTree) -> None:
+        wish = self.config.wish
+        mode = 0o777 if tree.root is None else tree.root.attributes.mode & 0o777
+        if tree.root is not None:
+            mode = wish.chmod.apply(mode, is_dir=True) & 0o777
         try:
-            os.mkdir(text.rstrip(b"/"))
+            os.mkdir(text.rstrip(b"/"), mode)
         except OSError as error:
             raise UsageError(f"{os.fsdecode(text)}: cannot make it: {error.strerror}") from error
-        self._made = text
 
     def _refuse_overlap(self, place: _Place) -> None:
         folder = os.path.join(place.root, place.below) if place.below else place.root
@@ -327,7 +329,7 @@ class MirrorRun:
         identity = " ".join(start.identity for start in tree.starts)
         before = side.remember(digest_of(location).hex(), identity)
         assert side.memory is not None
-        protection = _Protection(self.config.filters, side)
+        protection = _Protection(self.config.filters, side, self._complete(tree))
         pairing = Pairing(
             self.config.wish,
             side.memory,
@@ -362,14 +364,22 @@ class MirrorRun:
             self._discard(side, results)
         return again
 
+    def _complete(self, tree: SourceTree) -> dict[bytes, bool]:
+        """The directories of the source by path, and whether all they hold was seen."""
+        whole = self.config.wish.recursive
+        return {
+            each.path: whole and each.complete and not self._is_partial(each.key, tree)
+            for each in tree.listings
+        }
+
     def _pair(self, pairing: Pairing, tree: SourceTree) -> None:
         refused: set[int] = set()
+        complete_at = self._complete(tree)
         for listed in tree.listings:
             if listed.key in refused:
                 refused.update(s.key for s in listed.entries if s.is_dir)
                 continue
-            inside = self.config.wish.recursive or self.config.files_from is not None
-            complete = listed.complete and inside and not self._is_partial(listed.key, tree)
+            complete = complete_at[listed.path]
             onwards = pairing.directory(
                 listed.key, listed.entries, listed.passed, complete=complete
             )
@@ -378,7 +388,7 @@ class MirrorRun:
     @staticmethod
     def _is_partial(key: int, tree: SourceTree) -> bool:
         """The top of a destination that gets single names keeps what else it has."""
-        return key == ROOT and any(start.only is not None for start in tree.starts)
+        return key == ROOT and all(start.only is not None for start in tree.starts)
 
     # -- what goes -----------------------------------------------------------
 
@@ -596,7 +606,8 @@ class MirrorRun:
 class _Protection:
     """The filter at the destination, with the files of rules that lie there."""
 
-    def __init__(self, filters: Filters, side: Destination) -> None:
+    def __init__(self, filters: Filters, side: Destination, complete: dict[bytes, bool]) -> None:
+        self._complete = complete
         self._filters = filters
         self._root = side.side.replica.root.fd
         self._below = side.below
@@ -609,7 +620,18 @@ class _Protection:
         below = self._below + b"/" if self._below else b""
         if path is None or not path.startswith(below):
             return True
-        return self(path[len(below) :], is_dir=held.is_dir, deleting=False)
+        path = path[len(below) :]
+        return not self._is_extra(path) or self(path, is_dir=held.is_dir, deleting=False)
+
+    def _is_extra(self, path: bytes) -> bool:
+        """Whether a path is where everything that the source has was seen."""
+        at = 0
+        while self._complete.get(path[: max(at - 1, 0)], False):
+            slash = path.find(b"/", at)
+            if slash < 0 or path[:slash] not in self._complete:
+                return True  # itself, or a directory above it that the source does not have
+            at = slash + 1
+        return False
 
     def __call__(self, path: bytes, *, is_dir: bool, deleting: bool) -> bool:
         folder = path.rpartition(b"/")[0]

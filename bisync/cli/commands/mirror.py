@@ -137,6 +137,7 @@ def _wish(o: argparse.Namespace, *, recursive: bool) -> Wish:
         max_size=None if o.max_size is None else size(o.max_size, "--max-size"),
         min_size=None if o.min_size is None else size(o.min_size, "--min-size"),
         modify_window_s=0 if o.modify_window is None else max(0, int(o.modify_window)),
+        inplace=o.inplace,
         chmod=parse_chmod(o.chmod or [], umask),
         umask=umask,
         user=os.geteuid(),
