@@ -227,7 +227,11 @@ class Mirror:
         doomed = {d.node for d in self.doomed if d.name is None}
         for place, held in list(self.pairs.displaced.items()):
             node = held.node.id
-            if node in self.pairs.key_of or node in doomed:
+            if node in doomed:
+                continue
+            if node in self.pairs.key_of:
+                if len(self.target.names(node)) > 1:
+                    self._lost.setdefault(node, set()).add(place)
                 continue
             if not held.is_dir and len(self.target.names(node)) > 1:
                 self._lose_name(node, place)
@@ -311,7 +315,7 @@ class Mirror:
             return
         if held is not None and copied and len(now) > 1 and now != names:
             names = frozenset(self.pairs.places[key])
-            for place in sorted(names & now):
+            for place in sorted(now & (names | self._lost.get(held.node.id, set()))):
                 self._lose_name(held.node.id, place)
             held, now = None, frozenset()
         joined = self._joined(key, held, now)

@@ -181,11 +181,11 @@ class Wish:
         """
         theirs = seen.attributes
         mine = held.node.attributes if held is not None else self._fresh(seen, parent)
-        mode, uid, gid = mine.mode, mine.uid, mine.gid
+        mode, uid, gid, xattrs, acl = mine.mode, mine.uid, mine.gid, mine.xattrs, mine.acl
         kept = self.inplace and held is not None and held.node.kind is seen.kind is Kind.FILE
         if copied and not kept:  # a new object, as with rsync
             fresh = self._fresh(seen, parent)
-            uid, gid = fresh.uid, fresh.gid
+            uid, gid, xattrs, acl = fresh.uid, fresh.gid, (), ()
         if seen.kind is Kind.SYMLINK:
             mode = theirs.mode
         elif self.perms:
@@ -203,8 +203,8 @@ class Wish:
             theirs.uid if self.owner else uid,
             gid,
             mtime,
-            theirs.xattrs if self.xattrs else mine.xattrs,
-            theirs.acl if self.acls else mine.acl,
+            theirs.xattrs if self.xattrs else xattrs,
+            theirs.acl if self.acls else acl,
         )
 
     def _keeps_time(self, seen: Seen, held: Held) -> bool:
