@@ -22,6 +22,7 @@ from bisync.core.node import (
     Side,
 )
 from bisync.core.pairing import Pairs, Target
+from bisync.core.path import shorten
 from bisync.core.plan import Make, Plan, Replace
 from bisync.core.planner import Numbers, make_plan
 from bisync.core.reconcile import Outcome, Verdict
@@ -104,6 +105,7 @@ class Mirror:
         self._dressed: dict[int, Attributes] = {}  # of files that get an object of their own
         self._lost: dict[NodeId, set[Place]] = {}  # extra names that go
         self._written: set[NodeId] = set()  # nodes whose entries were looked at
+        self._aside: list[Doomed] = []  # what is kept beside its name instead
         self._stays: set[int] = set()  # extra directories that must stay for what is in them
 
     # -- what goes -----------------------------------------------------------
@@ -118,7 +120,10 @@ class Mirror:
                 path = self.path(name)
                 if not self.protects(path, is_dir=False, deleting=False):
                     self.doomed.append(Doomed(next(self._keys), path, held.node.id, False, name))
-        return self.doomed
+        if self.wish.backup_suffix:
+            self._aside = [d for d in self.doomed if not d.is_dir and d.name is None]
+            self.spare({d.key for d in self._aside})
+        return [*self._aside, *self.doomed]
 
     def _doom(self, place: Place, held: Held) -> bool:
         """Mark a subtree; ``False`` if something in it has to stay."""
@@ -193,6 +198,8 @@ class Mirror:
         for key, seen in self.pairs.seen.items():
             self._entry(key, seen)
         self._keep_old_objects()
+        for doomed in self._aside:
+            self._set_aside(doomed)
         for doomed in self.doomed:
             if doomed.name is None:
                 self._dead(doomed.key, doomed.node, "not in the source")
@@ -241,7 +248,10 @@ class Mirror:
                 self.out.problems.append((path, "a directory that is not empty is in its way"))
                 self._drop(place)
                 continue
-            self._dead(self._key_for(node), node, "something else took its name")
+            if self.wish.backup_suffix and not held.is_dir:
+                self._aside.append(Doomed(self._key_for(node), path, node, is_dir=False))
+            else:
+                self._dead(self._key_for(node), node, "something else took its name")
 
     def _may_go(self, path: bytes, held: Held, parent: NodeId) -> bool:
         if not self.target.listing(held.node.id) and not held.node.foreign:
@@ -325,6 +335,8 @@ class Mirror:
         verdict.attributes[_BETA] = attributes
         verdict.reason = "new" if held is None else ""
         self.join.bind(Side.ALPHA, key, key)
+        if copied and held is not None and self.wish.backup_suffix:
+            self._back_up(key, held, now)
         if copied:
             verdict.source = Side.ALPHA
             if not seen.is_dir:
@@ -369,6 +381,50 @@ class Mirror:
             del self.join.local_of[_BETA][key]
             verdict.twin[_BETA] = new
             verdict.content = node.content
+
+    # -- backups beside their names -------------------------------------------
+
+    def _back_up(self, key: int, held: Held, now: frozenset[Place]) -> None:
+        """The old object of a file gets the name with the suffix, in the step that replaces it."""
+        if held.is_dir or len(now) != 1:
+            return  # the store has it
+        ((parent, name),) = now
+        place = (parent, shorten(name, self.wish.backup_suffix))
+        if not self._clear(place):
+            return
+        other = next(self._keys)
+        self._joined(other, None, frozenset())
+        verdict = self.verdicts[other]
+        verdict.alive, verdict.names, verdict.content = True, frozenset({place}), held.node.content
+        verdict.attributes[_BETA] = held.node.attributes
+        verdict.twin[_BETA] = key
+
+    def _set_aside(self, doomed: Doomed) -> None:
+        """What would be deleted gets the name with the suffix."""
+        if doomed.key in self.verdicts:
+            return
+        self._present(doomed.key, self.target.held(doomed.node))
+        verdict = self.verdicts[doomed.key]
+        ((parent, name),) = verdict.names
+        place = (parent, shorten(name, self.wish.backup_suffix))
+        if name.endswith(self.wish.backup_suffix) or not self._clear(place):
+            self._dead(doomed.key, doomed.node, "not in the source")
+        else:
+            verdict.names = frozenset({place})
+
+    def _clear(self, place: Place) -> bool:
+        """Whether a name for a backup is free, or an older backup there can go to the store."""
+        if any(place in v.names for v in self.verdicts.values() if v.alive):
+            return False
+        parent = self._node_of.get(place[0])
+        there = None if parent is None else self.target.listing(parent).get(place[1])
+        if there is None:
+            return True
+        node = there.node.id
+        if there.is_dir or node in self.pairs.key_of or len(self.target.names(node)) > 1:
+            return False
+        self._dead(self._key_for(node), node, "an older backup")
+        return True
 
     # -- nodes and names -----------------------------------------------------
 

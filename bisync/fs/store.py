@@ -158,7 +158,7 @@ class Store:
         try:
             info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
             parent, where, copied = self._place(dir_fd, name, path, day, copy=copy)
-            target = where.rsplit(b"/", 1)[1]
+            target = where.rpartition(b"/")[2]
             try:
                 self._record(path, where, info, {**record, **_powers(parent, target, info)})
             except OSError:

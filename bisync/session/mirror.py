@@ -429,7 +429,7 @@ class MirrorRun:
             self.report.withheld += len(spared)
             self._met(Met("beta", "withheld", b"", reason))
             mirror.spare(spared)
-        return list(mirror.doomed)
+        return [d for d in doomed if d.key not in spared]
 
     def _count(self, doomed: list[Doomed]) -> int:
         for each in doomed:

@@ -148,6 +148,8 @@ def _wish(o: argparse.Namespace, *, recursive: bool) -> Wish:
 
 def _filters(o: argparse.Namespace) -> Filters:
     words = [(kind, os.fsencode(value)) for kind, value in o.filters or []]
+    if o.backup and o.backup_dir is None and not o.delete_excluded:
+        words.append(("filter", b"P *" + os.fsencode("~" if o.suffix is None else o.suffix)))
     return parse_filters(words, _read, delete_excluded=o.delete_excluded, zero=o.from0)
 
 
