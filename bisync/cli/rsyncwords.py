@@ -403,3 +403,24 @@ def size(text: str, name: str, *, unit: int = 1) -> int:
     if value < 0:
         raise UsageError(f"{name} {text}: give a size that is not negative")
     return int(value * factor) + offset
+
+
+def markdown() -> str:
+    """The table of the documentation: every word of rsync, and what it is here."""
+    rows = ["| rsync's word | here |", "| --- | --- |"]
+    for word in sorted((*SWITCHES, *VALUES), key=lambda w: w.names.lstrip("-").lower()):
+        names = ", ".join(f"`{name}`" for name in word.names.split())
+        rows.append(f"| {names} | {word.text}{'; ' + word.note if word.note else ''} |")
+    rows.append("| `-a`, `-D`, `-P`, `-F`, `-v` | as rsync |")
+    rows.append(
+        f"| {', '.join(f'`{n}`' for n in DELETES)} | one behaviour: deletions are done last |"
+    )
+    rows.append(
+        f"| {', '.join(f'`{n}`' for n in FILTERS)} | rsync's rules, the first match decides |"
+    )
+    reasons: dict[str, list[str]] = {}
+    for name, reason in REFUSED.items():
+        reasons.setdefault(reason, []).append(name)
+    for reason, refused in sorted(reasons.items(), key=lambda item: item[1]):
+        rows.append(f"| {', '.join(f'`{n}`' for n in refused)} | refused: {reason} |")
+    return "\n".join(rows) + "\n"
