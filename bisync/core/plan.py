@@ -128,6 +128,23 @@ def keys_of(step: Transition) -> tuple[int, ...]:
     return tuple(keys)
 
 
+def nodes_of(step: Transition) -> tuple[NodeId, ...]:
+    """The side's own numbers of all nodes that a transition changes."""
+    nodes = [step.node]
+    match step:
+        case Exchange():
+            nodes.append(step.other)
+        case Replace() if step.keep is not None:
+            nodes.append(step.keep_node)
+        case Remove():
+            nodes += [node for _, node in step.members]
+        case Make() | Link() | Move() if step.displaces is not None:
+            nodes += nodes_of(step.displaces)
+        case _:
+            pass
+    return tuple(nodes)
+
+
 @dataclass(slots=True)
 class Placed:
     """Where a run took a node, over all its steps."""

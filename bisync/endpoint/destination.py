@@ -3,13 +3,15 @@
 from collections.abc import Callable
 
 from bisync.core.node import ROOT, NodeId
-from bisync.core.plan import Transition
+from bisync.core.past import Past
+from bisync.core.plan import Transition, nodes_of
 from bisync.core.safety import HOUR_NS
 from bisync.core.wish import Held
 from bisync.endpoint.local import LocalEndpoint
 from bisync.errors import PathError, UsageError
 from bisync.fs.content import ContentSource
 from bisync.fs.memory import Lesson, Memory
+from bisync.fs.oplog import MIRRORS, OperationLog
 from bisync.fs.recovery import recover
 from bisync.fs.replica import Options
 from bisync.fs.result import Result
@@ -83,7 +85,25 @@ class Destination:
 
     def apply(self, steps: list[Transition], source: ContentSource) -> list[Result]:
         """Perform transitions."""
-        return self.side.apply_for(_NO_PAIR, steps, {}, source)
+        nodes = {node for step in steps for node in nodes_of(step)}
+        before = self._past(nodes)
+        results = self.side.apply_for(_NO_PAIR, steps, {}, source)
+        after = self._past(nodes)
+        changed = [n for n in sorted(nodes) if before.get(n) != after.get(n)]
+        log = OperationLog(self.side.replica.database)
+        self.side.replica.database.begin()
+        log.record(MIRRORS, 0, [(node, before.get(node)) for node in changed])
+        return results
+
+    def _past(self, nodes: set[NodeId]) -> dict[NodeId, Past]:
+        index = self.side.replica.index
+        names = index.names_of(nodes)
+        found = index.nodes(nodes)
+        return {
+            node: Past(names.get(node, frozenset()), row.content, row.attributes)
+            for node, row in found.items()
+            if node == ROOT or names.get(node)
+        }
 
     def finish(self, lessons: list[Lesson], deletions: int, now_ns: int) -> None:
         """Remember what is equal now, and make all of it durable."""
@@ -98,6 +118,7 @@ class Destination:
                 (_NO_PAIR, 0, now_ns, deletions, self.entries()),
             )
         db.execute("DELETE FROM result WHERE pair=?", (_NO_PAIR,))
+        OperationLog(db).begin(MIRRORS, now_ns)
         self.side.replica.index.save_numbers()
         db.commit()
 

@@ -21,11 +21,12 @@ from bisync.fs.conflicts import Choice, Quarrel, Take
 from bisync.fs.content import Chunk, ContentSource, Version, read_version
 from bisync.fs.displaced import was_written
 from bisync.fs.index import Index
+from bisync.fs.oplog import OperationLog
 from bisync.fs.recovery import Recovered, recover
 from bisync.fs.replica import Options, Replica
 from bisync.fs.restore import Restorer, parent_of
 from bisync.fs.result import Result
-from bisync.fs.retention import drop_older
+from bisync.fs.retention import DAY_NS, drop_older
 from bisync.fs.root import OPEN_DIR
 from bisync.fs.walk import ScanResult
 from bisync.linux.boot import boot_id
@@ -407,6 +408,10 @@ class LocalEndpoint:
             (self._read_up_to[pair], r.marker.incarnation,
              ending.time_ns if ending.complete else None, pair),
         )  # fmt: skip
+        if ending.complete:
+            OperationLog(db).begin(pair, ending.time_ns)
+        if ending.keep_days is not None:
+            OperationLog(db).forget_before(ending.time_ns - ending.keep_days * DAY_NS)
         (oldest,) = db.execute("SELECT min(coalesce(cursor, 0)) FROM pair").fetchone()
         r.index.trim_marks(oldest)
         r.index.save_numbers()

@@ -11,9 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from bisync.core.node import ROOT, Agreed, Content, Kind, NodeId, Place, Side
-from bisync.core.rows import attributes_from_text
+from bisync.core.past import Past
+from bisync.core.rows import (
+    attributes_from_list,
+    attributes_from_text,
+    content_from_list,
+    places_from_list,
+)
 from bisync.delta.digest import chain_digest
 from bisync.fs.database import Database
+from bisync.fs.oplog import OperationLog
 
 _HISTORY = 1000  # links of the chain that are remembered
 
@@ -230,6 +237,7 @@ class Archive:
             rows: as :func:`bisync.core.rows.update_to_list` makes them.
         """
         pair = self.pair
+        self._log(rows)
         stays = [row for row in rows if row[1] or row[0] == ROOT]
         goes = [row for row in rows if not row[1] and row[0] != ROOT]
         before = self._count_names(row[0] for row in rows)
@@ -258,6 +266,28 @@ class Archive:
             "UPDATE pair SET entries=entries+?, next_key=max(next_key, ?) WHERE id=?",
             (len(names) - before, top + 1, pair),
         )
+
+    def _log(self, rows: list[list[Any]]) -> None:
+        """Let the operation log know what these rows find."""
+        log = OperationLog(self.db)
+        if log.began(self.pair) is None:
+            return
+        keys = [row[0] for row in rows]
+        nodes, names = self.nodes(keys), self.names_of(keys)
+        column = self.state().column
+        side = 1 - column if self.flipped else column
+        found: list[tuple[int, Past | None]] = []
+        for row in rows:
+            key, now = row[0], attributes_from_list(row[4][column])
+            agreed, old = nodes.get(key), names.get(key, frozenset())
+            if agreed is None:
+                found.append((key, None))
+                continue
+            same = old == places_from_list(row[1]) and now == agreed.attributes[side]
+            if same and content_from_list(row[2]) == agreed.content:
+                continue  # other node numbers, or the other side's attributes
+            found.append((key, Past(old, agreed.content, agreed.attributes[side])))
+        log.record(self.pair, self.state().epoch.number + 1, found)
 
     def _count_names(self, keys: Iterable[int]) -> int:
         sql = "SELECT count(*) FROM agreed_name WHERE pair=? AND key"

@@ -9,7 +9,7 @@ from bisync.errors import PathError
 from bisync.fs.copying import remove_object
 from bisync.fs.store import Store
 
-_DAY_NS = 86_400 * 10**9
+DAY_NS = 86_400 * 10**9
 
 
 @dataclass(slots=True)
@@ -28,7 +28,7 @@ def drop_older(store: Store, days: int, now_ns: int) -> Dropped:
     Versions that another program put there, or whose record is missing, stay.
     """
     dropped = Dropped()
-    limit_ns = now_ns - days * _DAY_NS
+    limit_ns = now_ns - days * DAY_NS
     oldest = time.strftime("%Y-%m-%d", time.localtime(limit_ns / 1e9)).encode()
     if not any(day <= oldest for day in store.days()):
         return dropped
