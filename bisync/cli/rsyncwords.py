@@ -308,8 +308,9 @@ class _Short(argparse.Action):
     ) -> None:
         match option_string:
             case "-a" | "--archive":
-                for name in ("recursive", "links", "perms", "times", "group", "owner"):
+                for name in ("links", "perms", "times", "group", "owner"):
                     setattr(namespace, name, True)
+                namespace.recursive = namespace.recursive or "archive"  # not with --files-from
                 namespace.devices = namespace.specials = True
             case "-D":
                 namespace.devices = namespace.specials = True

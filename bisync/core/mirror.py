@@ -316,7 +316,7 @@ class Mirror:
         now = self._names_in_keys(held)
         if held is not None and not seen.is_dir:
             self._written.add(held.node.id)
-            if len(now) > 1:
+            if len(now) > 1 and not copied:
                 names |= now - names - self._lost.get(held.node.id, set())
         if seen.is_dir:
             self._directory_time(key, attributes)
@@ -324,7 +324,6 @@ class Mirror:
         if held is not None and not copied and now == names and self._same(seen, held, attributes):
             return
         if held is not None and copied and len(now) > 1 and now != names:
-            names = frozenset(self.pairs.places[key])
             for place in sorted(now & (names | self._lost.get(held.node.id, set()))):
                 self._lose_name(held.node.id, place)
             held, now = None, frozenset()

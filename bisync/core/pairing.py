@@ -58,6 +58,7 @@ class Pairs:
     extra_names: dict[Place, Held] = field(default_factory=dict)  # of nodes that have others
     shared: set[int] = field(default_factory=set)  # separate files that are one at the destination
     skipped: list[tuple[Seen, str]] = field(default_factory=list)
+    blocked: list[tuple[Seen, str]] = field(default_factory=list)  # with all that is in them
 
 
 class Pairing:
@@ -143,9 +144,9 @@ class Pairing:
                 return True
         if held is not None and self.wish.ignore_existing:
             if seen.is_dir:
-                self._new(seen, held)
-                return True
-            self.result.skipped.append((seen, "it exists"))
+                self.result.blocked.append((seen, "something else has its name"))
+            else:
+                self.result.skipped.append((seen, "it exists"))
             return False
         return self._by_identity(seen, held)
 

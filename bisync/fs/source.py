@@ -106,40 +106,42 @@ class SourceTree:
     def walk(self) -> list[Listed]:
         """Walk everything, parents before what they hold."""
         wanted = self.rules.files_from
-        stack = [(ROOT, b"", self._roots(), self.rules.filters, wanted)]
+        stack = [(ROOT, b"", self._roots(), wanted)]
         while stack:
-            key, path, origins, filters, names = stack.pop()
+            key, path, origins, names = stack.pop()
             self.rules.stop()
-            here = filters.within(path, partial(self._rules_file, origins))
             listed = Listed(key, path, complete=names is None)
-            subdirs = self._list(listed, origins, here, names)
+            subdirs = self._list(listed, origins, names)
             self.listings.append(listed)
             for seen, inside, below in reversed(subdirs):
                 child = path + b"/" + seen.name if path else seen.name
-                stack.append((seen.key, child, inside, here, below))
+                stack.append((seen.key, child, inside, below))
         if self.rules.prune_empty:
             self._prune()
         return self.listings
 
-    def _roots(self) -> list[_Origin]:
+    def _roots(self) -> list["_Inside"]:
+        files = self.rules.files_from
         for number, start in enumerate(self.starts):
-            if start.only is None and self.root is None and self.rules.wish.recursive:
+            if start.only is not None or (files is not None and not files.whole):
+                continue
+            if self.root is None and self.rules.wish.recursive:
                 info = os.fstat(start.fd)
                 self.root = self._seen(start.fd, b"", info, ROOT)
                 self.root.key = ROOT
                 self._where[ROOT] = _Origin(number, b""), b""
-        return [_Origin(number, b"") for number in range(len(self.starts))]
+        return [(_Origin(number, b""), self.rules.filters) for number in range(len(self.starts))]
 
     def _list(
         self,
         listed: Listed,
-        origins: list[_Origin],
-        filters: Filters,
+        origins: list["_Inside"],
         wanted: Wanted | None,
-    ) -> list[tuple[Seen, list[_Origin], Wanted | None]]:
-        found: dict[bytes, tuple[Seen, list[_Origin]]] = {}
-        for origin in origins:
+    ) -> list[tuple[Seen, list["_Inside"], Wanted | None]]:
+        found: dict[bytes, tuple[Seen, list[_Inside]]] = {}
+        for origin, above in origins:
             start = self.starts[origin.start]
+            filters = above.within(listed.path, partial(self._rules_file, origin))
             alone = start.only if not origin.path else None
             try:
                 fd = self._open(origin)
@@ -185,7 +187,7 @@ class SourceTree:
         fd: int,
         name: bytes,
         filters: Filters,
-        found: dict[bytes, tuple[Seen, list[_Origin]]],
+        found: dict[bytes, tuple[Seen, list["_Inside"]]],
         wanted: Wanted | None,
     ) -> None:
         start = self.starts[origin.start]
@@ -201,7 +203,8 @@ class SourceTree:
         is_dir = stat.S_ISDIR(info.st_mode)
         if self._is_ours(fd, name, path, is_dir=is_dir) or filters.hides(path, is_dir=is_dir):
             return
-        inside = _Origin(origin.start, origin.path + b"/" + name if origin.path else name)
+        below = _Origin(origin.start, origin.path + b"/" + name if origin.path else name)
+        inside = below, filters
         known = found.get(name)
         if known is not None and (known[0].is_dir or not is_dir):
             if is_dir:
@@ -272,18 +275,15 @@ class SourceTree:
         self.failed = True
         self.problems.append((path, reason))
 
-    def _rules_file(self, origins: list[_Origin], path: bytes) -> bytes | None:
+    def _rules_file(self, origin: _Origin, path: bytes) -> bytes | None:
         name = path.rsplit(b"/", 1)[-1]
-        for origin in origins:
-            try:
-                fd = os.open(
-                    name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._open(origin)
-                )
-            except (PathError, OSError):
-                continue
-            with open(fd, "rb") as file:
-                return file.read()
-        return None
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        try:
+            fd = os.open(name, flags, dir_fd=self._open(origin))
+        except (PathError, OSError):
+            return None
+        with open(fd, "rb") as file:
+            return file.read() if stat.S_ISREG(os.fstat(fd).st_mode) else None
 
     def _prune(self) -> None:
         """Leave out the directories that hold nothing but directories."""
@@ -422,6 +422,10 @@ class SourceTree:
         self.starts = []
 
 
+_Inside = tuple[_Origin, Filters]
+"""Where a directory lies, and the rules as they stand above it."""
+
+
 class _Shallow(Wanted):
     """What a directory holds, but nothing below that."""
 
@@ -476,9 +480,10 @@ def wanted_files(names: Iterator[bytes]) -> Wanted:
             node = node.below.setdefault(part, Wanted())
         if parts:
             node.whole = True
+            root.whole = root.whole or text.startswith(b"./")
             node.contents = node.contents or text.endswith((b"/", b"/."))
         else:
-            root.contents = True
+            root.contents = root.whole = True
     return root
 
 

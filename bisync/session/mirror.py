@@ -339,6 +339,9 @@ class MirrorRun:
         )
         self._pair(pairing, tree)
         pairs = pairing.finish()
+        folders = {each.key: each.path for each in tree.listings}
+        for seen, reason in pairs.blocked:
+            self._met(Met("beta", "problem", folders[seen.key], reason))
         mirror = Mirror(
             self.config.wish,
             pairs,

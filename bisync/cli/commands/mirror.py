@@ -77,6 +77,7 @@ def _log(path: str | None, stack: contextlib.ExitStack) -> TextIO | None:
 def _config(o: argparse.Namespace, stopper: Stopper) -> MirrorConfig:
     if o.delete_excluded:
         o.delete = True
+    o.recursive = o.recursive is True or (o.recursive == "archive" and o.files_from is None)
     if o.delete and not o.recursive:
         raise UsageError("--delete does not work without --recursive (-r)")
     if o.max_delete is not None and not o.max_delete.lstrip("-").isdecimal():
