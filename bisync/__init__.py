@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     from bisync.core.ignore import Ignore
     from bisync.core.resolve import Policy
     from bisync.core.safety import DeleteLimit
+    from bisync.core.wish import Wish
     from bisync.endpoint.interface import Endpoint
     from bisync.fs.conflicts import Quarrel, Take
     from bisync.fs.facts import PairFacts, RootFacts, facts
     from bisync.session.api import plan, sync
     from bisync.session.config import AfterRestore, Config, Fsync
     from bisync.session.conflicts import conflicts, resolve
+    from bisync.session.history import Moment, Restored, history, restore
+    from bisync.session.mirror import MirrorConfig, MirrorReport, mirror
     from bisync.session.report import Change, Event, Met, Progress, Report
     from bisync.session.session import Session
 
@@ -39,18 +42,26 @@ _LAZY = {
     "Ignore": "bisync.core.ignore",
     "Fsync": "bisync.session.config",
     "Met": "bisync.session.report",
+    "MirrorConfig": "bisync.session.mirror",
+    "MirrorReport": "bisync.session.mirror",
+    "Moment": "bisync.session.history",
     "PairFacts": "bisync.fs.facts",
     "Policy": "bisync.core.resolve",
     "Progress": "bisync.session.report",
     "Quarrel": "bisync.fs.conflicts",
     "Report": "bisync.session.report",
+    "Restored": "bisync.session.history",
     "RootFacts": "bisync.fs.facts",
     "Session": "bisync.session.session",
     "Take": "bisync.fs.conflicts",
+    "Wish": "bisync.core.wish",
     "conflicts": "bisync.session.conflicts",
     "facts": "bisync.fs.facts",
+    "history": "bisync.session.history",
+    "mirror": "bisync.session.mirror",
     "plan": "bisync.session.api",
     "resolve": "bisync.session.conflicts",
+    "restore": "bisync.session.history",
     "sync": "bisync.session.api",
 }
 
@@ -68,22 +79,30 @@ __all__ = [
     "HaltError",
     "Ignore",
     "Met",
+    "MirrorConfig",
+    "MirrorReport",
+    "Moment",
     "PairFacts",
     "PathError",
     "Policy",
     "Progress",
     "Quarrel",
     "Report",
+    "Restored",
     "RootFacts",
     "RootLockedError",
     "Session",
     "Take",
     "UsageError",
+    "Wish",
     "__version__",
     "conflicts",
     "facts",
+    "history",
+    "mirror",
     "plan",
     "resolve",
+    "restore",
     "sync",
 ]
 

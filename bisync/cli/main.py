@@ -113,6 +113,18 @@ def build_parser() -> argparse.ArgumentParser:
         "mirror", help="make a destination what its sources are; rsync's words", add_help=False
     )
     add_words(mirror)
+    for name, text in (
+        ("history", "what became of a path: its versions, renames, and where they are kept"),
+        ("restore", "put a file or folder back as it was at a time"),
+    ):
+        back = commands.add_parser(name, help=text)
+        back.add_argument("path", metavar="PATH", help="something in a root, now or formerly")
+        back.add_argument("--root", metavar="DIR", help="the root (found from PATH)")
+        back.add_argument("--state-dir", metavar="DIR", help="as given to sync")
+        back.add_argument("--json", action="store_true", help="one JSON object per line")
+        if name == "restore":
+            back.add_argument("--at", metavar="TIME", help="when (before its last change)")
+            back.add_argument("--to", metavar="DEST", help="a new place (where it was)")
     conflicts = commands.add_parser("conflicts", help="list, show and resolve conflicts")
     conflicts.add_argument(
         "words", nargs="*", metavar="list|show|resolve [ID|PATH]", help="what to do with which one"
@@ -144,7 +156,7 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # no name may break a run
     try:
         options = _parse(args)
-        name = "sync" if options.command == "plan" else options.command
+        name = {"plan": "sync", "restore": "history"}.get(options.command, options.command)
         command = import_module(f"bisync.cli.commands.{name}")
         return int(command.run(options))
     except BisyncError as error:

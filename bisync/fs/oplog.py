@@ -71,14 +71,14 @@ class OperationLog:
         ):
             yield key, _from_text(text)
 
-    def of(self, pair: int, key: int) -> list[Operation]:
-        """All operations on one node, the oldest first."""
-        rows = self.db.execute(
-            "SELECT time_ns, pair, epoch, key, before FROM operation "
-            "WHERE pair=? AND key=? ORDER BY seq",
-            (pair, key),
-        ).fetchall()
-        return [Operation(t, p, e, k, _from_text(text)) for t, p, e, k, text in rows]
+    def backwards(self, pair: int) -> Iterator[Operation]:
+        """All operations, the newest first."""
+        for t, p, e, k, text in self.db.execute(
+            "SELECT time_ns, pair, epoch, key, before FROM operation WHERE pair=? "
+            "ORDER BY seq DESC",
+            (pair,),
+        ):
+            yield Operation(t, p, e, k, _from_text(text))
 
     def ever_named(self, pair: int, name: bytes) -> list[int]:
         """The keys of nodes that once had a name (its last component)."""

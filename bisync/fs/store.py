@@ -42,6 +42,20 @@ class Kept:
     copied: bool  # the object itself is gone
 
 
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One line of a manifest: an object that was kept."""
+
+    time_ns: int
+    path: bytes  # where it was, below the root
+    kept: bytes  # where it is, below the store
+    kind: str
+    size: int
+    mtime_ns: int
+    reason: str
+    digest: str | None
+
+
 class Store:
     """One replica's rollback store; made when first needed."""
 
@@ -339,6 +353,28 @@ class Store:
                     continue  # cut off by a full disk or a crash
                 if isinstance(row, dict):
                     yield row
+
+    def versions(self) -> Iterator[Version]:
+        """The kept objects that the manifests tell of, oldest first; senseless lines are left out.
+
+        They may be gone since.
+        """
+        for row in self.records():
+            digest = row.get("digest")
+            try:
+                version = Version(
+                    int(row["time_ns"]),
+                    parse(row["path"]),
+                    parse(row["kept"]),
+                    str(row["kind"]),
+                    int(row["size"]),
+                    int(row["mtime_ns"]),
+                    str(row.get("reason", "")),
+                    digest if isinstance(digest, str) else None,
+                )
+            except (KeyError, TypeError, ValueError, AttributeError):
+                continue
+            yield version
 
     def find(self, path: bytes, digest: str | None) -> bytes | None:
         """Where the last version of a path with this digest was kept, by the manifests.

@@ -4,7 +4,7 @@ import contextlib
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from bisync.core.filters import Filters
@@ -689,8 +689,8 @@ def _batches(steps: list[Transition]) -> Iterator[list[Transition]]:
 
 
 def mirror(
-    sources: list[bytes],
-    destination: bytes,
+    sources: Iterable[str | bytes | os.PathLike[str]],
+    destination: str | bytes | os.PathLike[str],
     config: MirrorConfig | None = None,
     *,
     listener: Listener = lambda _event: None,
@@ -698,11 +698,19 @@ def mirror(
 ) -> MirrorReport:
     """Make a destination what its sources are, within what the configuration asks for.
 
+    Args:
+        sources: spelled as for rsync: ``"folder/"`` is what it holds, ``"folder"`` itself.
+        destination: a folder, made if only its last component is missing; or a file.
+        config: what to carry; the default carries names and contents of single files.
+        listener: gets every event.
+        dry: decide everything, change nothing.
+
     Raises:
         UsageError: the request makes no sense.
         RootLockedError: another engine works on the destination.
         HaltError: a root guard wants a person's word.
         EndpointError: the destination cannot be worked on.
     """
-    run = MirrorRun(sources, destination, config or MirrorConfig(), listener, dry=dry)
-    return run.run()
+    names = [os.fsencode(source) for source in sources]
+    where = os.fsencode(destination)
+    return MirrorRun(names, where, config or MirrorConfig(), listener, dry=dry).run()

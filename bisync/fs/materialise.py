@@ -1,0 +1,230 @@
+"""Build a tree of an earlier time at a new place, each content found by its digest."""
+
+import os
+import stat
+from dataclasses import dataclass, field, replace
+
+from bisync.core.node import Attributes, Kind
+from bisync.core.past import Past
+from bisync.errors import PathError
+from bisync.fs.content import read_version
+from bisync.fs.copying import write_chunk
+from bisync.fs.meta import apply_attributes, attributes_of, read_xattrs
+from bisync.fs.restore import parent_of
+from bisync.fs.store import Store, Version
+
+_PRIVATE = 0o700
+
+
+@dataclass(slots=True)
+class Origin:
+    """A root and its store, where contents may be."""
+
+    root: bytes
+    store_name: bytes
+    _store: Store | None = None
+    _fd: int = -1
+    _by_digest: dict[str, list[Version]] = field(default_factory=dict)
+    _by_path: dict[bytes, list[Version]] = field(default_factory=dict)
+
+    def store(self) -> Store | None:
+        """The store; ``None`` where there is none."""
+        if self._fd < 0:
+            self._fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            store = Store(self._fd, self.store_name, "")
+            if store.exists():
+                self._store = store
+                for version in store.versions():
+                    if version.digest is not None:
+                        self._by_digest.setdefault(version.digest, []).append(version)
+                    self._by_path.setdefault(version.path, []).append(version)
+        return self._store
+
+    @property
+    def fd(self) -> int:
+        """The root's descriptor."""
+        self.store()
+        return self._fd
+
+    def find(self, past: Past, path: bytes) -> Version | None:
+        """A kept version with a content, if it is still there.
+
+        By its digest, by path, size and time where there is none, and inside of directories
+        that were kept as a whole.
+        """
+        store = self.store()
+        if store is None:
+            return None
+        content = past.content
+        time_ns = None if past.attributes is None else past.attributes.mtime_ns
+        found: list[Version] = []
+        if content.digest is not None:
+            found += reversed(self._by_digest.get(content.digest.hex(), []))
+        for version in reversed(self._by_path.get(path, [])):
+            same = (version.size, version.mtime_ns) == (content.size, time_ns)
+            if same and (version.digest is None or content.digest is None):
+                found.append(version)
+        found += self._inside(path, content.size)
+        return next((v for v in found if _is_there(store, v)), None)
+
+    def _inside(self, path: bytes, size: int) -> list[Version]:
+        """What a path would be in each kept directory above it."""
+        found, at = [], len(path)
+        while (at := path.rfind(b"/", 0, at)) > 0:
+            for version in reversed(self._by_path.get(path[:at], [])):
+                if version.kind == "dir":
+                    kept = version.kept + path[at:]
+                    found.append(replace(version, kept=kept, size=size, kind="file", digest=None))
+        return found
+
+    def close(self) -> None:
+        """Give the descriptors back."""
+        if self._store is not None:
+            self._store.close()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class Builder:
+    """Makes entries of an earlier time, parents first; directories get their attributes last."""
+
+    def __init__(self, places: list[Origin], live: dict[bytes, bytes]) -> None:
+        """``live``: digest -> a path below the roots where that content is now."""
+        self.places = places
+        self.live = live
+        self.incomplete: list[bytes] = []
+        self._directories: list[tuple[bytes, Attributes]] = []
+
+    def make(self, names: list[bytes], past: Past, target: bytes) -> None:
+        """Make one entry.
+
+        Args:
+            names: where it was below the root, then and when it went, to find its content.
+            target: where to make it; nothing may be there.
+        """
+        content, wanted = past.content, past.attributes
+        match content.kind:
+            case Kind.DIR:
+                os.mkdir(target, _PRIVATE)
+                if wanted is not None:
+                    self._directories.append((target, wanted))
+                return
+            case Kind.FILE:
+                if not any(self._file(path, past, target) for path in names):
+                    self.incomplete.append(names[0])
+                    return
+            case Kind.SYMLINK:
+                os.symlink(content.target, target)
+            case Kind.FIFO:
+                os.mkfifo(target, 0o600)
+            case Kind.SOCKET:
+                os.mknod(target, stat.S_IFSOCK | 0o600)
+            case Kind.CHAR:
+                os.mknod(target, stat.S_IFCHR | 0o600, content.rdev)
+            case Kind.BLOCK:
+                os.mknod(target, stat.S_IFBLK | 0o600, content.rdev)
+        if wanted is not None:
+            _dress(target, content.kind, wanted)
+
+    def finish(self) -> None:
+        """Directories get their attributes, the deepest first."""
+        for target, wanted in reversed(self._directories):
+            _dress(target, Kind.DIR, wanted)
+        for place in self.places:
+            place.close()
+
+    def _file(self, path: bytes, past: Past, target: bytes) -> bool:
+        for place in self.places:
+            if self._copy_live(place, path, past, target) or self._copy_kept(
+                place, path, past, target
+            ):
+                return True
+        return False
+
+    def _copy_live(self, place: Origin, path: bytes, past: Past, target: bytes) -> bool:
+        digest = past.content.digest
+        candidates = [path] if digest is None else [self.live.get(digest, path)]
+        for candidate in candidates:
+            try:
+                with parent_of(place.fd, candidate) as (fd, name):
+                    info = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                    if not stat.S_ISREG(info.st_mode) or not _may_be(info, past):
+                        continue
+                    if _copy(fd, name, past, target):
+                        return True
+            except (PathError, OSError):
+                continue  # the next place has it, or none: then it is said
+        return False
+
+    def _copy_kept(self, place: Origin, path: bytes, past: Past, target: bytes) -> bool:
+        version, store = place.find(past, path), place.store()
+        if version is None or store is None:
+            return False
+        try:
+            fd, name = store.open_kept(version.kept)
+        except OSError:
+            return False
+        try:
+            return _copy(fd, name, past, target)
+        except (PathError, OSError):
+            return False
+        finally:
+            os.close(fd)
+
+
+def _is_there(store: Store, version: Version) -> bool:
+    try:
+        fd, name = store.open_kept(version.kept)
+    except OSError:
+        return False
+    try:
+        info = os.stat(name, dir_fd=fd, follow_symlinks=False)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return version.kind != "file" or info.st_size == version.size
+
+
+def _may_be(info: os.stat_result, past: Past) -> bool:
+    """Whether a live file can be the version; its digest decides where it is known."""
+    if info.st_size != past.content.size:
+        return False
+    if past.content.digest is not None or past.attributes is None:
+        return True
+    return info.st_mtime_ns == past.attributes.mtime_ns
+
+
+def _copy(fd: int, name: bytes, past: Past, target: bytes) -> bool:
+    """Copy one file; ``False`` (and nothing made) if it is not that version."""
+    out = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        version = read_version(
+            fd, name, lambda chunk: write_chunk(out, chunk), restart=lambda: os.ftruncate(out, 0)
+        )
+        os.ftruncate(out, version.size)
+        fits = past.content.digest in (None, version.digest)
+        if fits:
+            os.fsync(out)
+    except BaseException:
+        os.unlink(target)
+        raise
+    finally:
+        os.close(out)
+    if not fits:
+        os.unlink(target)
+    return fits
+
+
+def _dress(target: bytes, kind: Kind, wanted: Attributes) -> None:
+    """Set attributes as far as this user may."""
+    folder, _, name = target.rpartition(b"/")
+    fd = os.open(folder or b"/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        now = attributes_of(os.stat(name, dir_fd=fd, follow_symlinks=False), *read_xattrs(fd, name))
+        if os.geteuid() != 0:
+            wanted = replace(wanted, uid=now.uid, gid=now.gid)
+        apply_attributes(fd, name, kind, now, wanted)
+    finally:
+        os.close(fd)

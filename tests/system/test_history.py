@@ -1,0 +1,246 @@
+"""Looking back: history that follows renames, folders and files as they were at a time."""
+
+import os
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+import bisync
+from bisync.cli.moments import moment
+from bisync.errors import UsageError
+from tests.trees import edit, kept, look, put, run, snapshot, sync
+
+Pair = tuple[Path, Path]
+FULL = os.environ.get("BISYNC_FULL", "") not in {"", "0"}
+SEED = int(os.environ.get("BISYNC_SEED", "1"))
+DAYS, CHANGES, INSTANTS = (365, 200, 50) if FULL else (25, 40, 10)
+YES = bisync.Config(yes=True, keep_days=None)
+
+
+def _history(path: Path, *words: str) -> list[dict[str, object]]:
+    return run("history", "--json", path, *words).objects
+
+
+def _restore(path: Path, *words: str | Path, check: int = 0) -> dict[str, object]:
+    return run("restore", "--json", path, *words, check=check).objects[-1]
+
+
+def test_history_follows_renames(pair: Pair):
+    """A path's node: made, edited, moved, edited by the other side, deleted."""
+    a, b = pair
+    put(a / "other", b"other")
+    sync(a, b)
+    put(a / "d/x", b"one")
+    sync(a, b)
+    edit(a / "d/x", b"two")
+    sync(a, b)
+    (a / "d/x").rename(a / "y")
+    sync(a, b)
+    edit(b / "y", b"three")
+    sync(a, b)
+    (b / "y").unlink()
+    sync(a, b)
+    for root in (a, b):
+        for name in ("d/x", "y"):
+            found = [(m["action"], m["path"]) for m in _history(root / name)]
+            found = [step for step in found if step[0] != "attributes"]
+            assert found == [
+                ("created", "d/x"),
+                ("modified", "d/x"),
+                ("moved", "y"),
+                ("modified", "y"),
+                ("deleted", "y"),
+            ]
+    assert all(m["complete"] for m in _history(a / "y"))
+
+
+def test_restore_a_file(pair: Pair):
+    """Without a time: the version before its last change; what is there now is kept."""
+    a, b = pair
+    put(a / "d/x", b"one")
+    sync(a, b)
+    edit(a / "d/x", b"two")
+    sync(a, b)
+    assert _restore(a / "d/x")["restored"] == 1
+    assert look(a)["d/x"] == b"one"
+    assert b"two" in {c for _, c in kept(a)}
+    sync(a, b)
+    assert look(b)["d/x"] == b"one"
+
+
+def test_restore_a_deleted_folder(pair: Pair):
+    """A folder that is gone comes back with all that was in it."""
+    a, b = pair
+    put(a / "d/e/x", b"x", mode=0o640)
+    put(a / "d/y", b"y")
+    os.symlink("y", a / "d/l")
+    os.link(a / "d/y", a / "d/z")
+    sync(a, b)
+    before = snapshot(a)
+    time_ns = time.time_ns()
+    for path in ("d/e/x", "d/y", "d/l", "d/z"):
+        (a / path).unlink()
+    (a / "d/e").rmdir()
+    (a / "d").rmdir()
+    sync(a, b, "--yes")
+    _restore(b / "d", "--at", f"@{time_ns / 1e9:.9f}")
+    sync(a, b)
+    after = snapshot(a)
+    assert after.keys() == before.keys()
+    for path, entry in before.items():
+        assert (after[path].digest, after[path].mode) == (entry.digest, entry.mode)
+    assert after[b"d/z"].names == before[b"d/z"].names
+
+
+def test_restore_leaves_out_what_was_made_later(pair: Pair):
+    """The folder as it was: younger files go to the store, older names come back."""
+    a, b = pair
+    put(a / "d/x", b"x")
+    sync(a, b)
+    time_ns = time.time_ns()
+    (a / "d/x").rename(a / "d/y")
+    put(a / "d/new", b"new")
+    sync(a, b)
+    _restore(a / "d", "--at", f"@{time_ns / 1e9:.9f}")
+    assert look(a) == {"d": None, "d/x": b"x"}
+    assert b"new" in {c for _, c in kept(a)}
+
+
+def test_restore_elsewhere(pair: Pair, tmp_path: Path):
+    """--to a new place changes nothing in the root; an existing one is refused."""
+    a, b = pair
+    put(a / "x", b"one")
+    sync(a, b)
+    time_ns = time.time_ns()
+    edit(a / "x", b"two")
+    sync(a, b)
+    _restore(a, "--at", f"@{time_ns / 1e9:.9f}", "--to", tmp_path / "then")
+    assert look(tmp_path / "then") == {"x": b"one"}
+    assert look(a) == {"x": b"two"}
+    said = run("restore", a, "--at", "1s", "--to", tmp_path / "then", check=2).stderr
+    assert "exists" in said
+
+
+def test_content_that_is_nowhere(pair: Pair, tmp_path: Path):
+    """A missing link in the chain is said beforehand; in place nothing is changed."""
+    a, b = pair
+    put(a / "d/x", b"one")
+    put(a / "d/y", b"y")
+    sync(a, b)
+    time_ns = time.time_ns()
+    edit(a / "d/x", b"two")
+    sync(a, b)
+    for path in (b / "rsync-rollback").rglob("x"):
+        path.unlink()
+    (last,) = [m for m in _history(a / "d/x") if m["action"] == "modified"]
+    assert last["complete"] is False
+    at = f"@{time_ns / 1e9:.9f}"
+    said = run("restore", a / "d", "--at", at, check=23).stderr
+    assert "nowhere" in said
+    assert look(a)["d/x"] == b"two"
+    row = _restore(a / "d", "--at", at, "--to", tmp_path / "then", check=23)
+    assert row["incomplete"] == 1
+    assert look(tmp_path / "then") == {"y": b"y"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["none"], "no earlier version"),
+        (["x", "--at", "soon"], "--at soon"),
+        (["x", "--at", "2001-01-01"], "the log begins"),
+        (["none", "--at", "0s"], "did not exist"),
+        (["../outside"], "not"),
+    ],
+)
+def test_bad_words(here: Pair, words: list[str], said: str):
+    """One clear line, exit code 2, nothing changed."""
+    a, b = here
+    put(a / "x", b"x")
+    sync(a, b)
+    before = snapshot(a)
+    outcome = run("restore", *words, cwd=a, check=2)
+    assert said in outcome.stderr
+    assert outcome.stderr.count("\n") == 1
+    assert snapshot(a) == before
+
+
+def test_moments():
+    """Times as people write them."""
+    now = 1_700_000_000 * 10**9
+    assert moment("@1699999999", now) == 1_699_999_999 * 10**9
+    assert moment("2h ago", now) == now - 7200 * 10**9
+    assert moment("3d", now) == now - 3 * 86_400 * 10**9
+    assert moment("2023-11-14T22:13:20+00:00", now) == now
+    assert moment("2023-11-14", now) < now
+    with pytest.raises(UsageError):
+        moment("tomorrow", now)
+
+
+class _Life:
+    """Users who change the trees, day by day; what both destroy on one day is nowhere."""
+
+    def __init__(self, roots: Pair, seed: int) -> None:
+        self.roots = roots
+        self.chance = random.Random(seed)
+        self.token = 0
+
+    def change(self, root: Path) -> None:
+        files = sorted(p for p in root.rglob("*") if self._is_content(p, root) and p.is_file())
+        folders = sorted(p for p in root.rglob("*") if self._is_content(p, root) and p.is_dir())
+        kind = self.chance.random()
+        if kind < 0.35 or len(files) < 10:
+            folder = self.chance.choice([root, *folders])
+            put(folder / f"f{self.chance.randrange(10**6)}", self._data())
+        elif kind < 0.65:
+            edit(self.chance.choice(files), self._data())
+        elif kind < 0.8:
+            path = self.chance.choice(files)
+            path.rename(self.chance.choice([root, *folders]) / f"r{self.chance.randrange(10**6)}")
+        elif kind < 0.85 and folders:
+            path = self.chance.choice(folders)
+            path.rename(root / f"d{self.chance.randrange(10**6)}")
+        elif kind < 0.88:
+            (self.chance.choice([root, *folders]) / f"d{self.chance.randrange(10**6)}").mkdir()
+        else:
+            self.chance.choice(files).unlink()
+
+    def _data(self) -> bytes:
+        self.token += 1
+        return b"token %d\n" % self.token * self.chance.randrange(1, 30)
+
+    @staticmethod
+    def _is_content(path: Path, root: Path) -> bool:
+        return path.relative_to(root).parts[0] not in (".bisync", "rsync-rollback")
+
+
+@pytest.mark.timeout(0 if FULL else 600)
+def test_a_year(here: Pair, tmp_path: Path):
+    """Any of the instants between two days: the tree as it was, byte for byte, on either side.
+
+    A few weeks in CI; a year of 200 changes a day with ``BISYNC_FULL=1``.
+    """
+    a, b = here
+    life = _Life(here, SEED)
+    trees: list[tuple[int, dict[str, bytes | str | None]]] = []
+    for _ in range(DAYS):
+        root = life.chance.choice(here)
+        for _ in range(CHANGES):
+            life.change(root)
+        report = bisync.sync(a, b, YES)
+        assert report.exit_code == 0
+        trees.append((time.time_ns(), look(a)))
+    chosen = random.Random(SEED).sample(trees, INSTANTS)
+    for number, (time_ns, wanted) in enumerate(chosen):
+        place = tmp_path / f"then-{number}"
+        began = time.monotonic()
+        done = bisync.restore((a, b)[number % 2], b"", time_ns, os.fsencode(place))
+        took = time.monotonic() - began
+        assert done.incomplete == []
+        assert look(place) == wanted
+    store = sum(p.stat().st_size for root in here for p in (root / "rsync-rollback").rglob("*"))
+    state = sum((root / ".bisync/state.db").stat().st_size for root in here)
+    print(f"{DAYS} days of {CHANGES} changes: stores {store} bytes, state {state} bytes, "
+          f"{len(wanted)} entries restored in {took:.1f} s")  # fmt: skip
