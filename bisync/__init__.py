@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from bisync.session.config import AfterRestore, Config, Fsync
     from bisync.session.conflicts import conflicts, resolve
     from bisync.session.history import Moment, Restored, history, restore
-    from bisync.session.mirror import MirrorConfig, MirrorReport, mirror
+    from bisync.session.mirror import mirror
+    from bisync.session.mirrorconfig import MirrorConfig, MirrorReport
     from bisync.session.report import Change, Event, Met, Progress, Report
     from bisync.session.session import Session
 
@@ -42,8 +43,8 @@ _LAZY = {
     "Ignore": "bisync.core.ignore",
     "Fsync": "bisync.session.config",
     "Met": "bisync.session.report",
-    "MirrorConfig": "bisync.session.mirror",
-    "MirrorReport": "bisync.session.mirror",
+    "MirrorConfig": "bisync.session.mirrorconfig",
+    "MirrorReport": "bisync.session.mirrorconfig",
     "Moment": "bisync.session.history",
     "PairFacts": "bisync.fs.facts",
     "Policy": "bisync.core.resolve",

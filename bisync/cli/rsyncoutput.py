@@ -8,7 +8,7 @@ from bisync.cli.output import line
 from bisync.core.mirror import Item
 from bisync.core.node import Kind
 from bisync.errors import UsageError
-from bisync.session.mirror import MirrorReport
+from bisync.session.mirrorconfig import MirrorReport
 
 _KNOWN = "infLlo%"
 _KINDS = (

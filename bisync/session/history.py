@@ -25,7 +25,8 @@ from bisync.fs.oplog import MIRRORS, OperationLog, agreed_now, observed_now
 from bisync.fs.replica import Options, Replica
 from bisync.fs.store import Version
 from bisync.fs.walk import ScanRules
-from bisync.session.mirror import MirrorConfig, mirror
+from bisync.session.mirror import mirror
+from bisync.session.mirrorconfig import MirrorConfig
 from bisync.session.report import Listener, Report
 
 

@@ -1,13 +1,11 @@
 """``destination := source``, once: walk the sources, observe the destination, make it so."""
 
-import contextlib
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
-from bisync.core.filters import Filters
 from bisync.core.ignore import Matcher
 from bisync.core.mirror import Doomed, Item, Mirror, MirrorPlan
 from bisync.core.node import ROOT, Kind, NodeId, Side
@@ -16,53 +14,23 @@ from bisync.core.path import STORE_DIR, valid_name
 from bisync.core.plan import Park, Remove, Replace, Transition, keys_of
 from bisync.core.safety import HOUR_NS, DeleteLimit, withhold
 from bisync.core.safety import Wanted as WantedDeletions
-from bisync.core.wish import Held, Seen, Wish
+from bisync.core.wish import Seen
 from bisync.delta.digest import digest_of
 from bisync.endpoint.destination import Destination
 from bisync.errors import BisyncError, EndpointError, Interrupted, PathError, UsageError
 from bisync.fs.memory import Lesson
 from bisync.fs.replica import Options
 from bisync.fs.result import Result, Status
-from bisync.fs.root import OPEN_DIR, enclosing_root
-from bisync.fs.source import Pace, Rules, SourceTree, Start, Wanted, open_source
+from bisync.fs.root import enclosing_root
+from bisync.fs.source import Pace, Rules, SourceTree, Start, open_source
 from bisync.fs.walk import ScanRules
-from bisync.session.report import Change, Listener, Met, Progress, Report, met_from
+from bisync.session.mirrorconfig import MirrorConfig, MirrorReport
+from bisync.session.protection import Protection
+from bisync.session.report import Change, Listener, Met, Progress, met_from
 
 _BATCH = 2000  # steps applied at a time
 _ROUNDS = 3  # how often what changed under our hands is looked at again
 _LIMIT = DeleteLimit()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MirrorConfig:
-    """What a mirror run is asked to do. The defaults carry nothing but names and contents."""
-
-    wish: Wish = field(default_factory=Wish)
-    filters: Filters = field(default_factory=Filters)
-    files_from: Wanted | None = None
-    one_file_system: bool = False
-    prune_empty: bool = False
-    ignore_errors: bool = False
-    max_delete: int | None = None  # the first so many are done; the guard is off then
-    yes: bool = False  # approve what the guard would withhold
-    backup_dir: bytes | None = None  # relative to the destination, or absolute
-    keep: bool = True  # displaced versions stay in the store
-    bwlimit: int = 0  # bytes in a second; 0: no limit
-    fsync: bool = True
-    workers: int = 2
-    stop: Callable[[], None] = lambda: None
-
-
-@dataclass(slots=True)
-class MirrorReport(Report):
-    """A report, and what is to be told of single entries."""
-
-    items: list[Item] = field(default_factory=list)
-    listed: list[Seen] = field(default_factory=list)  # everything the source has
-    transferred_bytes: int = 0
-    transferred: int = 0
-    created_kinds: dict[Kind, int] = field(default_factory=dict)
-    deleted_kinds: dict[bool, int] = field(default_factory=dict)  # whether a directory
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +297,7 @@ class MirrorRun:
         identity = " ".join(start.identity for start in tree.starts)
         before = side.remember(digest_of(location).hex(), identity)
         assert side.memory is not None
-        protection = _Protection(self.config.filters, side, self._complete(tree))
+        protection = Protection(self.config.filters, side, self._complete(tree))
         pairing = Pairing(
             self.config.wish,
             side.memory,
@@ -356,7 +324,7 @@ class MirrorRun:
         if self.dry:
             return False
         results = self._apply(side, tree, plan)
-        again = self._settle(side, tree, pairs, plan, results)
+        again = self._settle(pairs, plan, results)
         self._set_times(side, plan, results)
         side.finish(
             self._lessons(side, tree, pairs, plan, results), self._count(doomed), time.time_ns()
@@ -469,14 +437,7 @@ class MirrorRun:
             case status:
                 self._met(Met("beta", status.value, path, result.reason))
 
-    def _settle(
-        self,
-        side: Destination,
-        tree: SourceTree,
-        pairs: Pairs,
-        plan: MirrorPlan,
-        results: list[Result],
-    ) -> bool:
+    def _settle(self, pairs: Pairs, plan: MirrorPlan, results: list[Result]) -> bool:
         """Count what was done; whether something has to be looked at again."""
         failed = _failed(results)
         stale = any(r.status is Status.STALE for r in results)
@@ -487,14 +448,13 @@ class MirrorRun:
             self.report.items.append(item)
             if seen is None:
                 continue
-            self._count_item(seen, pairs, plan, item)
+            self._count_item(seen, plan, item)
         for doomed in (r.step for r in results if r.status is Status.DONE):
             if isinstance(doomed, Remove):
                 self.report.deleted += 1 + len(doomed.members)
-        del side, tree
         return stale
 
-    def _count_item(self, seen: Seen, pairs: Pairs, plan: MirrorPlan, item: Item) -> None:
+    def _count_item(self, seen: Seen, plan: MirrorPlan, item: Item) -> None:
         report = self.report
         new = item.letters.endswith("+++++++++")
         if item.old_path is not None:
@@ -511,7 +471,6 @@ class MirrorRun:
         if not new and item.letters[0] == "." and item.old_path is None:
             action = "attributes"
         self.tell(Change("beta", action, item.path, "", item.old_path, seen.content.size))
-        del pairs
 
     def _set_times(self, side: Destination, plan: MirrorPlan, results: list[Result]) -> None:
         """Directory times, deepest first, when nothing else is left to do."""
@@ -583,8 +542,7 @@ class MirrorRun:
     def _tell_plan(self, plan: MirrorPlan, doomed: list[Doomed]) -> None:
         for path, reason in plan.problems:
             self._met(Met("beta", "problem", path, reason))
-        for _side, nodes, reason in plan.plan.blocked:
-            del nodes
+        for _, _, reason in plan.plan.blocked:
             self._met(Met("beta", "problem", b"", reason))
         for each in doomed:
             self.report.items.append(Item("*deleting  ", each.path, each.is_dir))
@@ -604,66 +562,6 @@ class MirrorRun:
 
     def _note(self, path: bytes, text: str) -> None:
         self.tell(Met("", "note", path, text))
-
-
-class _Protection:
-    """The filter at the destination, with the files of rules that lie there."""
-
-    def __init__(self, filters: Filters, side: Destination, complete: dict[bytes, bool]) -> None:
-        self._complete = complete
-        self._filters = filters
-        self._root = side.side.replica.root.fd
-        self._below = side.below
-        self._path = side.side.path
-        self._here: dict[bytes, Filters] = {}
-
-    def covers(self, held: Held) -> bool:
-        """Whether a node may not be deleted where it is."""
-        path = self._path(held.node.id)
-        below = self._below + b"/" if self._below else b""
-        if path is None or not path.startswith(below):
-            return True
-        path = path[len(below) :]
-        return not self._is_extra(path) or self(path, is_dir=held.is_dir, deleting=False)
-
-    def _is_extra(self, path: bytes) -> bool:
-        """Whether a path is where everything that the source has was seen."""
-        at = 0
-        while self._complete.get(path[: max(at - 1, 0)], False):
-            slash = path.find(b"/", at)
-            if slash < 0 or path[:slash] not in self._complete:
-                return True  # itself, or a directory above it that the source does not have
-            at = slash + 1
-        return False
-
-    def __call__(self, path: bytes, *, is_dir: bool, deleting: bool) -> bool:
-        folder = path.rpartition(b"/")[0]
-        return self._within(folder).protects(path, is_dir=is_dir, deleting=deleting)
-
-    def _within(self, folder: bytes) -> Filters:
-        known = self._here.get(folder)
-        if known is None:
-            above = self._within(folder.rpartition(b"/")[0]) if folder else self._filters
-            known = self._here[folder] = above.within(folder, self._read)
-        return known
-
-    def _read(self, path: bytes) -> bytes | None:
-        """A file of rules at the destination; links are not followed."""
-        *parts, name = [*self._below.split(b"/"), *path.split(b"/")]
-        fd = os.dup(self._root)
-        try:
-            for part in filter(None, parts):
-                below = os.open(part, OPEN_DIR, dir_fd=fd)
-                os.close(fd)
-                fd = below
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-            with open(os.open(name, flags, dir_fd=fd), "rb") as file:
-                return file.read()
-        except OSError:
-            return None
-        finally:
-            with contextlib.suppress(OSError):
-                os.close(fd)
 
 
 def _failed(results: list[Result]) -> set[int]:

@@ -15,7 +15,8 @@ from bisync.core.filters import Filters, parse_filters
 from bisync.core.wish import Wish
 from bisync.errors import UsageError
 from bisync.fs.source import Wanted, wanted_files
-from bisync.session.mirror import MirrorConfig, mirror
+from bisync.session.mirror import mirror
+from bisync.session.mirrorconfig import MirrorConfig
 
 _KIB = 1024
 

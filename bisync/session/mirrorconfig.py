@@ -1,0 +1,43 @@
+"""What a mirror run is asked to do, and what it tells afterwards."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from bisync.core.filters import Filters
+from bisync.core.mirror import Item
+from bisync.core.node import Kind
+from bisync.core.wish import Seen, Wish
+from bisync.fs.source import Wanted
+from bisync.session.report import Report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MirrorConfig:
+    """What a mirror run is asked to do. The defaults carry nothing but names and contents."""
+
+    wish: Wish = field(default_factory=Wish)
+    filters: Filters = field(default_factory=Filters)
+    files_from: Wanted | None = None
+    one_file_system: bool = False
+    prune_empty: bool = False
+    ignore_errors: bool = False
+    max_delete: int | None = None  # the first so many are done; the guard is off then
+    yes: bool = False  # approve what the guard would withhold
+    backup_dir: bytes | None = None  # relative to the destination, or absolute
+    keep: bool = True  # displaced versions stay in the store
+    bwlimit: int = 0  # bytes in a second; 0: no limit
+    fsync: bool = True
+    workers: int = 2
+    stop: Callable[[], None] = lambda: None
+
+
+@dataclass(slots=True)
+class MirrorReport(Report):
+    """A report, and what is to be told of single entries."""
+
+    items: list[Item] = field(default_factory=list)
+    listed: list[Seen] = field(default_factory=list)  # everything the source has
+    transferred_bytes: int = 0
+    transferred: int = 0
+    created_kinds: dict[Kind, int] = field(default_factory=dict)
+    deleted_kinds: dict[bool, int] = field(default_factory=dict)  # whether a directory
