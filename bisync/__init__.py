@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from bisync.session.mirrorconfig import MirrorConfig, MirrorReport
     from bisync.session.report import Change, Event, Met, Progress, Report
     from bisync.session.session import Session
+    from bisync.session.verify import verify
+    from bisync.session.why import why
 
 __version__ = "0.1.0"
 
@@ -64,6 +66,8 @@ _LAZY = {
     "resolve": "bisync.session.conflicts",
     "restore": "bisync.session.history",
     "sync": "bisync.session.api",
+    "verify": "bisync.session.verify",
+    "why": "bisync.session.why",
 }
 
 __all__ = [
@@ -105,6 +109,8 @@ __all__ = [
     "resolve",
     "restore",
     "sync",
+    "verify",
+    "why",
 ]
 
 

@@ -116,6 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, text in (
         ("history", "what became of a path: its versions, renames, and where they are kept"),
         ("restore", "put a file or folder back as it was at a time"),
+        ("why", "the last decisions about a path, by which rule, and what waits"),
     ):
         back = commands.add_parser(name, help=text)
         back.add_argument("path", metavar="PATH", help="something in a root, now or formerly")
@@ -125,6 +126,23 @@ def build_parser() -> argparse.ArgumentParser:
         if name == "restore":
             back.add_argument("--at", metavar="TIME", help="when (before its last change)")
             back.add_argument("--to", metavar="DEST", help="a new place (where it was)")
+    verify = commands.add_parser("verify", help="find bit rot, and repair it from a peer or store")
+    verify.add_argument("root", metavar="ROOT", help="the root to read")
+    verify.add_argument("peer", metavar="PEER", nargs="?", help="another root of the pair")
+    verify.add_argument("--sample", metavar="N%", default="100%", help="read only a share (100%%)")
+    verify.add_argument("--repair", action="store_true", help="bring intact content back")
+    verify.add_argument("--state-dir", metavar="DIR", help="as given to sync")
+    verify.add_argument("--json", action="store_true", help="one JSON object")
+    rollback = commands.add_parser("rollback", help="the store of displaced versions")
+    rollback.add_argument(
+        "words", nargs="*", metavar="list|prune|lock|unlock|merge STORE", help="what to do"
+    )
+    rollback.add_argument("--keep", metavar="AGE", help="prune: remove days older than this")
+    rollback.add_argument("--day", metavar="DAY", help="prune: remove this day (YYYY-MM-DD)")
+    rollback.add_argument("--root", metavar="DIR", help="the root (found from the current folder)")
+    rollback.add_argument("--state-dir", metavar="DIR", help="as given to sync")
+    rollback.add_argument("--rollback-dir", metavar="DIR", help="as given to sync")
+    rollback.add_argument("--json", action="store_true", help="one JSON object per line")
     conflicts = commands.add_parser("conflicts", help="list, show and resolve conflicts")
     conflicts.add_argument(
         "words", nargs="*", metavar="list|show|resolve [ID|PATH]", help="what to do with which one"
@@ -140,7 +158,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
     """Parse; options may stand before, between and behind the words of a command."""
     parser = build_parser()
     options, rest = parser.parse_known_args(args)
-    words = {"conflicts": "words", "mirror": "paths"}.get(options.command)
+    words = {"conflicts": "words", "rollback": "words", "mirror": "paths"}.get(options.command)
     if rest and (words is None or any(word[:1] == "-" for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if words is not None:

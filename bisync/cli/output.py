@@ -66,7 +66,7 @@ class Output:
         self._last = now
         text = f"{event.phase}: {event.done} entries"
         if event.bytes:
-            text += f", {_size(event.bytes)}"
+            text += f", {human_size(event.bytes)}"
         if self._status is not None:
             self._status.update(text)
         elif self._plain_progress:
@@ -109,8 +109,8 @@ class Output:
             f"moved {r.moves}, deleted {r.deleted}, kept {r.kept}"
         )
         line(
-            f"sent {_size(r.bytes_sent)}, received {_size(r.bytes_received)} "
-            f"(literal {_size(r.literal_bytes)}, matched {_size(r.matched_bytes)}) "
+            f"sent {human_size(r.bytes_sent)}, received {human_size(r.bytes_received)} "
+            f"(literal {human_size(r.literal_bytes)}, matched {human_size(r.matched_bytes)}) "
             f"in {r.elapsed_s:.2f} s"
         )
         trouble = [
@@ -136,7 +136,8 @@ def line(text: str) -> None:
     print(text, flush=False)
 
 
-def _size(count: int) -> str:
+def human_size(count: int) -> str:
+    """Bytes for people."""
     value = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024:

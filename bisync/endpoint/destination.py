@@ -92,7 +92,8 @@ class Destination:
         changed = [n for n in sorted(nodes) if before.get(n) != after.get(n)]
         log = OperationLog(self.side.replica.database)
         self.side.replica.database.begin()
-        log.record(MIRRORS, 0, [(node, before.get(node)) for node in changed])
+        reasons = {step.node: f"mirror: {step.reason or 'as the source'}" for step in steps}
+        log.record(MIRRORS, 0, [(node, before.get(node)) for node in changed], reasons)
         return results
 
     def _past(self, nodes: set[NodeId]) -> dict[NodeId, Past]:

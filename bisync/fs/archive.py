@@ -70,6 +70,7 @@ class Archive:
         self.db = db
         self.pair = pair
         self.flipped = flipped
+        self.reasons: dict[int, str] = {}  # of what is committed next, for the operation log
 
     # -- lookups -------------------------------------------------------------
 
@@ -287,7 +288,7 @@ class Archive:
             if same and content_from_list(row[2]) == agreed.content:
                 continue  # other node numbers, or the other side's attributes
             found.append((key, Past(old, agreed.content, agreed.attributes[side])))
-        log.record(self.pair, self.state().epoch.number + 1, found)
+        log.record(self.pair, self.state().epoch.number + 1, found, self.reasons)
 
     def _count_names(self, keys: Iterable[int]) -> int:
         sql = "SELECT count(*) FROM agreed_name WHERE pair=? AND key"

@@ -6,7 +6,7 @@ mirrors into a root (pair 0) by what they applied, keyed by node numbers.
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from bisync.core.node import ROOT, Content, Kind
@@ -35,6 +35,7 @@ class Operation:
     epoch: int
     key: int
     before: Past | None
+    reason: str = ""  # what was decided, and by which rule
 
 
 class OperationLog:
@@ -53,14 +54,23 @@ class OperationLog:
         if self.began(pair) is None:
             self.db.put(f"log_began_{pair}", time_ns)
 
-    def record(self, pair: int, epoch: int, rows: Iterable[tuple[int, Past | None]]) -> None:
-        """Log what changes now; no commit. Nothing is logged before :meth:`begin`."""
+    def record(
+        self,
+        pair: int,
+        epoch: int,
+        rows: Iterable[tuple[int, Past | None]],
+        reasons: Mapping[int, str],
+    ) -> None:
+        """Log what changes now, with the reasons by key; no commit.
+
+        Nothing is logged before :meth:`begin`.
+        """
         if self.began(pair) is None:
             return
         now = time.time_ns()
         self.db.many(
-            "INSERT INTO operation(pair, epoch, time_ns, key, before) VALUES(?,?,?,?,?)",
-            [(pair, epoch, now, key, _to_text(past)) for key, past in rows],
+            "INSERT INTO operation(pair, epoch, time_ns, key, before, reason) VALUES(?,?,?,?,?,?)",
+            [(pair, epoch, now, k, _to_text(past), reasons.get(k, "")) for k, past in rows],
         )
 
     def since(self, pair: int, time_ns: int) -> Iterator[tuple[int, Past | None]]:
@@ -73,12 +83,12 @@ class OperationLog:
 
     def backwards(self, pair: int) -> Iterator[Operation]:
         """All operations, the newest first."""
-        for t, p, e, k, text in self.db.execute(
-            "SELECT time_ns, pair, epoch, key, before FROM operation WHERE pair=? "
+        for t, p, e, k, text, reason in self.db.execute(
+            "SELECT time_ns, pair, epoch, key, before, reason FROM operation WHERE pair=? "
             "ORDER BY seq DESC",
             (pair,),
         ):
-            yield Operation(t, p, e, k, _from_text(text))
+            yield Operation(t, p, e, k, _from_text(text), reason)
 
     def ever_named(self, pair: int, name: bytes) -> list[int]:
         """The keys of nodes that once had a name (its last component)."""

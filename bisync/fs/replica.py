@@ -380,6 +380,37 @@ class Replica:
             index.distrust(node)  # a file with a writer is never clean
         return version
 
+    def look_at_content(self, node: NodeId) -> Version:
+        """Read a file that nobody wrote to since it was observed; nothing is recorded.
+
+        Raises:
+            PathError: stale, busy or unreadable.
+        """
+        places, known = self.index.places(node), self.index.known(node)
+        if not places or known is None:
+            raise StaleError("it is not there any more")
+        seen = known[1]
+
+        def expect(info: os.stat_result) -> bool:
+            now = (info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+            return now == (seen.ino, seen.size, seen.mtime_ns, seen.ctime_ns)
+
+        return read_version(*self.directories.at(places[0]), expect=expect, refuse_writer=True)
+
+    def is_as_observed(self, node: NodeId) -> bool:
+        """Whether a file is where and what it was when it was last observed."""
+        places, known = self.index.places(node), self.index.known(node)
+        if not places or known is None:
+            return False
+        try:
+            dir_fd, name = self.directories.at(places[0])
+            info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        except (StaleError, OSError):
+            return False
+        seen = known[1]
+        now = (info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+        return now == (seen.ino, seen.size, seen.mtime_ns, seen.ctime_ns)
+
     def write_facts(self, pair: PairState, ended_ns: int, busy: tuple[str, ...], left: int) -> None:
         """Say of a pair what can be read without its peer and without the lock."""
         assert self.marker is not None

@@ -320,7 +320,7 @@ class Store:
         """The names of the days that have a folder."""
         if not self.exists():
             return []
-        fd = self._look()
+        fd = self.folder_to_read()
         try:
             names = [os.fsencode(name) for name in os.listdir(fd)]
         finally:
@@ -329,7 +329,7 @@ class Store:
 
     def manifests(self) -> Iterator[bytes]:
         """The content of every manifest, one after the other."""
-        store = self._look()
+        store = self.folder_to_read()
         try:
             folder = os.open(_MANIFEST, OPEN_DIR, dir_fd=store)
         except FileNotFoundError:
@@ -418,6 +418,10 @@ class Store:
         self.note({"dropped": 1, "bytes": size, "kept": display(kept)})
         self.tidy(kept)
 
+    def folder(self) -> int:
+        """A descriptor of the store's folder, made if need be; the caller closes it."""
+        return os.dup(self._open())
+
     def flush(self) -> None:
         """Make the manifest and the touched folders durable."""
         if self._fd < 0:
@@ -428,7 +432,7 @@ class Store:
         if self._manifest >= 0:
             os.fdatasync(self._manifest)
 
-    def _look(self) -> int:
+    def folder_to_read(self) -> int:
         """A descriptor of the store as it is, for reading only; the caller closes it.
 
         Raises:
@@ -446,7 +450,7 @@ class Store:
         *parts, base = path.split(b"/")
         if {b"", b".", b".."} & {*parts, base}:
             raise FileNotFoundError(errno.ENOENT, "not a path of the store", path)
-        store = self._look()
+        store = self.folder_to_read()
         try:
             return _descend(store, parts), base
         finally:

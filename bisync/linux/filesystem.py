@@ -15,6 +15,8 @@ _FICLONE = 0x40049409
 _FS_IOC_GETFLAGS = 0x80086601
 _FS_IOC_SETFLAGS = 0x40086602
 _FS_NODUMP_FL = 0x40
+IMMUTABLE = 0x10  # chattr +i
+APPEND_ONLY = 0x20  # chattr +a
 _syncfs = function("syncfs", ctypes.c_int)
 _UNSUPPORTED = (errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM)
 
@@ -73,14 +75,36 @@ def clone(source: int, target: int) -> bool:
 
 def set_nodump(fd: int) -> None:
     """Ask backup tools to skip a directory; nothing where flags are unknown."""
+    change_flags(fd, add=_FS_NODUMP_FL)
+
+
+def get_flags(fd: int) -> int | None:
+    """The inode flags of an open object; ``None`` where there are none."""
     flags = bytearray(8)
     try:
         fcntl.ioctl(fd, _FS_IOC_GETFLAGS, flags)
-        (value,) = struct.unpack_from("=L", flags)
-        fcntl.ioctl(fd, _FS_IOC_SETFLAGS, struct.pack("=L4x", value | _FS_NODUMP_FL))
     except OSError as error:
         if error.errno not in (*_UNSUPPORTED, errno.EACCES):
             raise
+        return None
+    return int(struct.unpack_from("=L", flags)[0])
+
+
+def change_flags(fd: int, *, add: int = 0, remove: int = 0) -> bool:
+    """Set and clear inode flags; ``False`` where that is not possible or not allowed."""
+    value = get_flags(fd)
+    if value is None:
+        return False
+    wanted = (value | add) & ~remove
+    if wanted == value:
+        return True
+    try:
+        fcntl.ioctl(fd, _FS_IOC_SETFLAGS, struct.pack("=L4x", wanted))
+    except OSError as error:
+        if error.errno not in (*_UNSUPPORTED, errno.EACCES):
+            raise
+        return False
+    return True
 
 
 def free_bytes(fd: int) -> int:

@@ -42,8 +42,13 @@ class Ledger:
             return update_to_list(swapped, (versions[1], versions[0]))
         return update_to_list(update, versions)
 
-    def commit(self, rows: list[list[Any]]) -> None:
-        """Write rows on both sides, so that any crash leaves a state both can tell."""
+    def commit(self, rows: list[list[Any]], reasons: dict[int, str] | None = None) -> None:
+        """Write rows on both sides, so that any crash leaves a state both can tell.
+
+        Args:
+            rows: see :meth:`row`.
+            reasons: why, by archive number, for people.
+        """
         if not rows:
             return
         last = self.lead.state().epoch
@@ -52,6 +57,7 @@ class Ledger:
         for archive in self.archives:
             archive.prepare(commit)
         for archive in self.archives:
+            archive.reasons = reasons or {}
             archive.commit(rows)
 
     def settle(self) -> None:

@@ -289,8 +289,24 @@ class Cycle:
         updates = [u for u in plan.updates if u.key not in failed]
         for time_ in plan.directory_times:
             self.times.setdefault(time_.key, time_)
-        self.ledger.commit(self._rows(updates))
+        self.ledger.commit(self._rows(updates), self._reasons(plan, results))
         self._note_conflicts(plan, [*itertools.chain(*results)])
+
+    @staticmethod
+    def _reasons(plan: Plan, results: tuple[list[Result], list[Result]]) -> dict[int, str]:
+        """What was decided about each node, and by which rule."""
+        found: dict[int, str] = {}
+        for conflict in plan.conflicts:
+            if conflict.winner is not None:
+                key = plan.archived.get(conflict.key, conflict.key)
+                found[key] = f"conflict: {conflict.reason}; {conflict.winner.label} wins"
+        for side in SIDES:
+            for result in results[side]:
+                step = result.step
+                action = ACTIONS.get(type(step), "attributes")
+                why = step.reason or f"changed on {side.other.label}"
+                found.setdefault(step.key, f"{side.label} <- {action}: {why}")
+        return found
 
     def _note_conflicts(self, plan: Plan, results: list[Result]) -> None:
         """Put what is decided on the lists; once more with what came of it."""

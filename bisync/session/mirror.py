@@ -27,6 +27,7 @@ from bisync.fs.walk import ScanRules
 from bisync.session.mirrorconfig import MirrorConfig, MirrorReport
 from bisync.session.protection import Protection
 from bisync.session.report import Change, Listener, Met, Progress, met_from
+from bisync.session.storemerge import is_store, merge_into
 
 _BATCH = 2000  # steps applied at a time
 _ROUNDS = 3  # how often what changed under our hands is looked at again
@@ -611,4 +612,6 @@ def mirror(
     """
     names = [os.fsencode(source) for source in sources]
     where = os.fsencode(destination)
+    if is_store(where):
+        return merge_into(names, where, config or MirrorConfig(), listener, dry=dry)
     return MirrorRun(names, where, config or MirrorConfig(), listener, dry=dry).run()

@@ -5,6 +5,7 @@ import os
 
 from bisync.cli.output import Output
 from bisync.cli.stopping import Stopper, local_path, workers
+from bisync.cli.times import keep_days
 from bisync.core.ignore import Ignore, filter_lines
 from bisync.core.path import STORE_DIR
 from bisync.core.resolve import Policy
@@ -50,7 +51,7 @@ def _config(options: argparse.Namespace, stopper: Stopper) -> Config:
         devices=options.devices,
         state_dir=options.state_dir,
         fsync=Fsync(options.fsync),
-        keep_days=_days(options.keep),
+        keep_days=keep_days(options.keep),
         workers=workers(),
         stop=stopper.check,
         store=os.fsencode(options.rollback_dir) if options.rollback_dir else STORE_DIR,
@@ -80,15 +81,3 @@ def _limit(text: str | None) -> DeleteLimit:
     if text.endswith("%"):
         return DeleteLimit(percent=float(number), minimum=0)
     return DeleteLimit(count=int(number))
-
-
-def _days(text: str) -> int | None:
-    if text == "forever":
-        return None
-    number, unit = text[:-1], text[-1:]
-    if text.isdecimal():
-        number, unit = text, "d"
-    factors = {"d": 1, "w": 7, "m": 30, "y": 365}
-    if not number.isdecimal() or unit not in factors:
-        raise UsageError(f"--keep {text}: give a number of days like 90d (or w, m, y), or forever")
-    return int(number) * factors[unit]
