@@ -276,15 +276,19 @@ class Mirror:
 
     def _lose_name(self, node: NodeId, place: Place) -> None:
         """A node with several names loses one; with the last one it goes."""
+        verdict = self.verdicts[self._own_key(node)]
+        verdict.names -= {place}
+        verdict.alive = bool(verdict.names)
+        verdict.reason = "something else took its name"
+
+    def _own_key(self, node: NodeId) -> int:
+        """The number of a node of the destination that is not simply one entry's."""
         key = self._split.get(node) or self._key_for(node)
         if key in self.pairs.seen:  # its number is an entry's, which gets an object of its own
             key = self._split[node] = next(self._keys)
         if key not in self.verdicts:
             self._present(key, self.target.held(node))
-        verdict = self.verdicts[key]
-        verdict.names -= {place}
-        verdict.alive = bool(verdict.names)
-        verdict.reason = "something else took its name"
+        return key
 
     def _shared_entry(self, key: int, seen: Seen) -> bool:
         """A separate file that is one of several names of a node; whether that will do."""
@@ -293,9 +297,15 @@ class Mirror:
         parent = self._attributes_of_parent(seen.parent)
         copied = self._needs_content(seen, held)
         wanted = self.wish.attributes(seen, held, parent, copied=copied, now_ns=self.now_ns)
-        if not copied and wanted == held.node.attributes:
+        place = (seen.parent, seen.name)
+        if not copied:
+            if wanted != held.node.attributes:
+                other = self._own_key(held.node.id)
+                self.verdicts[other].attributes[_BETA] = wanted
+                now = frozenset({place})
+                self._itemize(key, seen, held, copied=False, attributes=wanted, now=now)
             return True
-        self._lose_name(held.node.id, (seen.parent, seen.name))
+        self._lose_name(held.node.id, place)
         self.pairs.held[key] = None
         self._dressed[key] = wanted
         return False

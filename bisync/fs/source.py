@@ -99,6 +99,7 @@ class SourceTree:
         self._groups: dict[tuple[int, int], int] = {}
         self._devices: dict[int, int] = {}
         self._by_key: dict[int, Seen] = {}
+        self._implied: set[int] = set()
         self._buffer = bytearray(1 << 20)
 
     # -- walking -------------------------------------------------------------
@@ -116,6 +117,8 @@ class SourceTree:
             for seen, inside, below in reversed(subdirs):
                 child = path + b"/" + seen.name if path else seen.name
                 stack.append((seen.key, child, inside, below))
+        if self._implied:
+            self._leave_out_implied()
         if self.rules.prune_empty:
             self._prune()
         return self.listings
@@ -201,7 +204,10 @@ class SourceTree:
                 listed.complete = False
             return
         is_dir = stat.S_ISDIR(info.st_mode)
-        if self._is_ours(fd, name, path, is_dir=is_dir) or filters.hides(path, is_dir=is_dir):
+        implied = self._is_implied(wanted, name)
+        if self._is_ours(fd, name, path, is_dir=is_dir):
+            return
+        if not implied and filters.hides(path, is_dir=is_dir):
             return
         below = _Origin(origin.start, origin.path + b"/" + name if origin.path else name)
         inside = below, filters
@@ -228,9 +234,17 @@ class SourceTree:
         if is_dir and self.rules.one_file_system and info.st_dev != start.device:
             seen.listed = False
             self.notes.append((path, "another file system begins here; an empty directory"))
+        if implied:
+            self._implied.add(seen.key)
         self._where[seen.key] = origin, name
         self._devices[seen.key] = info.st_dev
         found[name] = seen, [inside]
+
+    @staticmethod
+    def _is_implied(wanted: Wanted | None, name: bytes) -> bool:
+        """Whether --files-from names only things below an entry: no filter is asked about it."""
+        node = None if wanted is None else wanted.below.get(name)
+        return node is not None and not node.whole
 
     def _is_ours(self, fd: int, name: bytes, path: bytes, *, is_dir: bool) -> bool:
         """State and store of a root are no content."""
@@ -284,6 +298,15 @@ class SourceTree:
             return None
         with open(fd, "rb") as file:
             return file.read() if stat.S_ISREG(os.fstat(fd).st_mode) else None
+
+    def _leave_out_implied(self) -> None:
+        """A directory on the way to nothing is not made."""
+        empty: set[int] = set()
+        for listed in reversed(self.listings):
+            listed.entries = [seen for seen in listed.entries if seen.key not in empty]
+            if listed.key in self._implied and not listed.entries:
+                empty.add(listed.key)
+        self.listings = [listed for listed in self.listings if listed.key not in empty]
 
     def _prune(self) -> None:
         """Leave out the directories that hold nothing but directories."""
