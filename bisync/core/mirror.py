@@ -197,14 +197,15 @@ class Mirror:
             self._root(root)
         for key, seen in self.pairs.seen.items():
             self._entry(key, seen)
+        for node, places in self._lost.items():
+            for place in places if node not in self._written else ():
+                self._lose_name(node, place)
         self._keep_old_objects()
         for doomed in self._aside:
             self._set_aside(doomed)
         for doomed in self.doomed:
             if doomed.name is None:
                 self._dead(doomed.key, doomed.node, "not in the source")
-            elif doomed.node not in self._written:
-                self._lose_name(doomed.node, doomed.name)
         self._add_surroundings()
         for key, verdict in self.verdicts.items():  # the source has what is to be
             names = verdict.names if verdict.alive else frozenset()

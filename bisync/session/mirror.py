@@ -308,9 +308,10 @@ class MirrorRun:
         )
         self._pair(pairing, tree)
         pairs = pairing.finish()
-        folders = {each.key: each.path for each in tree.listings}
+        folders = {each.key: each for each in tree.listings}
         for seen, reason in pairs.blocked:
-            self._met(Met("beta", "problem", folders[seen.key], reason))
+            if folders[seen.key].entries:
+                self._met(Met("beta", "problem", folders[seen.key].path, reason))
         mirror = Mirror(
             self.config.wish,
             pairs,

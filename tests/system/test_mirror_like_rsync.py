@@ -824,8 +824,11 @@ def play(number: int, base: Path) -> tuple[Duel, list[str]]:
     else:
         _derive(duel, sources, hand(root=duel.dst, sly=True), rng)
     wish = Dice(rng, duel, options, plot).wish(sources, target)
-    if plot.twice:  # a rename is a rename: -u does not keep what was newer at its new name
-        wish = replace(wish, options=tuple(each for each in wish.options if each != "-u"))
+    # Files of rules at the destination are read before the run, as with --delete-before.
+    words = ["--delete" if each == "--delete-after" else each for each in wish.options]
+    if plot.twice:  # a rename brings its mode along, and -u does not keep what it displaces
+        words = [each for each in words if each not in ("-u", "--no-perms")] + ["-p"]
+    wish = replace(wish, options=tuple(words))
     spoiled = set().union(*(SPOILED.get(letter, ()) for letter in letters))
     wish = replace(wish, options=tuple(each for each in wish.options if each not in spoiled))
     _never_empty(duel, wish)
