@@ -38,6 +38,28 @@ def test_01_sync(here: tuple[Path, Path]):
     assert_equal(a, b)
 
 
+def test_02_mirror(here: tuple[Path, Path]):
+    """The program looks, then mirrors; a rename is one."""
+    a, b = here
+    put(a / "d/x", b"x")
+    assert "2 created" in _run("02_mirror.py", a, b)
+    (a / "d").rename(a / "e")
+    assert "1 renamed" in _run("02_mirror.py", a, b)
+    assert look(b) == look(a)
+
+
+def test_03_history(here: tuple[Path, Path], tmp_path: Path):
+    """The program lists the versions and restores the last but one."""
+    a, b = here
+    put(a / "x", b"one")
+    _run("01_sync.py", a, b)
+    edit(a / "x", b"two")
+    _run("01_sync.py", a, b)
+    said = _run("03_history.py", a, Path("x"), tmp_path / "x")
+    assert "modified x, kept as rsync-rollback/" in said
+    assert (tmp_path / "x").read_bytes() == b"one"
+
+
 def test_try():
     """The demonstration runs from start to end."""
     done = subprocess.run(
