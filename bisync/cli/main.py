@@ -143,6 +143,9 @@ def build_parser() -> argparse.ArgumentParser:
     rollback.add_argument("--state-dir", metavar="DIR", help="as given to sync")
     rollback.add_argument("--rollback-dir", metavar="DIR", help="as given to sync")
     rollback.add_argument("--json", action="store_true", help="one JSON object per line")
+    completion = commands.add_parser("completion", help="print a completion script for a shell")
+    completion.add_argument("shell", choices=["bash", "zsh"], help="for which shell")
+    commands.add_parser("man", help="print the manual page")
     conflicts = commands.add_parser("conflicts", help="list, show and resolve conflicts")
     conflicts.add_argument(
         "words", nargs="*", metavar="list|show|resolve [ID|PATH]", help="what to do with which one"
@@ -174,7 +177,9 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # no name may break a run
     try:
         options = _parse(args)
-        name = {"plan": "sync", "restore": "history"}.get(options.command, options.command)
+        name = {"plan": "sync", "restore": "history", "man": "completion"}.get(
+            options.command, options.command
+        )
         command = import_module(f"bisync.cli.commands.{name}")
         return int(command.run(options))
     except BisyncError as error:
