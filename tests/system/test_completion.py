@@ -44,7 +44,6 @@ def test_man(tmp_path: Path):
         ["groff", "-man", "-Tutf8", "-ww"], input=page, capture_output=True, text=True, check=True
     )
     assert done.stderr == ""
-    assert "--max-delete" in done.stdout
 
 
 def test_every_option_has_a_text():
