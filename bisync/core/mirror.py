@@ -189,10 +189,10 @@ class Mirror:
             numbers: of new nodes.
             root: the directory whose attributes the destination itself gets.
         """
+        self._make_room()
         for doomed in self.doomed:
             if doomed.name is not None:
                 self._lost.setdefault(doomed.node, set()).add(doomed.name)
-        self._make_room()
         if root is not None:
             self._root(root)
         for key, seen in self.pairs.seen.items():
@@ -213,8 +213,17 @@ class Mirror:
         outcome = Outcome(self.verdicts, [], [])
         two = Numbers((iter(()), numbers), self._keys)
         self.out.plan = make_plan(self.join, outcome, two, removals=True)
+        for key in self.out.plan.withheld[_BETA]:
+            self.out.problems.append((self._path_of(key), "it cannot go: something in it stays"))
         self._number()
         return self.out
+
+    def _path_of(self, node: NodeId) -> bytes:
+        names = self.target.names(node)
+        if not names:
+            return b""
+        parent, name = min(names, key=lambda p: p[1])
+        return self.path((self._key_for(parent), name))
 
     def _root(self, seen: Seen) -> None:
         held = self.target.held(self._base)

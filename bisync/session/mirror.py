@@ -1,5 +1,6 @@
 """``destination := source``, once: walk the sources, observe the destination, make it so."""
 
+import contextlib
 import os
 import stat
 import time
@@ -90,6 +91,9 @@ class MirrorRun:
         tree = self._walk(None)
         if tree.root is None and not any(each.entries for each in tree.listings):
             self._tell_source(tree)  # nothing to make anything of
+            if self.destination.endswith(b"/") and not self.dry and not tree.problems:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(self.destination)
             tree.close()
             return
         try:
@@ -333,8 +337,9 @@ class MirrorRun:
         )
         for path in side.side.probe_displaced(min_age_ns=HOUR_NS):
             self._met(Met("beta", "busy", path, "was written while it was replaced; both stay"))
-        if not self.config.keep:
-            self._discard(side, results)
+        for result in results:
+            if not self.config.keep and result.kept is not None:  # rsync's way
+                side.store.discard(result.kept)
         return again
 
     def _complete(self, tree: SourceTree) -> dict[bytes, bool]:
@@ -522,12 +527,6 @@ class MirrorRun:
             if there is not None and same:
                 found.append(Lesson(seen, there))
         return found
-
-    def _discard(self, side: Destination, results: list[Result]) -> None:
-        """``--no-keep``: what this run displaced is not wanted."""
-        for result in results:
-            if result.kept is not None:
-                side.store.discard(result.kept)
 
     # -- telling -------------------------------------------------------------
 
