@@ -232,10 +232,12 @@ class Run:
                 if choice.quarrel.waiting:
                     winner = {Take.LIVE: side, Take.KEPT: side.other}.get(choice.take)
                     chosen[choice.quarrel.path] = winner
+        # Two users may make files of one size in one tick of the clock; that is no first contact.
+        first = relation.start is Start.FIRST or ledger.lead.state().complete_ns is None
         return Rules(
             policy=self.config.conflict,
             replicas=(hellos[0].replica[:7] or "alpha", hellos[1].replica[:7] or "beta"),
-            presume=not self.config.checksum,
+            presume=first and not self.config.checksum,
             amnesia=(relation.new_incarnation[0], relation.new_incarnation[1]),
             decisions=chosen,
         )

@@ -173,6 +173,19 @@ def test_summary_of_a_failure(here: Pair):
     assert summary["deleted"] == 0
 
 
+def test_nothing_is_presumed_later(here: Pair):
+    """Files of equal size and time that both sides make later are read: no first contact."""
+    a, b = here
+    put(a / "other", b"other")
+    sync(a, b)
+    put(a / "x", b"of alpha", t=NOON)
+    put(b / "x", b"of beta!", t=NOON)
+    outcome = sync(a, b)
+    assert outcome.counts("presumed", "conflicts") == {"presumed": 0, "conflicts": 1}
+    assert_equal(a, b)
+    assert {b"of alpha", b"of beta!"} <= everything(a, b)
+
+
 def test_presumed_equal(here: Pair):
     """First contact of equal size and time is presumed equal and counted; --checksum looks."""
     a, b = here
