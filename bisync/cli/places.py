@@ -21,11 +21,23 @@ def root_and_path(text: str, root: str | None, state_dir: str | None) -> tuple[b
         full = os.path.join(os.path.realpath(os.fsencode(root)), raw)
     else:
         full = os.path.join(os.getcwdb(), raw)
-        top = find_root(full, state_dir)
+        top = _root_of(os.path.normpath(full), state_dir)
     folder, name = os.path.split(os.path.normpath(full))
     real = os.path.join(os.path.realpath(folder), name) if name else os.path.realpath(folder)
+    if os.path.realpath(full) == top:
+        return top, b""
     if real == top:
         return top, b""
     if not real.startswith(top.rstrip(b"/") + b"/"):
         raise UsageError(f"{text}: not below the root {os.fsdecode(top)}")
     return top, real[len(top.rstrip(b"/")) + 1 :]
+
+
+def _root_of(path: bytes, state_dir: str | None) -> bytes:
+    """The root of a path; of a symlink the one that it lies in, else the one it leads to."""
+    if not os.path.islink(path):
+        return find_root(path, state_dir)
+    try:
+        return find_root(os.path.dirname(path), state_dir)
+    except UsageError:
+        return find_root(path, state_dir)

@@ -47,14 +47,18 @@ class Origin:
         return self._fd
 
     def find(self, past: Past, path: bytes) -> Version | None:
-        """A kept version with a content, if it is still there.
+        """The first of :meth:`candidates`."""
+        return next(iter(self.candidates(past, path)), None)
+
+    def candidates(self, past: Past, path: bytes) -> list[Version]:
+        """Kept versions that may have a content and are still there, the likeliest first.
 
         By its digest, by path, size and time where there is none, and inside of directories
-        that were kept as a whole.
+        that were kept as a whole; whether it is the one, its digest or its time decides.
         """
         store = self.store()
         if store is None:
-            return None
+            return []
         content = past.content
         time_ns = None if past.attributes is None else past.attributes.mtime_ns
         found: list[Version] = []
@@ -65,17 +69,37 @@ class Origin:
             if same and (version.digest is None or content.digest is None):
                 found.append(version)
         found += self._inside(path, content.size)
-        return next((v for v in found if _is_there(store, v)), None)
+        here = [v for v in found if _is_there(store, v)]
+        return [v for v in here if content.digest is not None or v.mtime_ns == time_ns]
 
     def _inside(self, path: bytes, size: int) -> list[Version]:
         """What a path would be in each kept directory above it."""
         found, at = [], len(path)
         while (at := path.rfind(b"/", 0, at)) > 0:
             for version in reversed(self._by_path.get(path[:at], [])):
-                if version.kind == "dir":
+                inside = version.kind == "dir" and self._inside_time(version.kept + path[at:])
+                if inside is not False and inside is not None:
                     kept = version.kept + path[at:]
-                    found.append(replace(version, kept=kept, size=size, kind="file", digest=None))
+                    found.append(
+                        replace(
+                            version, kept=kept, size=size, mtime_ns=inside, kind="file", digest=None
+                        )
+                    )
         return found
+
+    def _inside_time(self, kept: bytes) -> int | None:
+        """The modification time of something in a kept directory; ``None`` if it is not there."""
+        assert self._store is not None
+        try:
+            fd, name = self._store.open_kept(kept)
+        except OSError:
+            return None
+        try:
+            return os.stat(name, dir_fd=fd, follow_symlinks=False).st_mtime_ns
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
 
     def close(self) -> None:
         """Give the descriptors back."""
@@ -158,19 +182,22 @@ class Builder:
         return False
 
     def _copy_kept(self, place: Origin, path: bytes, past: Past, target: bytes) -> bool:
-        version, store = place.find(past, path), place.store()
-        if version is None or store is None:
+        store = place.store()
+        if store is None:
             return False
-        try:
-            fd, name = store.open_kept(version.kept)
-        except OSError:
-            return False
-        try:
-            return _copy(fd, name, past, target)
-        except (PathError, OSError):
-            return False
-        finally:
-            os.close(fd)
+        for version in place.candidates(past, path):
+            try:
+                fd, name = store.open_kept(version.kept)
+            except OSError:
+                continue
+            try:
+                if _copy(fd, name, past, target):
+                    return True
+            except (PathError, OSError):
+                continue  # the next one has it, or none: then it is said
+            finally:
+                os.close(fd)
+        return False
 
 
 def _is_there(store: Store, version: Version) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import stat
 import time
@@ -12,12 +13,14 @@ from bisync.core.path import TEMP_PREFIX, display, numbered
 from bisync.errors import PathError
 from bisync.fs.content import read_version
 from bisync.fs.copying import copy_object, remove_object
+from bisync.fs.meta import kind_of
 from bisync.fs.root import OPEN_DIR
 from bisync.fs.store import Store
 from bisync.linux.filesystem import APPEND_ONLY, IMMUTABLE, change_flags, get_flags
 from bisync.linux.rename import rename_noreplace
 
 _MANIFEST = b".manifest"
+_MODES = b".locked.json"  # what unlocking gives back, where flags are not to be had
 _WRITE = 0o222
 
 
@@ -99,57 +102,105 @@ def prune(store: Store, chosen: Callable[[bytes], bool]) -> Done:
 
 def lock(store: Store, *, on: bool) -> Done:
     """Make past days immutable and today append-only, or undo that."""
-    done = Done()
     today = time.strftime("%Y-%m-%d").encode()
     top = store.folder()
     try:
+        locker = _Locker(_read_modes(top), on=on)
         for name in [*store.days(), _MANIFEST]:
             grows = name in (today, _MANIFEST)
             fd = os.open(name, OPEN_DIR, dir_fd=top)
             try:
-                _lock_tree(fd, done, on=on, flag=APPEND_ONLY if grows else IMMUTABLE)
+                locker.tree(fd, name, APPEND_ONLY if grows else IMMUTABLE)
             finally:
                 os.close(fd)
+        _write_modes(top, locker.modes)
     finally:
         os.close(top)
-    return done
+    return locker.done
 
 
-def _lock_tree(fd: int, done: Done, *, on: bool, flag: int) -> None:
-    """A directory and all below it; what is in a directory first when locking, last otherwise."""
-    if not on:
-        _lock_one(fd, done, on=on, flag=flag)
-    for name in map(os.fsencode, os.listdir(fd)):
-        info = os.stat(name, dir_fd=fd, follow_symlinks=False)
-        if stat.S_ISDIR(info.st_mode):
-            below = os.open(name, OPEN_DIR, dir_fd=fd)
-            try:
-                _lock_tree(below, done, on=on, flag=flag)
-            finally:
-                os.close(below)
-        elif stat.S_ISREG(info.st_mode):
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            file = os.open(name, flags, dir_fd=fd)
-            try:
-                kept = IMMUTABLE if flag == APPEND_ONLY and not name.endswith(b".jsonl") else flag
-                _lock_one(file, done, on=on, flag=kept)
-            finally:
-                os.close(file)
-    if on:
-        _lock_one(fd, done, on=on, flag=flag)
+def _read_modes(top: int) -> dict[str, int]:
+    """The permission bits that were taken away, by path below the store."""
+    try:
+        fd = os.open(_MODES, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
+    except FileNotFoundError:
+        return {}
+    with open(fd, encoding="utf-8") as file:
+        try:
+            rows = json.load(file)
+            return {str(path): int(mode) for path, mode in rows.items()}
+        except (ValueError, AttributeError, TypeError):
+            return {}  # damaged: everything becomes writable for its owner, and no more
 
 
-def _lock_one(fd: int, done: Done, *, on: bool, flag: int) -> None:
-    done.entries += 1
-    both = IMMUTABLE | APPEND_ONLY
-    if change_flags(fd, add=flag if on else 0, remove=both if not on else both & ~flag):
+def _write_modes(top: int, modes: dict[str, int]) -> None:
+    if not modes:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(_MODES, dir_fd=top)
         return
-    done.weaker = True
-    if flag == APPEND_ONLY:
-        return  # permission bits cannot say that something may only grow
-    mode = stat.S_IMODE(os.fstat(fd).st_mode)
-    is_dir = stat.S_ISDIR(os.fstat(fd).st_mode)
-    os.fchmod(fd, mode & ~_WRITE if on else mode | (0o700 if is_dir else 0o200))
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(_MODES + b".new", flags, 0o600, dir_fd=top), "w", encoding="utf-8") as file:
+        json.dump(modes, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(_MODES + b".new", _MODES, src_dir_fd=top, dst_dir_fd=top)
+    os.fsync(top)
+
+
+class _Locker:
+    """Locks or unlocks, by flags where that is allowed, by permission bits elsewhere."""
+
+    def __init__(self, modes: dict[str, int], *, on: bool) -> None:
+        self.modes = modes
+        self.on = on
+        self.done = Done()
+
+    def tree(self, fd: int, path: bytes, flag: int) -> None:
+        """A directory and all below it; itself last when locking, first otherwise."""
+        if not self.on:
+            self._one(fd, path, flag)
+        self._below(fd, path, flag)
+        if self.on:
+            self._one(fd, path, flag)
+
+    def _below(self, fd: int, path: bytes, flag: int) -> None:
+        for name in map(os.fsencode, os.listdir(fd)):
+            info = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            below = path + b"/" + name
+            if stat.S_ISDIR(info.st_mode):
+                inner = os.open(name, OPEN_DIR, dir_fd=fd)
+                try:
+                    self.tree(inner, below, flag)
+                finally:
+                    os.close(inner)
+            elif stat.S_ISREG(info.st_mode):
+                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+                file = os.open(name, flags, dir_fd=fd)
+                try:
+                    grows = flag == APPEND_ONLY and name.endswith(b".jsonl")
+                    self._one(file, below, APPEND_ONLY if grows else IMMUTABLE)
+                finally:
+                    os.close(file)
+
+    def _one(self, fd: int, path: bytes, flag: int) -> None:
+        self.done.entries += 1
+        both, text = IMMUTABLE | APPEND_ONLY, display(path)
+        if self.on:
+            if change_flags(fd, add=flag, remove=both & ~flag):
+                return
+            self.done.weaker = True
+            mode = stat.S_IMODE(os.fstat(fd).st_mode)
+            if flag == IMMUTABLE and mode & _WRITE:  # bits cannot say that something may only grow
+                self.modes[text] = mode
+                os.fchmod(fd, mode & ~_WRITE)
+            return
+        flags = get_flags(fd) or 0
+        if flags & both and not change_flags(fd, remove=both):
+            self.done.refused.append((path, "its flags may not be changed"))
+        before = self.modes.pop(text, None)
+        if before is not None:
+            self.done.weaker = True
+            os.fchmod(fd, before)
 
 
 def _is_locked(fd: int) -> bool:
@@ -210,7 +261,7 @@ def _merge_folder(
     for name in sorted(map(os.fsencode, os.listdir(source))):
         info = os.stat(name, dir_fd=source, follow_symlinks=False)
         path = prefix + name
-        if name.startswith(TEMP_PREFIX) or path == b".store" or not takes(path, info):
+        if name.startswith(TEMP_PREFIX) or path in (b".store", _MODES) or not takes(path, info):
             continue
         try:
             if prefix == _MANIFEST + b"/":
@@ -286,16 +337,18 @@ def _merge_entry(
         done.renamed += 1
         day, _, rest = (prefix + b"/" + name if prefix else name).partition(b"/")
         kept = (prefix + b"/" if prefix else b"") + actual
+        is_file = stat.S_ISREG(info.st_mode)
+        digest = read_version(target, actual).digest.hex() if is_file else None
         store.note(
             {
                 "path": display(rest or day),
                 "kept": display(kept),
-                "kind": "file",
+                "kind": kind_of(info.st_mode).name.lower(),
                 "size": info.st_size,
                 "mtime_ns": info.st_mtime_ns,
                 "reason": "merged from another store",
                 "conflict": False,
-                "digest": None,
+                "digest": digest,
             }
         )
 

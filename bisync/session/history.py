@@ -25,8 +25,9 @@ from bisync.fs.oplog import MIRRORS, OperationLog, agreed_now, observed_now
 from bisync.fs.replica import Options, Replica
 from bisync.fs.store import Version
 from bisync.fs.walk import ScanRules
-from bisync.session.mirror import mirror
+from bisync.session.mirror import mirror_at
 from bisync.session.mirrorconfig import MirrorConfig
+from bisync.session.mirrorplace import MirrorPlace
 from bisync.session.report import Listener, Report
 
 
@@ -239,6 +240,11 @@ class Retrospect:
 
     # -- restore -------------------------------------------------------------
 
+    def nearest_directory(self, path: bytes) -> bytes:
+        """The directory at a path as the index knows it, or the nearest one above it."""
+        index = self.replica.index
+        return index.path(index.nearest_directory(path)) or b""
+
     def last_change(self, path: bytes) -> int:
         """The moment before the last thing that happened to a path.
 
@@ -368,16 +374,18 @@ def restore(
         folder = os.fsencode(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="bisync-restore-"))
         )
-        name = path.rpartition(b"/")[2] or b"root"
-        done = past.build(path, when, folder + b"/" + name)
+        above = past.nearest_directory(path.rpartition(b"/")[0]) if path else b""
+        rest = path[len(above) + 1 if above else 0 :]  # what is missing on the way is made, too
+        place = folder + b"/tree"
+        os.makedirs(os.path.dirname(place + b"/" + rest) if rest else folder, exist_ok=True)
+        done = past.build(path, when, place + b"/" + rest if rest else place)
         if done.incomplete:
             raise PathError(
                 f"{display(done.incomplete[0])}: its content of that time is nowhere to be found "
                 f"({len(done.incomplete)} in all); nothing was changed; see --to"
             )
-        place, base = past.path, path
+        root_path = past.path
         past.replica.close()
-        is_dir = os.path.isdir(folder + b"/" + name) and not os.path.islink(folder + b"/" + name)
         wish = Wish(
             recursive=True,
             links=True,
@@ -391,18 +399,14 @@ def restore(
             specials=True,
             hard_links=True,
             checksum=True,
-            delete=is_dir,
+            delete=True,
             force=True,
             umask=0,
             user=os.geteuid(),
             user_group=os.getegid(),
         )
-        config = MirrorConfig(wish=wish, filters=Filters(), yes=True)
-        target = place + b"/" + base if base else place
-        if is_dir:
-            os.makedirs(target, exist_ok=True)
-            done.report = mirror([folder + b"/" + name + b"/"], target, config, listener=listener)
-        else:
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            done.report = mirror([folder + b"/" + name], target, config, listener=listener)
+        config = MirrorConfig(wish=wish, filters=Filters(), yes=True, state_dir=state_dir)
+        first = rest.split(b"/")[0] if rest else b""
+        source = place + b"/" + first
+        done.report = mirror_at([source], MirrorPlace(root_path, above), config, listener)
         return done

@@ -2,30 +2,28 @@
 
 import contextlib
 import os
-import stat
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from bisync.core.ignore import Matcher
 from bisync.core.mirror import Doomed, Item, Mirror, MirrorPlan
 from bisync.core.node import ROOT, Kind, NodeId, Side
 from bisync.core.pairing import Pairing, Pairs
-from bisync.core.path import STORE_DIR, valid_name
+from bisync.core.path import STORE_DIR
 from bisync.core.plan import Park, Remove, Replace, Transition, keys_of
 from bisync.core.safety import HOUR_NS, DeleteLimit, withhold
 from bisync.core.safety import Wanted as WantedDeletions
 from bisync.core.wish import Seen
 from bisync.delta.digest import digest_of
 from bisync.endpoint.destination import Destination
-from bisync.errors import BisyncError, EndpointError, Interrupted, PathError, UsageError
+from bisync.errors import BisyncError, EndpointError, Interrupted, PathError
 from bisync.fs.memory import Lesson
 from bisync.fs.replica import Options
 from bisync.fs.result import Result, Status
-from bisync.fs.root import enclosing_root
 from bisync.fs.source import Pace, Rules, SourceTree, Start, open_source
 from bisync.fs.walk import ScanRules
 from bisync.session.mirrorconfig import MirrorConfig, MirrorReport
+from bisync.session.mirrorplace import MirrorPlace, backup_place, find_place, refuse_overlap
 from bisync.session.protection import Protection
 from bisync.session.report import Change, Listener, Met, Progress, met_from
 from bisync.session.storemerge import is_store, merge_into
@@ -33,15 +31,6 @@ from bisync.session.storemerge import is_store, merge_into
 _BATCH = 2000  # steps applied at a time
 _ROUNDS = 3  # how often what changed under our hands is looked at again
 _LIMIT = DeleteLimit()
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where the destination is: a folder of a root, and the name of a single file in it."""
-
-    root: bytes
-    below: bytes
-    name: bytes | None
 
 
 class MirrorRun:
@@ -55,7 +44,9 @@ class MirrorRun:
         listener: Listener,
         *,
         dry: bool,
+        place: MirrorPlace | None = None,
     ) -> None:
+        self.place = place  # instead of what rsync's rules make of the destination
         self.sources = sources
         self.destination = destination
         self.config = config
@@ -97,8 +88,11 @@ class MirrorRun:
             tree.close()
             return
         try:
-            place = self._place(tree)
-            self._refuse_overlap(place or _Place(os.path.realpath(self.destination), b"", None))
+            place = self.place
+            if place is None:
+                place = find_place(self.destination, tree, self.config, dry=self.dry)
+                target = MirrorPlace(os.path.realpath(self.destination), b"")
+                refuse_overlap(self.sources, place or target, self.config)
         except BaseException:
             tree.close()
             raise
@@ -110,7 +104,7 @@ class MirrorRun:
         finally:
             tree.close()
 
-    def _go(self, tree: SourceTree, place: _Place) -> None:
+    def _go(self, tree: SourceTree, place: MirrorPlace) -> None:
         if place.name is not None:
             tree.rename_single(place.name)
         side = Destination(place.root, place.below, self._options(place), dry=self.dry)
@@ -127,103 +121,20 @@ class MirrorRun:
             tree.close()
             side.close()
 
-    def _place(self, tree: SourceTree) -> _Place | None:
-        """Where to; ``None`` where a dry run would have to make it first."""
-        text = self.destination
-        if not text:
-            raise UsageError("an empty destination; give a path")
-        many = text.endswith(b"/") or not tree.is_single_file()
-        name = None
-        try:
-            info = os.stat(text)
-        except FileNotFoundError:
-            info = None
-        except OSError as error:
-            raise UsageError(f"{os.fsdecode(text)}: {error.strerror}") from error
-        if info is None and not many:
-            text, name = os.path.split(text)
-            text = text or b"."
-            if not os.path.isdir(text):
-                raise UsageError(f"{os.fsdecode(text)}: no such directory; make it first")
-        elif info is None:
-            if self.dry:
-                return None
-            self._make(text, tree)
-        elif not stat.S_ISDIR(info.st_mode):
-            if many:
-                raise UsageError(
-                    f"{os.fsdecode(text)}: not a directory; give one for several files"
-                )
-            text, name = os.path.split(text)
-            text = text or b"."
-        real = os.path.realpath(text)
-        above = enclosing_root(real)
-        if above is None or os.path.lexists(real + b"/.bisync/replica"):
-            return _Place(real, b"", name)
-        return _Place(above, real[len(above.rstrip(b"/")) + 1 :], name)
-
-    def _make(self, text: bytes, tree: SourceTree) -> None:
-        wish = self.config.wish
-        mode = 0o777 if tree.root is None else tree.root.attributes.mode & 0o777
-        if tree.root is not None:
-            mode = wish.chmod.apply(mode, is_dir=True) & 0o777
-        try:
-            os.mkdir(text.rstrip(b"/"), mode)
-        except OSError as error:
-            raise UsageError(f"{os.fsdecode(text)}: cannot make it: {error.strerror}") from error
-
-    def _refuse_overlap(self, place: _Place) -> None:
-        folder = os.path.join(place.root, place.below) if place.below else place.root
-        for text in self.sources:
-            real = os.path.realpath(text)
-            if real == folder and place.name is None:
-                raise UsageError(f"{os.fsdecode(text)}: source and destination are the same")
-            if folder.startswith(real.rstrip(b"/") + b"/") and os.path.isdir(real):
-                inner = folder[len(real.rstrip(b"/")) + 1 :]
-                if not self.config.filters.hides(inner, is_dir=True):
-                    raise UsageError(
-                        f"the destination lies inside the source {os.fsdecode(text)}; "
-                        f"exclude it: --exclude=/{os.fsdecode(inner)}"
-                    )
-            inside = real.startswith(folder.rstrip(b"/") + b"/")
-            store = folder.rstrip(b"/") + b"/" + STORE_DIR + b"/"
-            if inside and self.config.wish.delete and not real.startswith(store):
-                raise UsageError(
-                    f"the source {os.fsdecode(text)} lies inside the destination, and --delete "
-                    "could remove it; leave --delete out or move it"
-                )
-
-    def _options(self, place: _Place) -> Options:
+    def _options(self, place: MirrorPlace) -> Options:
         c = self.config
         store, day = STORE_DIR, None
         if c.backup_dir is not None:
-            store, day = self._backup(c.backup_dir, place)
+            store, day = backup_place(c.backup_dir, place)
         return Options(
             rules=ScanRules(Matcher(()), store, specials=True, devices=True),
             store=store,
             store_day=day,
+            state_dir=c.state_dir,
             workers=c.workers,
             fsync=c.fsync,
             stop=c.stop,
         )
-
-    @staticmethod
-    def _backup(text: bytes, place: _Place) -> tuple[bytes, str]:
-        """The store and its folder for ``--backup-dir``: a dated one of a store is that store's."""
-        folder = os.path.join(place.root, place.below) if place.below else place.root
-        path = os.path.normpath(os.path.join(folder, text))
-        store, _, day = path.rpartition(b"/")
-        if not store.endswith(b"/" + STORE_DIR):
-            store, day = path, b""
-        if path == folder:
-            raise UsageError("--backup-dir: it is the destination itself; give a folder")
-        root = place.root.rstrip(b"/") + b"/"
-        if store.startswith(root):
-            inside = store[len(root) :]
-            if not all(map(valid_name, inside.split(b"/"))):
-                raise UsageError(f"--backup-dir {os.fsdecode(text)}: not a path")
-            return inside, os.fsdecode(day)
-        return store, os.fsdecode(day)
 
     def _walk(self, name: bytes | None) -> SourceTree:
         """Walk the sources; a single file may get another name."""
@@ -330,6 +241,9 @@ class MirrorRun:
         if self.dry:
             return False
         results = self._apply(side, tree, plan)
+        failed = _failed(results)
+        doomed = [each for each in doomed if each.key not in failed]
+        self._tell_deleted(doomed)
         again = self._settle(pairs, plan, results)
         self._set_times(side, plan, results)
         side.finish(
@@ -423,15 +337,15 @@ class MirrorRun:
         for batch in _batches(plan.plan.steps[Side.BETA]):
             done = side.apply(batch, tree)
             for result in done:
-                self._tell_result(plan, result)
+                self._tell_result(side, plan, result)
             results += done
             self.tell(Progress("apply", len(results), self.report.transferred_bytes))
         return results
 
-    def _tell_result(self, plan: MirrorPlan, result: Result) -> None:
+    def _tell_result(self, side: Destination, plan: MirrorPlan, result: Result) -> None:
         step, report = result.step, self.report
         item = plan.items.get(step.key)
-        path = item.path if item is not None else b"?"
+        path = item.path if item is not None else side.side.path(step.node) or b"?"
         match result.status:
             case Status.DONE:
                 report.bytes_sent += result.size
@@ -545,10 +459,8 @@ class MirrorRun:
             self._met(Met("beta", "problem", path, reason))
         for _, _, reason in plan.plan.blocked:
             self._met(Met("beta", "problem", b"", reason))
-        for each in doomed:
-            self.report.items.append(Item("*deleting  ", each.path, each.is_dir))
-            self.tell(Change("beta", "delete", each.path, "not in the source"))
         if self.dry:
+            self._tell_deleted(doomed)
             self.report.items += plan.items.values()
             self.report.deleted += len(doomed)
             for item in plan.items.values():
@@ -556,6 +468,11 @@ class MirrorRun:
                 self.report.created += new
                 self.report.moves += item.old_path is not None
                 self.report.updated += not new and item.old_path is None
+
+    def _tell_deleted(self, doomed: list[Doomed]) -> None:
+        for each in doomed:
+            self.report.items.append(Item("*deleting  ", each.path, each.is_dir))
+            self.tell(Change("beta", "delete", each.path, "not in the source"))
 
     def _met(self, met: Met) -> None:
         if self.report.add(met):
@@ -585,6 +502,13 @@ def _batches(steps: list[Transition]) -> Iterator[list[Transition]]:
             batch = []
     if batch:
         yield batch
+
+
+def mirror_at(
+    sources: list[bytes], place: MirrorPlace, config: MirrorConfig, listener: Listener
+) -> MirrorReport:
+    """Mirror into a folder of a root that is not looked up by its path: links are not followed."""
+    return MirrorRun(sources, place.folder, config, listener, dry=False, place=place).run()
 
 
 def mirror(

@@ -26,6 +26,7 @@ class MirrorConfig:
     backup_dir: bytes | None = None  # relative to the destination, or absolute
     keep: bool = True  # displaced versions stay in the store
     bwlimit: int = 0  # bytes in a second; 0: no limit
+    state_dir: str | None = None  # holds the state folder instead of the root
     fsync: bool = True
     workers: int = 2
     stop: Callable[[], None] = lambda: None

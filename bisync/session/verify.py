@@ -15,8 +15,9 @@ from bisync.core.wish import Wish
 from bisync.errors import BusyError, PathError, UsageError
 from bisync.fs.materialise import Builder, Origin
 from bisync.session.history import Retrospect, looking_back
-from bisync.session.mirror import mirror
+from bisync.session.mirror import mirror_at
 from bisync.session.mirrorconfig import MirrorConfig
+from bisync.session.mirrorplace import MirrorPlace
 from bisync.session.report import Listener, Met, Progress
 
 
@@ -77,7 +78,7 @@ def verify(
             top = past.path
             past.replica.close()
             for path, copy in intact:
-                _put(top, path, copy, out)
+                _put(top, path, copy, out, state_dir)
     return out
 
 
@@ -124,7 +125,8 @@ def _intact(
     builder = Builder(past.places, {})
     found = []
     for number, (path, wanted) in enumerate(rotten):
-        copy = folder + b"/%d" % number
+        os.mkdir(folder + b"/%d" % number)
+        copy = folder + b"/%d/" % number + path.rpartition(b"/")[2]
         builder.make([path], wanted, copy)
         if os.path.lexists(copy):
             found.append((path, copy))
@@ -133,14 +135,16 @@ def _intact(
     return found
 
 
-def _put(top: bytes, path: bytes, copy: bytes, out: Verified) -> None:
+def _put(top: bytes, path: bytes, copy: bytes, out: Verified, state_dir: str | None) -> None:
     root = os.geteuid() == 0
     wish = Wish(
         times=True, perms=True, owner=root, group=root, acls=True, xattrs=True, checksum=True,
         umask=0, user=os.geteuid(), user_group=os.getegid(),
     )  # fmt: skip
     try:
-        report = mirror([copy], top + b"/" + path, MirrorConfig(wish=wish, filters=Filters()))
+        config = MirrorConfig(wish=wish, filters=Filters(), state_dir=state_dir)
+        place = MirrorPlace(top, path.rpartition(b"/")[0])
+        report = mirror_at([copy], place, config, lambda _event: None)
     except PathError as error:
         out.problems.append(Met("", "problem", path, error.reason))
         return

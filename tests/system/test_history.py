@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import bisync
 from bisync.cli.moments import moment
 from bisync.errors import UsageError
-from tests.trees import edit, kept, look, put, run, snapshot, sync
+from tests.trees import NOON, edit, kept, look, put, run, snapshot, sync
 
 Pair = tuple[Path, Path]
 FULL = os.environ.get("BISYNC_FULL", "") not in {"", "0"}
@@ -143,6 +144,68 @@ def test_content_that_is_nowhere(pair: Pair, tmp_path: Path):
     row = _restore(a / "d", "--at", at, "--to", tmp_path / "then", check=23)
     assert row["incomplete"] == 1
     assert look(tmp_path / "then") == {"y": b"y"}
+
+
+def test_restore_never_follows_a_link(pair: Pair):
+    """A symlink has the name now, or that of its directory: it is displaced, its target is not
+    touched.
+    """
+    a, b = pair
+    outside = b.parent / "outside"
+    shutil.rmtree(outside, ignore_errors=True)
+    put(outside / "p", b"precious")
+    put(a / "x/f", b"inside")
+    put(a / "k", b"k")
+    sync(a, b)
+    time_ns = time.time_ns()
+    shutil.rmtree(a / "x")
+    (a / "x").symlink_to(outside)
+    sync(a, b)
+    before = snapshot(outside)
+    _restore(a / "x", "--at", f"@{time_ns / 1e9:.9f}")
+    assert snapshot(outside) == before
+    assert look(a) == {"x": None, "x/f": b"inside", "k": b"k"}
+    shutil.rmtree(outside)
+
+
+def test_restore_a_file_where_a_directory_is(pair: Pair):
+    """And the reverse: what has the name now goes to the store as a whole."""
+    a, b = pair
+    put(a / "x", b"file")
+    put(a / "y/z", b"z")
+    sync(a, b)
+    time_ns = time.time_ns()
+    (a / "x").unlink()
+    put(a / "x/g", b"in the way")
+    shutil.rmtree(a / "y")
+    put(a / "y", b"another")
+    sync(a, b)
+    at = f"@{time_ns / 1e9:.9f}"
+    _restore(a / "x", "--at", at)
+    _restore(a / "y/z", "--at", at)
+    assert look(a) == {"x": b"file", "y": None, "y/z": b"z"}
+    assert {b"in the way", b"another"} <= {c for _, c in kept(a)}
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_two_kept_directories_of_one_name(here: Pair, known: bool):
+    """A file in the first of two kept directories is told from its namesake in the second."""
+    a, b = here
+    put(a / "x/f", b"aaaa", t=NOON)
+    put(a / "k", b"k", t=NOON)
+    words = ("mirror", "-a", "--delete", "--yes", f"{a}/", b)
+    if not known:
+        shutil.copytree(a, b, dirs_exist_ok=True)
+    run(*words)
+    time_ns = time.time_ns()
+    shutil.rmtree(a / "x")
+    run(*words)
+    put(a / "x/f", b"bbbb", t=NOON + 10)
+    run(*words)
+    shutil.rmtree(a / "x")
+    run(*words)
+    _restore(b / "x/f", "--at", f"@{time_ns / 1e9:.9f}")
+    assert look(b)["x/f"] == b"aaaa"
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,32 @@ def test_lock(pair: Pair):
     assert not old.exists()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming a plain user needs root")
+def test_lock_by_permission_bits(here: Pair):
+    """A plain user has no flags: bits are taken away, and unlocking gives back the same ones."""
+    a, b = here
+    for root in here:
+        os.chown(root, 65534, 65534)
+    for name in ("x", "y"):
+        put(a / name, b"one")
+        os.chown(a / name, 65534, 65534)
+    (a / "x").chmod(0o664)
+    (a / "y").chmod(0o444)
+    sync(a, b, user=65534)
+    edit(b / "x", b"two")
+    (b / "y").unlink()
+    sync(a, b, user=65534)
+    old = _day(a, "2020-01-02")
+    modes = {p.name: p.stat().st_mode for p in old.iterdir()}
+    assert run("rollback", "lock", "--json", "--root", a, user=65534).objects[-1]["weaker"]
+    assert not (old / "x").stat().st_mode & 0o222
+    run("rollback", "prune", "--day", "2020-01-02", "--root", a, user=65534, check=23)
+    run("rollback", "unlock", "--root", a, user=65534)
+    assert {p.name: p.stat().st_mode for p in old.iterdir()} == modes
+    run("rollback", "prune", "--day", "2020-01-02", "--root", a, user=65534)
+    assert not old.exists()
+
+
 def test_merge(pair: Pair):
     """The union of two stores: equal bytes once, other bytes under the next number."""
     a, b = pair
