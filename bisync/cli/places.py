@@ -24,13 +24,11 @@ def root_and_path(text: str, root: str | None, state_dir: str | None) -> tuple[b
         top = _root_of(os.path.normpath(full), state_dir)
     folder, name = os.path.split(os.path.normpath(full))
     real = os.path.join(os.path.realpath(folder), name) if name else os.path.realpath(folder)
-    if os.path.realpath(full) == top:
+    if real.startswith(top.rstrip(b"/") + b"/"):
+        return top, real[len(top.rstrip(b"/")) + 1 :]
+    if top in (real, os.path.realpath(full)):
         return top, b""
-    if real == top:
-        return top, b""
-    if not real.startswith(top.rstrip(b"/") + b"/"):
-        raise UsageError(f"{text}: not below the root {os.fsdecode(top)}")
-    return top, real[len(top.rstrip(b"/")) + 1 :]
+    raise UsageError(f"{text}: not below the root {os.fsdecode(top)}")
 
 
 def _root_of(path: bytes, state_dir: str | None) -> bytes:
