@@ -21,6 +21,7 @@ from pathlib import Path
 from bench.trees import copy, place, small_files
 
 BISYNC = [sys.executable, "-m", "bisync", "sync", "-q"]
+MIRROR = [sys.executable, "-m", "bisync", "mirror", "-aHAX", "--delete", "--yes"]
 INSTALLED = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 RSYNC = ["rsync", "-aHAX", "--delete", "--exclude=/.bisync", "--exclude=/rsync-rollback"]
 
@@ -117,7 +118,53 @@ def _known_pair(
     return found
 
 
+def mirror_first(folder: Path, files: int, rounds: int) -> dict[str, Figures]:
+    """`bisync mirror` of small files into an empty directory."""
+    source = folder / "source"
+    source.mkdir()
+    small_files(source, files)
+    return _mirrored(folder, source, rounds, again=0)
+
+
+def mirror_nothing(folder: Path, files: int, rounds: int) -> dict[str, Figures]:
+    """`bisync mirror` of small files once more."""
+    source = folder / "source"
+    source.mkdir()
+    small_files(source, files)
+    return _mirrored(folder, source, 1, again=rounds)
+
+
+def usr_first(folder: Path, _files: int, rounds: int) -> dict[str, Figures]:
+    """`bisync mirror` of a whole /usr into an empty directory."""
+    return _mirrored(folder, Path("/usr"), min(rounds, 3), again=0)
+
+
+def usr_nothing(folder: Path, _files: int, rounds: int) -> dict[str, Figures]:
+    """`bisync mirror` of a whole /usr once more."""
+    return _mirrored(folder, Path("/usr"), 1, again=rounds)
+
+
+def _mirrored(folder: Path, source: Path, rounds: int, *, again: int) -> dict[str, Figures]:
+    """Into new directories; or ``again`` times into the same one, the first copy not counted."""
+    found = {"bisync": Figures(), "rsync": Figures()}
+    lines = {"bisync": MIRROR, "rsync": RSYNC}
+    for number in range(rounds):
+        for name, figures in found.items():
+            (folder / f"{name}-{number}").mkdir()
+            subprocess.run(["sync"], check=True)
+            first = Figures() if again else figures
+            first.run([*lines[name], f"{source}/", folder / f"{name}-{number}"])
+    for _ in range(again):
+        for name, figures in found.items():
+            figures.run([*lines[name], f"{source}/", folder / f"{name}-0"])
+    return found
+
+
 ROWS: dict[str, Row] = {
+    "mirror-first": mirror_first,
+    "mirror-nothing-to-do": mirror_nothing,
+    "mirror-usr-first": usr_first,
+    "mirror-usr-nothing": usr_nothing,
     "first-copy": first_copy,
     "nothing-to-do": nothing_to_do,
     "one-percent-edited": edited,

@@ -58,12 +58,17 @@ class Lines:
         deleted = [item for item in report.items if item.letters.startswith("*")]
         others = [item for item in report.items if not item.letters.startswith("*")]
         for item in [*deleted, *sorted(others, key=lambda item: item.path)]:
-            if self._template is not None:
+            if self._template is not None and ("%i" in self._template or _is_named(item)):
                 line(_filled(self._template, item))
             if self._log is not None:
                 now = time.strftime("%Y/%m/%d %H:%M:%S")
                 text = _filled(self._log_template, item)
                 self._log.write(f"{now} [{os.getpid()}] {text}\n")
+
+
+def _is_named(item: Item) -> bool:
+    """rsync names a file whose attributes alone differ only where a format asks for ``%i``."""
+    return item.is_dir or item.letters[0] != "." or item.old_path is not None
 
 
 def _filled(template: str, item: Item) -> str:
@@ -74,7 +79,7 @@ def _filled(template: str, item: Item) -> str:
         "f": escaped(item.path),
         "L": _link(item),
         "l": str(item.size),
-        "o": "del." if item.letters.startswith("*") else "recv",
+        "o": "del." if item.letters.startswith("*") else "send",
         "%": "%",
     }
     if item.letters.startswith("*") and "%i" not in template and "%o" not in template:
@@ -117,7 +122,7 @@ def summary(report: MirrorReport, *, verbose: bool, stats: bool, human: bool) ->
         line(f"Literal data: {_size(report.literal_bytes, human=human)} bytes")
         line(f"Matched data: {_size(report.matched_bytes, human=human)} bytes")
         line("File list size: 0")
-        line("File list generation time: 0.001 seconds")
+        line(f"File list generation time: {report.walk_s:.3f} seconds")
         line("File list transfer time: 0.000 seconds")
         line(f"Total bytes sent: {_size(report.bytes_sent, human=human)}")
         line(f"Total bytes received: {_size(report.bytes_received, human=human)}")

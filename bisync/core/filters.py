@@ -37,10 +37,11 @@ class Rule:
     at_destination: bool = True
     negated: bool = False
     perishable: bool = False  # not asked in a directory that is being deleted
+    prefix: bytes = b""  # leads from where an anchored pattern begins to where paths begin
 
     def matches(self, path: bytes, *, is_dir: bool) -> bool:
         """Whether it speaks of a path."""
-        return self.pattern.matches(path, is_dir=is_dir) is not self.negated
+        return self.pattern.matches(self.prefix + path, is_dir=is_dir) is not self.negated
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +74,57 @@ class Filters:
 
     rules: tuple[Rule | PerDirectory, ...] = ()
     delete_excluded: bool = False
+    separator: bytes = b"\n"  # of rules in files
     _dynamic: bool = field(default=False)
 
     @property
     def active(self) -> bool:
         """Whether there is any rule."""
         return bool(self.rules)
+
+    def under(self, base: bytes, read: Reader, *, itself: bool) -> "Filters":
+        """The rules with those that lie above the tree.
+
+        A file of rules whose name begins with a slash is looked for in all directories from
+        there down to the parent of the transfer's first directory; see "parent directories"
+        under ``dir-merge`` in rsync's manual.
+
+        Args:
+            base: the absolute path of the directory that paths are relative to.
+            read: reads a file of rules by its absolute path.
+            itself: ``base`` is no directory of the transfer but the parent of one.
+        """
+        if not self._dynamic:
+            return self
+        found = (self._collected(rule, base, read, itself=itself) for rule in self.rules)
+        return replace(self, rules=tuple(found))
+
+    def _collected(
+        self, rule: Rule | PerDirectory, base: bytes, read: Reader, *, itself: bool
+    ) -> Rule | PerDirectory:
+        if not isinstance(rule, PerDirectory) or not rule.name.startswith(b"/") or not rule.inherit:
+            return rule
+        top, _, name = rule.name.rpartition(b"/")
+        if not (base + b"/").startswith(top + b"/"):
+            return rule
+        rules: tuple[Rule | PerDirectory, ...] = ()
+        parts = [part for part in base[len(top) :].split(b"/") if part]
+        for depth in range(len(parts) + itself):
+            data = read(b"/".join([top, *parts[:depth], name]))
+            if data is None:
+                continue
+            own = self._reading(read)
+            own.lines(data, rule.flags)
+            prefix = b"".join(part + b"/" for part in parts[depth:])
+            found = tuple(
+                replace(r, prefix=prefix) if isinstance(r, Rule) and r.pattern.anchored else r
+                for r in (_at_source(own.rules) if self.delete_excluded else own.rules)
+            )
+            rules = found if own.cleared else found + rules
+        return replace(rule, rules=rules)
+
+    def _reading(self, read: Reader, anchor: bytes = b"") -> "_Reading":
+        return _Reading(read, anchor, self.separator)
 
     def within(self, directory: bytes, read: Reader) -> "Filters":
         """The rules as they stand in a directory ("" is the root), given those of its parent."""
@@ -96,8 +142,7 @@ class Filters:
         data = read(prefix + rule.name.lstrip(b"/"))
         if data is None:
             return replace(rule, rules=outer)
-        reading = _Reading(read, b"/" + directory if directory else b"", list(outer))
-        own = _Reading(read, reading.anchor)
+        own = self._reading(read, b"/" + directory if directory else b"")
         own.lines(data, rule.flags)
         found = _at_source(own.rules) if self.delete_excluded else own.rules
         rules = tuple(self._entered(r, directory, read) for r in found)
@@ -151,19 +196,21 @@ def _at_source(rules: list[Rule | PerDirectory]) -> list[Rule | PerDirectory]:
 class _Reading:
     """Rules as they are read, one after the other."""
 
-    def __init__(
-        self, read: Reader, anchor: bytes = b"", rules: list[Rule | PerDirectory] | None = None
-    ) -> None:
+    def __init__(self, read: Reader, anchor: bytes, separator: bytes) -> None:
         self.read = read
+        self.separator = separator  # of the rules in files
         self.anchor = anchor  # put before anchored patterns: where the file lies
-        self.rules = rules if rules is not None else []
+        self.rules: list[Rule | PerDirectory] = []
         self.cleared = False
 
-    def lines(self, data: bytes, flags: _Flags, separator: bytes = b"\n") -> None:
+    def split(self, data: bytes) -> list[bytes]:
+        """The lines of a file."""
+        lines = data.split(self.separator)
+        return [line.rstrip(b"\r") for line in lines] if self.separator == b"\n" else lines
+
+    def lines(self, data: bytes, flags: _Flags) -> None:
         """A file of rules."""
-        parts = data.split() if flags.words else data.split(separator)
-        for line in parts:
-            text = line.rstrip(b"\r") if separator == b"\n" else line
+        for text in data.split() if flags.words else self.split(data):
             if not text or (not flags.words and text[:1] in b";#"):
                 continue
             if flags.only:
@@ -295,7 +342,8 @@ def parse_filters(
     Raises:
         UsageError: a rule cannot be understood, or a file not be read.
     """
-    reading = _Reading(read)
+    separator = b"\0" if zero else b"\n"
+    reading = _Reading(read, b"", separator)
     for kind, value in words:
         if kind == "filter":
             reading.rule(value.lstrip(b" "), _Flags())
@@ -305,10 +353,9 @@ def parse_filters(
             data = read(value)
             if data is None:
                 raise UsageError(f"--{kind}: cannot read {value.decode(errors='replace')!r}")
-            for line in data.split(b"\0" if zero else b"\n"):
-                text = line if zero else line.rstrip(b"\r")
+            for text in reading.split(data):
                 if text and text[:1] not in b";#":
                     reading.old_style(text, include=kind == "include-from")
     rules = _at_source(reading.rules) if delete_excluded else reading.rules
     dynamic = any(isinstance(rule, PerDirectory) for rule in rules)
-    return Filters(tuple(rules), delete_excluded, dynamic)
+    return Filters(tuple(rules), delete_excluded, separator, dynamic)

@@ -302,6 +302,8 @@ class Mirror:
 
     def _shared_entry(self, key: int, seen: Seen) -> bool:
         """A separate file that is one of several names of a node; whether that will do."""
+        if self.wish.ignore_existing:
+            return True
         held = self.pairs.held[key]
         assert held is not None
         parent = self._attributes_of_parent(seen.parent)
@@ -533,6 +535,8 @@ class Mirror:
         attributes: Attributes,
         now: frozenset[Place],
     ) -> None:
+        if held is not None and self.wish.ignore_existing and not seen.is_dir:
+            return
         place = min(self.pairs.places[key], key=lambda p: p[1])
         path = self.path(place)
         target = seen.content.target if seen.kind is Kind.SYMLINK else None
@@ -546,7 +550,7 @@ class Mirror:
             size = seen.content.size
             self.out.items[key] = Item(letters, path, seen.is_dir, target, None, old, size)
         for other in sorted(self.pairs.places[key] - {place} - now):
-            text = "h" + letters[1] + "+++++++++"
+            text = _link_letters(self.wish, seen, self.pairs.displaced.get(other), attributes)
             item = Item(text, self.path(other), is_dir=False, linked=path)
             self.out.items[-len(self.out.items) - 1] = item
 
@@ -604,4 +608,10 @@ def _time_letter(wish: Wish, seen: Seen, held: Held, *, copied: bool) -> str:
         return "t" if differs and wish.times and wish.dir_times else "."
     if wish.times:
         return "t" if differs and (copied or not wish.keeps_newer(seen, held)) else "."
-    return "T" if copied and seen.kind is Kind.FILE else "."
+    return "T" if copied else "."
+
+
+def _link_letters(wish: Wish, seen: Seen, there: Held | None, wanted: Attributes) -> str:
+    """One more name of a file; ``there`` is what has that name now."""
+    letters = "h" + _letters(wish, seen, there, copied=False, wanted=wanted)[1:]
+    return letters if letters[2:].strip(".") else letters.replace(".", " ")

@@ -139,7 +139,11 @@ class Pairing:
             return True
         if held is not None and held.is_dir is seen.is_dir and not self._is_taken(held):
             memory = held.memory
-            if memory is None or memory.ino == seen.ino:
+            stays = self.wish.keeps_newer(seen, held)  # whoever has its name at the source now
+            if memory is None and not seen.is_dir and held.node.nlink > 1:
+                self._waiting.append((seen, held))  # a group of the source has the first right
+                return True
+            if memory is None or memory.ino == seen.ino or stays:
                 self._pair(seen, held)
                 return True
         if held is not None and self.wish.ignore_existing:

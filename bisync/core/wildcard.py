@@ -32,7 +32,7 @@ class Pattern:
     only_dirs: bool = field(init=False)
     _plain: bytes | None = field(init=False)
     _expression: re.Pattern[bytes] | None = field(init=False)
-    _anchored: bool = field(init=False)
+    anchored: bool = field(init=False)
     _components: int = field(init=False)  # compared from the end; 0: the whole path
     _after_slash: bool = field(init=False)
     _base_only: bool = field(init=False)
@@ -51,7 +51,7 @@ class Pattern:
         body = text[1:] if anchored else text
         put = object.__setattr__
         put(self, "only_dirs", only_dirs)
-        put(self, "_anchored", anchored)
+        put(self, "anchored", anchored)
         put(self, "_plain", None if wild else body)
         put(self, "_expression", _compile(body) if wild else None)
         trailing = not anchored and slashes > 0 and not wild2

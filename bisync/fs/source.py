@@ -35,9 +35,9 @@ class Listed:
 
     key: int
     path: bytes  # below the root of the transfer
+    complete: bool  # nothing in it was left out but what a filter hides
     entries: list[Seen] = field(default_factory=list)
     passed: list[bytes] = field(default_factory=list)  # names of kinds that are not carried
-    complete: bool = True  # nothing in it was left out but what a filter hides
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,7 @@ class Start:
     fd: int
     device: int
     identity: str
+    folder: bytes  # the absolute path of the directory that is open
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,9 @@ class SourceTree:
         while stack:
             key, path, origins, names = stack.pop()
             self.rules.stop()
-            listed = Listed(key, path, complete=names is None)
+            everything = names is None or isinstance(names, _All)
+            whole = self.rules.wish.recursive if everything else isinstance(names, _Shallow)
+            listed = Listed(key, path, whole)
             subdirs = self._list(listed, origins, names)
             self.listings.append(listed)
             for seen, inside, below in reversed(subdirs):
@@ -128,12 +131,20 @@ class SourceTree:
         for number, start in enumerate(self.starts):
             if start.only is not None or (files is not None and not files.whole):
                 continue
-            if self.root is None and self.rules.wish.recursive:
+            if self.root is None and (self.rules.wish.recursive or files is not None):
                 info = os.fstat(start.fd)
                 self.root = self._seen(start.fd, b"", info, ROOT)
                 self.root.key = ROOT
                 self._where[ROOT] = _Origin(number, b""), b""
-        return [(_Origin(number, b""), self.rules.filters) for number in range(len(self.starts))]
+        return [
+            (_Origin(number, b""), self.rules.filters if start.only else self._under(number))
+            for number, start in enumerate(self.starts)
+        ]
+
+    def _under(self, number: int) -> Filters:
+        """The rules for what a source holds."""
+        start = self.starts[number]
+        return self.rules.filters.under(start.folder, read_rules, itself=start.only is not None)
 
     def _list(
         self,
@@ -144,8 +155,10 @@ class SourceTree:
         found: dict[bytes, tuple[Seen, list[_Inside]]] = {}
         for origin, above in origins:
             start = self.starts[origin.start]
-            filters = above.within(listed.path, partial(self._rules_file, origin))
             alone = start.only if not origin.path else None
+            filters = above
+            if alone is None:
+                filters = above.within(listed.path, partial(self._rules_file, origin))
             try:
                 fd = self._open(origin)
                 names = self._names(fd, alone, wanted)
@@ -155,33 +168,47 @@ class SourceTree:
                 continue
             for name in names:
                 self._meet(listed, origin, fd, name, filters, found, wanted)
+                if alone is not None and name in found and found[name][0].is_dir:
+                    # Rules that lie above it are for what it holds.
+                    found[name][1][-1:] = [(found[name][1][-1][0], self._under(origin.start))]
         subdirs = []
         for name, (seen, inside) in found.items():
+            implied = seen.key in self._implied
+            node = None if wanted is None else wanted.below.get(name)
+            if node is not None and node.below and not seen.is_dir:
+                parts = [*listed.path.split(b"/"), name, min(node.below)]
+                self._fail(b"/".join(filter(None, parts)), os.strerror(errno.ENOTDIR))
+                if implied:
+                    continue
             listed.entries.append(seen)
-            below = None if wanted is None else wanted.below.get(name, Wanted())
-            if seen.is_dir and self._goes_into(seen, below):
-                if (
-                    below is not None
-                    and below.whole
-                    and (self.rules.wish.recursive or below.contents)
-                ):
-                    below = None if self.rules.wish.recursive else _Shallow()
+            below = self._below(wanted, name, implied=implied)
+            if seen.is_dir and seen.listed and self._goes_on(below):
                 subdirs.append((seen, inside, below))
         return subdirs
 
-    def _goes_into(self, seen: Seen, below: Wanted | None) -> bool:
-        if not seen.listed:
-            return False
+    def _goes_on(self, below: Wanted | None) -> bool:
         if below is None:
             return self.rules.wish.recursive
-        return bool(below.below) or (below.whole and (self.rules.wish.recursive or below.contents))
+        return bool(below.below) or isinstance(below, (_All, _Shallow))
+
+    def _below(self, wanted: Wanted | None, name: bytes, *, implied: bool) -> Wanted | None:
+        """What is wanted of a directory; ``implied``: it is only on the way to something."""
+        node = None if wanted is None else wanted.below.get(name)
+        if wanted is None or (isinstance(wanted, _All) and node is None):
+            return None
+        if node is None or implied:
+            return node or Wanted()
+        if isinstance(wanted, _All) or (node.whole and self.rules.wish.recursive):
+            return _All(node.below) if node.below else None
+        return _Shallow(node.below) if node.whole and node.contents else node
 
     def _names(self, fd: int, alone: bytes | None, wanted: Wanted | None) -> list[bytes]:
         if alone is not None:
             return [alone]
-        if wanted is not None and not isinstance(wanted, _Shallow):
-            return sorted(wanted.below)
-        return sorted(map(os.fsencode, os.listdir(fd)))
+        found: set[bytes] = set() if wanted is None else set(wanted.below)
+        if wanted is None or isinstance(wanted, (_All, _Shallow)):
+            found.update(map(os.fsencode, os.listdir(fd)))
+        return sorted(found)
 
     def _meet(
         self,
@@ -198,16 +225,20 @@ class SourceTree:
         try:
             info = os.stat(name, dir_fd=fd, follow_symlinks=False)
         except OSError as error:
-            named = wanted is not None or start.only is not None
+            named = start.only is not None or (wanted is not None and name in wanted.below)
             if named or error.errno != errno.ENOENT:
                 self._fail(path, _reason(error))
                 listed.complete = False
             return
         is_dir = stat.S_ISDIR(info.st_mode)
-        implied = self._is_implied(wanted, name)
         if self._is_ours(fd, name, path, is_dir=is_dir):
             return
-        if not implied and filters.hides(path, is_dir=is_dir):
+        hidden = filters.hides(path, is_dir=is_dir)
+        node = None if wanted is None else wanted.below.get(name)
+        implied = False  # --files-from names only things below it: no filter is asked about it
+        if node is not None and node.below:
+            implied = hidden or not (node.whole or isinstance(wanted, _All))
+        if hidden and not implied:
             return
         below = _Origin(origin.start, origin.path + b"/" + name if origin.path else name)
         inside = below, filters
@@ -216,6 +247,10 @@ class SourceTree:
             if is_dir:
                 known[1].append(inside)
             return  # the first one counts, but a directory before anything else
+        if name in listed.passed:
+            if not is_dir:
+                return
+            listed.passed.remove(name)
         if is_dir and not self.rules.wish.recursive and wanted is None:
             listed.passed.append(name)
             self.notes.append((path, "skipping directory"))
@@ -239,12 +274,6 @@ class SourceTree:
         self._where[seen.key] = origin, name
         self._devices[seen.key] = info.st_dev
         found[name] = seen, [inside]
-
-    @staticmethod
-    def _is_implied(wanted: Wanted | None, name: bytes) -> bool:
-        """Whether --files-from names only things below an entry: no filter is asked about it."""
-        node = None if wanted is None else wanted.below.get(name)
-        return node is not None and not node.whole
 
     def _is_ours(self, fd: int, name: bytes, path: bytes, *, is_dir: bool) -> bool:
         """State and store of a root are no content."""
@@ -291,13 +320,10 @@ class SourceTree:
 
     def _rules_file(self, origin: _Origin, path: bytes) -> bytes | None:
         name = path.rsplit(b"/", 1)[-1]
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         try:
-            fd = os.open(name, flags, dir_fd=self._open(origin))
-        except (PathError, OSError):
+            return read_rules(name, self._open(origin))
+        except PathError:
             return None
-        with open(fd, "rb") as file:
-            return file.read() if stat.S_ISREG(os.fstat(fd).st_mode) else None
 
     def _leave_out_implied(self) -> None:
         """A directory on the way to nothing is not made."""
@@ -309,11 +335,15 @@ class SourceTree:
         self.listings = [listed for listed in self.listings if listed.key not in empty]
 
     def _prune(self) -> None:
-        """Leave out the directories that hold nothing but directories."""
+        """Leave out the directories that hold nothing but directories.
+
+        A rule that protects an empty directory keeps it, as rsync's manual has it under ``-m``.
+        """
         full: set[int] = {ROOT}
         parent = {s.key: s.parent for each in self.listings for s in each.entries if s.is_dir}
         for listed in self.listings:
-            if listed.passed or any(not seen.is_dir for seen in listed.entries):
+            full_itself = listed.passed or any(not seen.is_dir for seen in listed.entries)
+            if full_itself or self.rules.filters.protects(listed.path, is_dir=True):
                 key = listed.key
                 while key not in full:
                     full.add(key)
@@ -450,13 +480,28 @@ _Inside = tuple[_Origin, Filters]
 
 
 class _Shallow(Wanted):
-    """What a directory holds, but nothing below that."""
+    """What a directory holds, but nothing below that unless it is named."""
+
+
+class _All(Wanted):
+    """All that is below a directory, and what is named there even if a rule hides its parents."""
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, PathError):
         return error.reason
     return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+
+
+def read_rules(path: bytes, folder: int | None = None) -> bytes | None:
+    """A file of filter rules; ``None`` if there is none that may be read. Links do not count."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        fd = os.open(path, flags, dir_fd=folder)
+    except OSError:
+        return None
+    with open(fd, "rb") as file:
+        return file.read() if stat.S_ISREG(os.fstat(fd).st_mode) else None
 
 
 def open_source(text: bytes) -> Start:
@@ -485,7 +530,7 @@ def _start(text: bytes, folder: bytes, only: bytes | None) -> Start:
         device = os.fstat(fd).st_dev
         if only is not None:
             device = os.stat(only, dir_fd=fd, follow_symlinks=False).st_dev
-        return Start(text, only, fd, device, identity)
+        return Start(text, only, fd, device, identity, os.path.realpath(folder))
     except BaseException:
         os.close(fd)
         raise

@@ -13,7 +13,7 @@ from bisync.core.path import STORE_DIR
 from bisync.core.plan import Park, Remove, Replace, Transition, keys_of
 from bisync.core.safety import HOUR_NS, DeleteLimit, withhold
 from bisync.core.safety import Wanted as WantedDeletions
-from bisync.core.wish import Seen
+from bisync.core.wish import Held, Seen
 from bisync.delta.digest import digest_of
 from bisync.endpoint.destination import Destination
 from bisync.errors import BisyncError, EndpointError, Interrupted, PathError
@@ -82,7 +82,7 @@ class MirrorRun:
         tree = self._walk(None)
         if tree.root is None and not any(each.entries for each in tree.listings):
             self._tell_source(tree)  # nothing to make anything of
-            if self.destination.endswith(b"/") and not self.dry and not tree.problems:
+            if self.destination.endswith(b"/") and not self.dry:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(self.destination)
             tree.close()
@@ -171,7 +171,9 @@ class MirrorRun:
             tree.failed = True
             tree.problems.append((text, reason))
         try:
+            began = time.monotonic()
             tree.walk()
+            self.report.walk_s = time.monotonic() - began
             if name is not None:
                 tree.rename_single(name)
         except BaseException:
@@ -258,9 +260,8 @@ class MirrorRun:
 
     def _complete(self, tree: SourceTree) -> dict[bytes, bool]:
         """The directories of the source by path, and whether all they hold was seen."""
-        whole = self.config.wish.recursive
         return {
-            each.path: whole and each.complete and not self._is_partial(each.key, tree)
+            each.path: each.complete and not self._is_partial(each.key, tree)
             for each in tree.listings
         }
 
@@ -413,17 +414,16 @@ class MirrorRun:
     ) -> list[Lesson]:
         """What is equal now, and is not yet remembered so."""
         failed = _failed(results)
-        wish = self.config.wish
         fresh: list[tuple[Seen, NodeId]] = []
         for key, seen in pairs.seen.items():
             node = plan.nodes.get(key)
             if key in failed or node is None or key in pairs.shared:
                 continue
             held = pairs.held[key]
-            guessed = key not in plan.copies and held is not None and held.memory is None
-            if guessed and not wish.times and not seen.is_dir:
-                continue  # equal by its time at most: nothing was learnt
             memory = held.memory if held is not None else None
+            guessed = key not in plan.copies and memory is None and not seen.is_dir
+            if guessed and held is not None and not self._is_told(seen, held):
+                continue
             now = (seen.ino, seen.attributes.mtime_ns, seen.ctime_ns)
             known = memory is not None and (memory.ino, memory.mtime_ns, memory.ctime_ns) == now
             if known and key not in plan.copies:
@@ -441,6 +441,15 @@ class MirrorRun:
             if there is not None and same:
                 found.append(Lesson(seen, there))
         return found
+
+    def _is_told(self, seen: Seen, held: Held) -> bool:
+        """Whether equal times, or contents that were read, say that a file is up to date.
+
+        What is taken for equal within a ``--modify-window`` is looked at again the next time.
+        """
+        wish = self.config.wish
+        same = seen.attributes.mtime_ns == held.node.attributes.mtime_ns
+        return wish.times and (same or wish.checksum)
 
     # -- telling -------------------------------------------------------------
 

@@ -38,6 +38,7 @@ class MirrorReport(Report):
 
     items: list[Item] = field(default_factory=list)
     listed: list[Seen] = field(default_factory=list)  # everything the source has
+    walk_s: float = 0.0  # the time it took to list that
     transferred_bytes: int = 0
     transferred: int = 0
     created_kinds: dict[Kind, int] = field(default_factory=dict)

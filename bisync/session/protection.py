@@ -7,16 +7,20 @@ from bisync.core.filters import Filters
 from bisync.core.wish import Held
 from bisync.endpoint.destination import Destination
 from bisync.fs.root import OPEN_DIR
+from bisync.fs.source import read_rules
 
 
 class Protection:
     """The filter at the destination, with the files of rules that lie there."""
 
     def __init__(self, filters: Filters, side: Destination, complete: dict[bytes, bool]) -> None:
+        """``complete``: the directories that the source has, and whether all they hold was seen."""
         self._complete = complete
-        self._filters = filters
         self._root = side.side.replica.root.fd
         self._below = side.below
+        self._named = not complete.get(b"", False)  # sources go beside what else it holds
+        self._base = os.path.realpath(os.path.join(side.side.replica.root.path, side.below))
+        self._filters = filters
         self._path = side.side.path
         self._here: dict[bytes, Filters] = {}
 
@@ -46,8 +50,13 @@ class Protection:
     def _within(self, folder: bytes) -> Filters:
         known = self._here.get(folder)
         if known is None:
-            above = self._within(folder.rpartition(b"/")[0]) if folder else self._filters
-            known = self._here[folder] = above.within(folder, self._read)
+            if folder:
+                above = self._within(folder.rpartition(b"/")[0])
+            else:
+                above = self._filters.under(self._base, read_rules, itself=self._named)
+            skipped = self._named and not folder
+            known = above if skipped else above.within(folder, self._read)
+            self._here[folder] = known
         return known
 
     def _read(self, path: bytes) -> bytes | None:
@@ -59,9 +68,7 @@ class Protection:
                 below = os.open(part, OPEN_DIR, dir_fd=fd)
                 os.close(fd)
                 fd = below
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-            with open(os.open(name, flags, dir_fd=fd), "rb") as file:
-                return file.read()
+            return read_rules(name, fd)
         except OSError:
             return None
         finally:

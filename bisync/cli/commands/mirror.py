@@ -79,7 +79,7 @@ def _config(o: argparse.Namespace, stopper: Stopper) -> MirrorConfig:
     if o.delete_excluded:
         o.delete = True
     o.recursive = o.recursive is True or (o.recursive == "archive" and o.files_from is None)
-    if o.delete and not o.recursive:
+    if o.delete and not o.recursive and o.files_from is None:
         raise UsageError("--delete does not work without --recursive (-r)")
     if o.max_delete is not None and not o.max_delete.lstrip("-").isdecimal():
         raise UsageError(f"--max-delete {o.max_delete}: give a number")
