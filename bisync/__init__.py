@@ -16,6 +16,7 @@ from bisync.errors import (
 if TYPE_CHECKING:
     from bisync.core.ignore import Ignore
     from bisync.core.resolve import Policy
+    from bisync.core.retention import Retention
     from bisync.core.safety import DeleteLimit
     from bisync.core.wish import Wish
     from bisync.endpoint.interface import Endpoint
@@ -54,6 +55,7 @@ _LAZY = {
     "Quarrel": "bisync.fs.conflicts",
     "Report": "bisync.session.report",
     "Restored": "bisync.session.history",
+    "Retention": "bisync.core.retention",
     "RootFacts": "bisync.fs.facts",
     "Session": "bisync.session.session",
     "Take": "bisync.fs.conflicts",
@@ -94,6 +96,7 @@ __all__ = [
     "Quarrel",
     "Report",
     "Restored",
+    "Retention",
     "RootFacts",
     "RootLockedError",
     "Session",

@@ -85,6 +85,13 @@ def _session_options(p: argparse.ArgumentParser) -> None:
         default="90d",
         help="drop kept versions older than this from the store: 90d, 12w, 1y or forever (90d)",
     )
+    p.add_argument(
+        "--keep-every",
+        metavar="TIME",
+        default="1h",
+        help="of versions that came from the other side and gave way to its next ones, keep one "
+        "per file in this time: 15min, 1h, 1d or all (1h)",
+    )
     p.add_argument("-v", "--verbose", action="store_true", help="one line per change")
     p.add_argument("-q", "--quiet", action="store_true", help="problems only")
     p.add_argument(

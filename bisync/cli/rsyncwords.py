@@ -217,6 +217,21 @@ VALUES = (
         "FORMAT",
         note="the letters i, n, f, L, l, o and %%",
     ),
+    Word(
+        "--keep",
+        "keep_age",
+        "drop kept versions older than this: 90d, 12w, 1y or forever (90d; with -b: forever)",
+        "AGE",
+        note="bisync's own",
+    ),
+    Word(
+        "--keep-every",
+        "keep_every",
+        "of versions that a later run of the mirror replaced, keep one per file in this time: "
+        "15min, 1h, 1d or all (1h; with -b: all)",
+        "TIME",
+        note="bisync's own",
+    ),
     Word("--log-file", "log_file", "write the lines there, too", "FILE"),
 )
 FILTERS = ("--exclude", "--include", "--exclude-from", "--include-from", "--filter", "-f")

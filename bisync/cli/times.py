@@ -1,6 +1,33 @@
 """Ages on the command line."""
 
+from bisync.core.retention import Retention
 from bisync.errors import UsageError
+
+_SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86_400}
+
+
+def retention(keep: str, every: str) -> Retention:
+    """``--keep`` and ``--keep-every``.
+
+    Raises:
+        UsageError: one of them is no time.
+    """
+    return Retention(keep_days(keep), keep_every(every))
+
+
+def keep_every(text: str) -> int | None:
+    """``--keep-every``: a time in seconds; ``None`` keeps all.
+
+    Raises:
+        UsageError: it is no time.
+    """
+    if text == "all":
+        return None
+    number = text.rstrip("smindh")
+    unit = text[len(number) :]
+    if not number.isdecimal() or not int(number) or unit not in _SECONDS:
+        raise UsageError(f"--keep-every {text}: give a time like 1h, 15min or 1d, or all")
+    return int(number) * _SECONDS[unit]
 
 
 def keep_days(text: str) -> int | None:

@@ -10,6 +10,7 @@ from typing import Protocol
 from bisync.core.closure import View
 from bisync.core.node import Attributes, Node, NodeId, Place
 from bisync.core.plan import Transition
+from bisync.core.retention import Retention
 from bisync.fs.archive import Archive, PairState
 from bisync.fs.conflicts import Choice, Quarrel
 from bisync.fs.content import ContentSource
@@ -54,7 +55,7 @@ class Ending:
     deletions: tuple[tuple[int, int], ...]  # (column that asked, entries)
     entries: int
     busy: tuple[str, ...] = ()  # paths that wait for their writers
-    keep_days: int | None = None  # kept versions older than this are dropped
+    retention: Retention | None = None  # of the store; None: it is left alone
 
 
 class Endpoint(ContentSource, Protocol):

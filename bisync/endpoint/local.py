@@ -12,6 +12,7 @@ from bisync.core.node import ROOT, Attributes, Node, NodeId, Place
 from bisync.core.path import display
 from bisync.core.plan import Transition
 from bisync.core.resolve import conflict_name
+from bisync.core.retention import Retention
 from bisync.core.safety import HOUR_NS
 from bisync.endpoint.interface import Ending, Hello, Read
 from bisync.errors import BusyError, EndpointError, PathError, StaleError
@@ -26,7 +27,7 @@ from bisync.fs.recovery import Recovered, recover
 from bisync.fs.replica import Options, Replica
 from bisync.fs.restore import Restorer, parent_of
 from bisync.fs.result import Result
-from bisync.fs.retention import DAY_NS, drop_older
+from bisync.fs.retention import DAY_NS, tend
 from bisync.fs.root import OPEN_DIR
 from bisync.fs.walk import ScanResult
 from bisync.linux.boot import boot_id
@@ -410,33 +411,22 @@ class LocalEndpoint:
         )  # fmt: skip
         if ending.complete:
             OperationLog(db).begin(pair, ending.time_ns)
-        if ending.keep_days is not None:
-            OperationLog(db).forget_before(ending.time_ns - ending.keep_days * DAY_NS)
+        if ending.retention is not None and ending.retention.days is not None:
+            OperationLog(db).forget_before(ending.time_ns - ending.retention.days * DAY_NS)
         (oldest,) = db.execute("SELECT min(coalesce(cursor, 0)) FROM pair").fetchone()
         r.index.trim_marks(oldest)
         r.index.save_numbers()
         db.commit()
-        said = [] if ending.keep_days is None else self._drop_older(ending.keep_days)
+        said = [] if ending.retention is None else self.tend(ending.retention)
         try:
             r.write_facts(archive.state(), ending.time_ns, ending.busy, len(ending.pending))
         except EndpointError as error:
             said.append(str(error))  # everything that the next run needs is in the database
         return said
 
-    def _drop_older(self, days: int) -> list[str]:
-        store = self.replica.store
-        if not store.exists():
-            return []
-        dropped = drop_older(store, days, time.time_ns())
-        said = []
-        if dropped.versions:
-            store.flush()
-            said.append(f"{dropped.versions} kept versions older than {days} days were dropped")
-        if dropped.refused:
-            said.append(
-                f"{dropped.refused} kept versions older than {days} days may not be removed"
-            )
-        return said
+    def tend(self, rules: Retention) -> list[str]:
+        """Let the store go of what need not be kept; return what is to be said of it."""
+        return tend(self.replica.store, self.replica.database, rules, time.time_ns())
 
     # -- what was displaced --------------------------------------------------
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from bisync.errors import EndpointError, NoSpaceError, StateFormatError
 
-FORMAT = 1  # of state.db; a newer one is refused, an older one migrated
+FORMAT = 2  # of state.db; a newer one is refused, an older one migrated
 _CACHE_KIB = 24 * 1024  # bounds memory, whatever the size of the tree
 
 SCHEMA = """
@@ -54,6 +54,10 @@ CREATE TABLE IF NOT EXISTS prepared(
 CREATE TABLE IF NOT EXISTS result(
     seq INTEGER PRIMARY KEY AUTOINCREMENT, pair INTEGER NOT NULL, done INTEGER NOT NULL,
     payload TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS installed(node INTEGER PRIMARY KEY, version INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS thinned(
+    path BLOB PRIMARY KEY, kept BLOB NOT NULL, time_ns INTEGER NOT NULL, ino INTEGER NOT NULL,
+    size INTEGER NOT NULL, mtime INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS unflushed(node INTEGER PRIMARY KEY, boot TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS softened(node INTEGER PRIMARY KEY, mode INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS pending(pair INTEGER NOT NULL, node INTEGER NOT NULL,
@@ -153,7 +157,7 @@ class Database:
         run("PRAGMA synchronous=FULL")
         run(f"PRAGMA cache_size=-{_CACHE_KIB}")
         run("PRAGMA wal_autocheckpoint=4000")
-        if found == 0:
+        if found < FORMAT:  # what an older format lacks is nothing but tables
             run("BEGIN IMMEDIATE")
             for statement in SCHEMA.split(";"):
                 if statement.strip():

@@ -255,6 +255,7 @@ class Index:
     def drop_node(self, node: NodeId) -> None:
         """Remove a node's row: its object is gone or no longer ours."""
         self.db.execute("DELETE FROM node WHERE id=?", (node,))
+        self.db.execute("DELETE FROM installed WHERE node=?", (node,))
 
     def set_digest(self, node: NodeId, version: int, size: int, digest: bytes | None) -> None:
         """Record what a version's bytes are."""
@@ -262,6 +263,15 @@ class Index:
             "UPDATE node SET digest=?, size=? WHERE id=? AND version=?",
             (digest, size, node, version),
         )
+
+    def set_installed(self, node: NodeId, version: int) -> None:
+        """The engine itself put this version of a file there."""
+        self.db.execute("INSERT OR REPLACE INTO installed VALUES(?,?)", (node, version))
+
+    def is_installed(self, node: Node) -> bool:
+        """Whether a file is as the engine put it there, and nobody's own work."""
+        row = self.db.execute("SELECT version FROM installed WHERE node=?", (node.id,)).fetchone()
+        return row is not None and row[0] == node.version
 
     def distrust(self, node: NodeId) -> None:
         """Look at a node again next time, whatever its times say."""

@@ -23,6 +23,8 @@ _KINDS = {
 # What belongs to one machine or one file system and never travels.
 _LOCAL_XATTRS = (b"system.", b"btrfs.", b"security.selinux", b"security.ima", b"security.evm")
 _NO_XATTRS = (errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.ENODATA)
+_BROKEN = (errno.EROFS, errno.EIO)
+_NOT_NOW = (*_BROKEN, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)  # it may work later: a problem
 
 
 def kind_of(mode: int) -> Kind:
@@ -109,11 +111,13 @@ def apply_attributes(
         os.close(fd)
 
 
-def _try(missed: list[str], what: str, call: Callable[[], None]) -> None:
+def _try(
+    missed: list[str], what: str, call: Callable[[], None], fatal: tuple[int, ...] = _NOT_NOW
+) -> None:
     try:
         call()
     except OSError as error:
-        if error.errno in (errno.EROFS, errno.EIO):
+        if error.errno in fatal:
             raise
         missed.append(f"{what}: {error.strerror}")
 
@@ -148,6 +152,7 @@ def _apply_xattrs(missed: list[str], path: bytes, now: XAttrs, wanted: XAttrs) -
                 missed,
                 name.decode("utf-8", "replace"),
                 lambda n=name, v=value: os.setxattr(path, n, v),  # type: ignore[misc]
+                fatal=_BROKEN,  # "no space" also says that it is too large for this file system
             )
 
 

@@ -204,6 +204,8 @@ class Performer:
             "conflict": removal.conflict,
             "digest": None if digest is None else digest.hex(),
         }
+        if isinstance(removal, Replace) and not removal.conflict and known is not None:
+            record["installed"] = self.index.is_installed(known)  # such a version may be thinned
         shared = stat.S_ISREG(info.st_mode) and info.st_nlink > 1
         before = None if shared else evidence(dir_fd, name)
         kept = self.store.keep(dir_fd, name, path, record, copy=shared)

@@ -34,6 +34,7 @@ class Recorder:
         self.db.begin()
         row = self._row_of(node, staged, version=1)
         self._record(row, staged.handle, staged.info.st_ino, [place])
+        self._installed(row)
         self.touched.add(place[0])
 
     def replaced(self, step: Replace, staged: Staged) -> None:
@@ -49,7 +50,12 @@ class Recorder:
             version = 1 if old is None else old.version + 1
         row = self._row_of(step.node, staged, version=version)
         self._record(row, staged.handle, staged.info.st_ino, list(step.places))
+        self._installed(row)
         self.touched.update(parent for parent, _ in step.places)
+
+    def _installed(self, row: Node) -> None:
+        if row.kind is Kind.FILE:
+            self.index.set_installed(row.id, row.version)
 
     @staticmethod
     def _row_of(node: NodeId, staged: Staged, *, version: int) -> Node:

@@ -1,24 +1,144 @@
-"""Drop kept versions that are old enough. Nothing that the manifests do not know is touched."""
+"""What leaves the rollback store by itself: what is old, and what nobody misses.
 
+Nothing that the manifests do not know is touched, and nothing that is somebody's own work before
+its time: an edit, a conflict's loser or a deletion stays as long as ``days`` says. Only of what
+the engine itself had installed, and replaced by the next version, one per file and period is kept.
+"""
+
+import json
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from bisync.core.path import parse
+from bisync.core.retention import Retention
 from bisync.errors import PathError
 from bisync.fs.copying import remove_object
-from bisync.fs.store import Store
+from bisync.fs.database import Database
+from bisync.fs.displaced import was_written
+from bisync.fs.store import Store, Version
 
 DAY_NS = 86_400 * 10**9
 
 
 @dataclass(slots=True)
 class Dropped:
-    """What a retention run removed, and what refused to go."""
+    """What was removed, and what refused to go."""
 
     versions: int = 0
     bytes: int = 0
     refused: int = 0  # locked by a person
+
+
+def tend(store: Store, db: Database, rules: Retention, now_ns: int) -> list[str]:
+    """Apply the rules after a run; return what is to be said of it."""
+    if not store.exists():
+        return []
+    said = []
+    if rules.every_s is not None:
+        _thin_fresh(store, db, rules.every_s * 10**9, now_ns)
+        if not store.has_room():
+            thinned = _thin_days(store, db)
+            if thinned.versions:
+                said.append(
+                    f"little space is left: {thinned.versions} kept versions were thinned to one "
+                    "per file and day"
+                )
+    if rules.days is not None:
+        dropped = drop_older(store, rules.days, now_ns)
+        if dropped.versions:
+            said.append(f"{dropped.versions} kept versions older than {rules.days} days dropped")
+        if dropped.refused:
+            said.append(
+                f"{dropped.refused} kept versions older than {rules.days} days may not be removed"
+            )
+    store.flush()
+    return said
+
+
+def _thin_fresh(store: Store, db: Database, every_ns: int, now_ns: int) -> None:
+    """Let go of a version of this period for the next one of the same file."""
+    dropped = Dropped()
+    db.begin()
+    for fresh in store.fresh:
+        row = db.execute(
+            "SELECT kept, time_ns, ino, size, mtime FROM thinned WHERE path=?", (fresh.path,)
+        ).fetchone()
+        now = _object(store, fresh.kept)
+        if row is not None and row[1] // every_ns == fresh.time_ns // every_ns:
+            kept, _, *before = row
+            if kept != fresh.kept and _object(store, kept) == tuple(before):
+                _drop(store, db, kept, dropped)
+        if now is not None:
+            db.execute(
+                "INSERT OR REPLACE INTO thinned VALUES(?,?,?,?,?,?)",
+                (fresh.path, fresh.kept, fresh.time_ns, *now),
+            )
+    db.execute("DELETE FROM thinned WHERE time_ns<?", (now_ns - every_ns,))
+    db.commit()
+    store.fresh.clear()
+    if dropped.versions:
+        _note(store, {"dropped": dropped.versions, "bytes": dropped.bytes, "thinned": "period"})
+
+
+def _thin_days(store: Store, db: Database) -> Dropped:
+    """Of all installed versions, keep the last one per file and day."""
+    last: dict[tuple[bytes, bytes], Version] = {}
+    dropped = Dropped()
+    db.begin()
+    there = {version.kept: version for version in store.versions()}  # a name may be used again
+    for version in there.values():
+        if not version.installed:
+            continue
+        day = version.path, version.kept[:10]
+        older, last[day] = last.get(day), version
+        if older is None:
+            continue
+        found = _object(store, older.kept)
+        if found is not None and found[1:] == (older.size, older.mtime_ns):
+            _drop(store, db, older.kept, dropped)
+    db.commit()
+    if dropped.versions:
+        _note(store, {"dropped": dropped.versions, "bytes": dropped.bytes, "thinned": "day"})
+    return dropped
+
+
+def _object(store: Store, kept: bytes) -> tuple[int, int, int] | None:
+    """What tells a kept file from another one that took its name: inode, size, time."""
+    try:
+        fd, name = store.open_kept(kept)
+    except OSError:
+        return None
+    try:
+        info = os.stat(name, dir_fd=fd, follow_symlinks=False)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    return info.st_ino, info.st_size, info.st_mtime_ns
+
+
+def _drop(store: Store, db: Database, kept: bytes, dropped: Dropped) -> None:
+    """Remove a version, unless somebody who had it open when it was displaced still writes."""
+    row = db.execute("SELECT payload FROM displaced WHERE path=?", (kept,)).fetchone()
+    if row is not None and _is_written(store, kept, row[0]):
+        return  # it goes back to its user
+    if _removed(store, kept, dropped):
+        db.execute("DELETE FROM displaced WHERE path=?", (kept,))
+
+
+def _is_written(store: Store, kept: bytes, payload: str) -> bool:
+    try:
+        fd, name = store.open_kept(kept)
+    except OSError:
+        return False
+    try:
+        return was_written(fd, name, json.loads(payload)[1])
+    except FileNotFoundError:
+        return False
+    finally:
+        os.close(fd)
 
 
 def drop_older(store: Store, days: int, now_ns: int) -> Dropped:
@@ -32,30 +152,43 @@ def drop_older(store: Store, days: int, now_ns: int) -> Dropped:
     oldest = time.strftime("%Y-%m-%d", time.localtime(limit_ns / 1e9)).encode()
     if not any(day <= oldest for day in store.days()):
         return dropped
-    for record in store.records():
-        time_ns, kept_text = record.get("time_ns"), record.get("kept")
-        if not isinstance(time_ns, int) or time_ns >= limit_ns or not isinstance(kept_text, str):
-            continue
-        kept = parse(kept_text)
-        try:
-            fd, name = store.open_kept(kept)
-        except OSError:
-            continue  # gone already, by a person or an earlier run
-        try:
-            _, size = remove_object(fd, name)
-        except FileNotFoundError:
-            continue
-        except OSError:
-            dropped.refused += 1
-            continue
-        finally:
-            os.close(fd)
-        dropped.versions += 1
-        dropped.bytes += size
-        store.tidy(kept)
+    for kept in _kept_before(store, limit_ns):
+        _removed(store, kept, dropped)
     if dropped.versions:
-        try:
-            store.note({"dropped": dropped.versions, "bytes": dropped.bytes, "older_than": days})
-        except OSError as error:
-            raise PathError(f"cannot write the manifest: {error.strerror}") from error
+        _note(store, {"dropped": dropped.versions, "bytes": dropped.bytes, "older_than": days})
     return dropped
+
+
+def _kept_before(store: Store, limit_ns: int) -> Iterable[bytes]:
+    for record in store.records():
+        time_ns, kept = record.get("time_ns"), record.get("kept")
+        if isinstance(time_ns, int) and time_ns < limit_ns and isinstance(kept, str):
+            yield parse(kept)
+
+
+def _removed(store: Store, kept: bytes, dropped: Dropped) -> bool:
+    """Remove one version; ``False`` if it is gone already, or may not go."""
+    try:
+        fd, name = store.open_kept(kept)
+    except OSError:
+        return False  # by a person or an earlier run
+    try:
+        _, size = remove_object(fd, name)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        dropped.refused += 1
+        return False
+    finally:
+        os.close(fd)
+    dropped.versions += 1
+    dropped.bytes += size
+    store.tidy(kept)
+    return True
+
+
+def _note(store: Store, record: dict[str, object]) -> None:
+    try:
+        store.note(record)
+    except OSError as error:
+        raise PathError(f"cannot write the manifest: {error.strerror}") from error

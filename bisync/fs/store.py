@@ -27,6 +27,8 @@ from bisync.linux.rename import is_unsupported, rename_noreplace
 _MARKER = b".store"
 _MANIFEST = b".manifest"
 _ROLL = 8 << 20  # bytes after which a new manifest file begins
+_RESERVE = 10 << 30  # bytes that stay free ...
+_RESERVE_PART = 20  # ... or this part of the file system, where that is less
 _SETID = 0o6000
 _DAY = re.compile(rb"\d{4}-\d\d-\d\d")
 _CAPABILITY = b"security.capability"
@@ -43,6 +45,15 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
+class Fresh:
+    """A version that the engine had installed itself, and replaced by the next one."""
+
+    path: bytes
+    kept: bytes
+    time_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class Version:
     """One line of a manifest: an object that was kept."""
 
@@ -54,6 +65,7 @@ class Version:
     mtime_ns: int
     reason: str
     digest: str | None
+    installed: bool = False  # by the engine; else somebody's own work
 
 
 class Store:
@@ -84,6 +96,7 @@ class Store:
         self._torn = False  # the last line of the manifest was cut off
         self._touched: dict[int, None] = {}
         self._open_dirs: dict[bytes, int] = {}
+        self.fresh: list[Fresh] = []  # what was kept since this was opened, and may be thinned
         self._whole: dict[bytes, set[bytes]] = {}  # day -> directories kept as versions
 
     def _open(self) -> int:
@@ -186,6 +199,8 @@ class Store:
                 remove_object(dir_fd, name)
         except OSError as error:
             raise PathError(f"cannot keep the old version: {error.strerror}") from error
+        if record.get("installed"):
+            self.fresh.append(Fresh(path, where, time.time_ns()))
         if stat.S_ISDIR(info.st_mode):
             self._whole_directories(day.encode()).add(where)
         _disarm(parent, target, info)
@@ -205,6 +220,7 @@ class Store:
             target = numbered(base, number)
             try:
                 if copy:
+                    self._spare(dir_fd, name)
                     copy_object(dir_fd, name, parent, target)
                 else:
                     rename_noreplace(dir_fd, name, parent, target)
@@ -215,6 +231,21 @@ class Store:
                 if copy or not (is_another_place(error) or is_unsupported(error)):
                     raise
                 copy = True
+
+    @staticmethod
+    def _spare(dir_fd: int, name: bytes) -> None:
+        """Refuse a copy that would use the space that is to stay free."""
+        info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        if stat.S_ISREG(info.st_mode) and not has_room(dir_fd, info.st_blocks * 512):
+            raise OSError(errno.ENOSPC, "a copy would not leave the free-space reserve")
+
+    def has_room(self) -> bool:
+        """Whether the free-space reserve of the store's file system is left."""
+        fd = self.folder_to_read()
+        try:
+            return has_room(fd)
+        finally:
+            os.close(fd)
 
     def _folder(self, path: bytes, day: str) -> tuple[int, bytes, bytes]:
         """The store's directory for a path: (descriptor, base name, prefix for output).
@@ -371,6 +402,7 @@ class Store:
                     int(row["mtime_ns"]),
                     str(row.get("reason", "")),
                     digest if isinstance(digest, str) else None,
+                    row.get("installed") is True,
                 )
             except (KeyError, TypeError, ValueError, AttributeError):
                 continue
@@ -463,6 +495,13 @@ class Store:
             if fd >= 0:
                 os.close(fd)
         self._fd = self._manifest = -1
+
+
+def has_room(fd: int, need: int = 0) -> bool:
+    """Whether a file system has its free-space reserve, and ``need`` bytes more."""
+    info = os.fstatvfs(fd)
+    reserve = min(_RESERVE, info.f_blocks * info.f_frsize // _RESERVE_PART)
+    return info.f_bavail * info.f_frsize - need >= reserve
 
 
 def _descend(fd: int, parts: list[bytes]) -> int:

@@ -7,6 +7,7 @@ from enum import Enum
 from bisync.core.ignore import Ignore
 from bisync.core.path import STORE_DIR, valid_name
 from bisync.core.resolve import Policy
+from bisync.core.retention import Retention
 from bisync.core.safety import DeleteLimit
 from bisync.errors import UsageError
 
@@ -42,7 +43,7 @@ class Config:
     devices: bool = False  # carry device nodes
     store: bytes = STORE_DIR  # the rollback store's path below each root
     state_dir: str | None = None  # holds the state folders instead of the roots
-    keep_days: int | None = 90  # drop kept versions older than this; None: keep all
+    retention: Retention = field(default_factory=Retention)  # of kept versions
     fsync: Fsync = Fsync.BATCH
     workers: int = 2  # threads that read, hash and flush
     chunk: int = 2000  # marks decided at a time; bounds memory

@@ -253,6 +253,9 @@ class MirrorRun:
         )
         for path in side.side.probe_displaced(min_age_ns=HOUR_NS):
             self._met(Met("beta", "busy", path, "was written while it was replaced; both stay"))
+        if self.config.retention is not None:
+            for text in side.side.tend(self.config.retention):
+                self._note(b"", text)
         for result in results:
             if not self.config.keep and result.kept is not None:  # rsync's way
                 side.store.discard(result.kept)

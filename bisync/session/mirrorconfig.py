@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from bisync.core.filters import Filters
 from bisync.core.mirror import Item
 from bisync.core.node import Kind
+from bisync.core.retention import Retention
 from bisync.core.wish import Seen, Wish
 from bisync.fs.source import Wanted
 from bisync.session.report import Report
@@ -25,6 +26,9 @@ class MirrorConfig:
     yes: bool = False  # approve what the guard would withhold
     backup_dir: bytes | None = None  # relative to the destination, or absolute
     keep: bool = True  # displaced versions stay in the store
+    retention: Retention | None = field(
+        default_factory=Retention
+    )  # of the store; None: it is left alone
     bwlimit: int = 0  # bytes in a second; 0: no limit
     state_dir: str | None = None  # holds the state folder instead of the root
     fsync: bool = True

@@ -310,7 +310,7 @@ class Run:
                 tuple(deletions),
                 entries,
                 tuple(busy[side]),
-                self.config.keep_days,
+                self.config.retention,
             )
             for text in self.sides[side].finish(ledger.archives[side], ending):
                 self._say(text)

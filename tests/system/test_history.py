@@ -17,7 +17,7 @@ Pair = tuple[Path, Path]
 FULL = os.environ.get("BISYNC_FULL", "") not in {"", "0"}
 SEED = int(os.environ.get("BISYNC_SEED", "1"))
 DAYS, CHANGES, INSTANTS = (365, 200, 50) if FULL else (25, 40, 10)
-YES = bisync.Config(yes=True, keep_days=None)
+YES = bisync.Config(yes=True, retention=bisync.Retention(days=None, every_s=None))
 
 
 def _history(path: Path, *words: str) -> list[dict[str, object]]:

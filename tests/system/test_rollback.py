@@ -154,7 +154,7 @@ def test_a_day_that_is_gone(pair: Pair):
     a, b = pair
     _two_versions(a, b)
     edit(a / "d/x", b"four")
-    sync(a, b)
+    sync(a, b, "--keep-every", "all")
     shutil.rmtree(b / "rsync-rollback/2020-01-02")
     found = [m for m in run("history", "--json", a / "d/x").objects if m["action"] == "modified"]
     assert [m["complete"] for m in found] == [False, True, True]

@@ -10,8 +10,10 @@ from bisync.cli.output import Output
 from bisync.cli.rsyncoutput import Lines, check_format, problems_to, summary
 from bisync.cli.rsyncwords import size
 from bisync.cli.stopping import Stopper, local_path, workers
+from bisync.cli.times import retention
 from bisync.core.chmod import parse_chmod
 from bisync.core.filters import Filters, parse_filters
+from bisync.core.retention import Retention
 from bisync.core.wish import Wish
 from bisync.errors import UsageError
 from bisync.fs.source import Wanted, wanted_files
@@ -75,6 +77,13 @@ def _log(path: str | None, stack: contextlib.ExitStack) -> TextIO | None:
         raise UsageError(f"--log-file {path}: {error.strerror}") from error
 
 
+def _retention(o: argparse.Namespace) -> Retention:
+    """A backup is somebody's own: nothing of it goes unless that was asked for."""
+    backup = o.backup or o.backup_dir is not None
+    age = o.keep_age or ("forever" if backup else "90d")
+    return retention(age, o.keep_every or ("all" if backup else "1h"))
+
+
 def _config(o: argparse.Namespace, stopper: Stopper) -> MirrorConfig:
     if o.delete_excluded:
         o.delete = True
@@ -95,6 +104,7 @@ def _config(o: argparse.Namespace, stopper: Stopper) -> MirrorConfig:
         yes=o.yes,
         backup_dir=None if o.backup_dir is None else os.fsencode(o.backup_dir),
         keep=not o.no_keep or o.backup or o.backup_dir is not None,
+        retention=_retention(o),
         bwlimit=0 if o.bwlimit is None else size(o.bwlimit, "--bwlimit", unit=_KIB),
         workers=workers(),
         stop=stopper.check,

@@ -5,7 +5,7 @@ import os
 
 from bisync.cli.output import Output
 from bisync.cli.stopping import Stopper, local_path, workers
-from bisync.cli.times import keep_days
+from bisync.cli.times import retention
 from bisync.core.ignore import Ignore, filter_lines
 from bisync.core.path import STORE_DIR
 from bisync.core.resolve import Policy
@@ -51,7 +51,7 @@ def _config(options: argparse.Namespace, stopper: Stopper) -> Config:
         devices=options.devices,
         state_dir=options.state_dir,
         fsync=Fsync(options.fsync),
-        keep_days=keep_days(options.keep),
+        retention=retention(options.keep, options.keep_every),
         workers=workers(),
         stop=stopper.check,
         store=os.fsencode(options.rollback_dir) if options.rollback_dir else STORE_DIR,
