@@ -9,8 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.trees import Batch
+
+# The same examples in every run, so that a failure is the change's; new ones by BISYNC_FULL=1.
+settings.register_profile("same", derandomize=True)
+if not os.environ.get("BISYNC_FULL"):
+    settings.load_profile("same")
 
 FILE_SYSTEMS = ("plain", "tmpfs", "ext4", "xfs", "btrfs")
 MAKE = {

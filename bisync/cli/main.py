@@ -90,7 +90,7 @@ def _session_options(p: argparse.ArgumentParser) -> None:
         metavar="TIME",
         default="1h",
         help="of versions that came from the other side and gave way to its next ones, keep one "
-        "per file in this time: 15min, 1h, 1d or all (1h)",
+        "per file in this time: 15min, 1h, 1d or all (1h); the newest few stay one time longer",
     )
     p.add_argument("-v", "--verbose", action="store_true", help="one line per change")
     p.add_argument("-q", "--quiet", action="store_true", help="problems only")

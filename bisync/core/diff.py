@@ -200,31 +200,46 @@ def _bind_new(j: Join, side: Side) -> None:
         other_parent = j.local_of[side.other].get(j.key_of[side][parent])
         for name, local in sorted(waiting.pop(parent, ())):
             twin = other.names.get((other_parent, name)) if other_parent is not None else None
-            pairs = twin is not None and _may_pair(j, side, local, twin)
-            key = j.key_of[side].get(local)
-            if key is None:
-                key = j.key_of[side.other].get(twin) if pairs and twin is not None else None
-                j.bind(side, local, j.fresh_key() if key is None else key)
-                if local in waiting:
-                    queue.append(local)
-            elif pairs and twin is not None and twin not in j.key_of[side.other]:
-                j.bind(side.other, twin, key)
-            if pairs and twin is not None and twin not in j.key_of[side.other]:
-                j.bind(side.other, twin, j.key_of[side][local])
+            if twin is not None and _may_pair(j, side, local, twin):
+                _pair(j, side, local, twin)
+            if local not in j.key_of[side]:
+                j.bind(side, local, j.fresh_key())
+            if local in waiting:
+                queue.append(local)
 
 
 def _may_pair(j: Join, side: Side, local: NodeId, twin: NodeId) -> bool:
     """Whether two objects at one place, new on both sides, are versions of one node."""
-    keys = j.key_of[side].get(local), j.key_of[side.other].get(twin)
-    if any(k is not None and k > 0 for k in keys) or (None not in keys):
+    mine, theirs = j.key_of[side].get(local), j.key_of[side.other].get(twin)
+    if mine is not None and theirs is not None:
+        if mine == theirs or mine > 0 or theirs > 0:
+            return False
+        splits = j.nodes.get(mine), j.nodes.get(theirs)  # both: the old object of a save?
+        if splits[0] is None or splits[1] is None or splits[0].origin != splits[1].origin:
+            return False
+    elif (mine or theirs or -1) > 0:
         return False
-    mine, theirs = keys
     if mine is not None and mine in j.local_of[side.other]:
         return False
     if theirs is not None and theirs in j.local_of[side]:
         return False
     kinds = j.parts[side].nodes[local].kind, j.parts[side.other].nodes[twin].kind
     return (kinds[0] is Kind.DIR) == (kinds[1] is Kind.DIR)
+
+
+def _pair(j: Join, side: Side, local: NodeId, twin: NodeId) -> None:
+    """Give two objects one key: what one has already, or a new one."""
+    mine, theirs = j.key_of[side].get(local), j.key_of[side.other].get(twin)
+    if mine is not None and theirs is not None:
+        del j.local_of[side.other][theirs], j.nodes[theirs]
+        theirs = None
+    key = mine if mine is not None else theirs
+    if key is None:
+        key = j.fresh_key()
+    if mine is None:
+        j.bind(side, local, key)
+    if theirs is None:
+        j.bind(side.other, twin, key)
 
 
 def _collect(j: Join) -> None:
@@ -347,7 +362,8 @@ def wanted_digests(j: Join, *, presume: bool = True) -> tuple[set[NodeId], set[N
                 n is not None and not same_version(n, agreed, s)
                 for s, n in zip(SIDES, nodes, strict=True)
             ]
-            if not agreed.content.known and any(changed):
+            read = any(n is not None and n.content.known for n in nodes)
+            if not agreed.content.known and (any(changed) or (agreed.presumed and read)):
                 changed = [True, True]  # nobody read the agreed version: compare the sides
         for side in SIDES:
             node = nodes[side]

@@ -103,9 +103,14 @@ class Unlink(_Step):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetAttributes(_Step):
-    """Change attributes in place."""
+    """Change attributes in place.
+
+    ``successor`` is the node whose old object this one is (a save by backup): agreed on alone,
+    that one would leave an object that nobody knows any more.
+    """
 
     attributes: Attributes
+    successor: int | None = None
 
 
 Transition: TypeAlias = (
@@ -121,6 +126,8 @@ def keys_of(step: Transition) -> tuple[int, ...]:
             keys.append(step.other_key)
         case Replace() if step.keep is not None:
             keys.append(step.keep_key)
+        case SetAttributes() if step.successor is not None:
+            keys.append(step.successor)
         case Remove():
             keys += [key for key, _ in step.members]
         case Make() | Link() | Move() if step.displaces is not None:

@@ -368,7 +368,9 @@ class _Planner:
         assert wanted is not None
         if wanted == self.join.nodes[step.key].node(side).attributes:
             return None
-        return SetAttributes(key=step.keep_key, node=step.keep_node, attributes=wanted)
+        return SetAttributes(
+            key=step.keep_key, node=step.keep_node, attributes=wanted, successor=step.key
+        )
 
     # -- keys to the side's own numbers --------------------------------------
 
@@ -410,6 +412,8 @@ class _Planner:
                 return replace(step, key=key, other_key=self.archive[step.other_key])
             case Replace() if step.keep is not None:
                 return replace(step, key=key, keep_key=self.archive[step.keep_key])
+            case SetAttributes() if step.successor is not None:
+                return replace(step, key=key, successor=self.archive[step.successor])
             case Remove():
                 members = tuple((self.archive[k], node) for k, node in step.members)
                 return replace(step, key=key, members=members)

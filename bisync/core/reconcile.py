@@ -426,7 +426,12 @@ class _Merge:
             verdict.content, verdict.presumed = a.content, True
         else:
             same = [unchanged(joined, side) for side in SIDES]
-            if same[0] and same[1]:
+            found_out = joined.agreed is not None and joined.agreed.presumed
+            if found_out and a.content.known and b.content.known and all(same):
+                leader = self._conflict(joined, verdict)  # taken for equal, and they never were
+                if leader is None:
+                    return
+            elif same[0] and same[1]:
                 verdict.content = a.content if a.content.known else b.content
                 verdict.presumed = joined.agreed is not None and joined.agreed.presumed
             elif same[0] or same[1]:
@@ -500,9 +505,25 @@ class _Merge:
         verdict.twin[side] = joined.key
         verdict.reason = "conflict: keep-both"
 
+    def _columns(self, joined: Joined) -> tuple[Attributes | None, Attributes | None]:
+        """What each side's attributes were when they were agreed on.
+
+        The old object of a save by backup has a new number, and was the node until then.
+        """
+        if joined.agreed is not None:
+            return joined.agreed.attributes
+        before = self.join.nodes[joined.origin].agreed if joined.origin is not None else None
+        if before is None:
+            return (None, None)
+        alpha, beta = (
+            old if joined.node(side).id == before.ids[side] else None
+            for side, old in zip(SIDES, before.attributes, strict=True)
+        )
+        return alpha, beta
+
     def _attributes(self, joined: Joined, verdict: Verdict, leader: Side | None) -> None:
         a, b = joined.node(Side.ALPHA), joined.node(Side.BETA)
-        columns = joined.agreed.attributes if joined.agreed else (None, None)
+        columns = self._columns(joined)
         merged = merge_attributes(columns, (a, b), leader)
         verdict.attributes = [merged.alpha, merged.beta]
         if merged.disputes and joined.key != ROOT:

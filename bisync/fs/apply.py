@@ -15,7 +15,18 @@ from dataclasses import dataclass, replace
 
 from bisync.core.ignore import Matcher
 from bisync.core.node import ROOT, Attributes, NodeId
-from bisync.core.plan import Link, Make, Move, Park, Remove, Replace, Transition, Unlink
+from bisync.core.plan import (
+    Link,
+    Make,
+    Move,
+    Park,
+    Remove,
+    Replace,
+    SetAttributes,
+    Transition,
+    Unlink,
+    keys_of,
+)
 from bisync.errors import BusyError, Interrupted, PathError, StaleError
 from bisync.fs.content import ContentSource
 from bisync.fs.copying import remove_object
@@ -76,6 +87,7 @@ class Applier:
             tools.matcher,
         )
         self.results: dict[int, Result] = {}
+        self.failed: dict[int, Result] = {}  # by archive number
 
     # -- the batch -----------------------------------------------------------
 
@@ -129,6 +141,7 @@ class Applier:
             self.results[i] = Result(step, Status.PROBLEM, error.reason)
         except OSError as error:
             self.results[i] = Result(step, Status.PROBLEM, error.strerror or str(error))
+        self.failed.update(dict.fromkeys(keys_of(step), self.results[i]))
         self._clean_up(i)
 
     def _clean_up(self, i: int) -> None:
@@ -176,7 +189,15 @@ class Applier:
                 pass
 
     def _perform(self, i: int, step: Transition) -> None:
-        self.results[i] = self.performer.perform(i, step)
+        self.results[i] = self._needed(step) or self.performer.perform(i, step)
+
+    def _needed(self, step: Transition) -> Result | None:
+        """Attributes wait with what did not become of their node: they may be for another object.
+
+        After a save by backup that could not be followed, the name still has the old object.
+        """
+        before = self.failed.get(step.key) if isinstance(step, SetAttributes) else None
+        return before and Result(step, before.status, before.reason)
 
     def _make_durable(self) -> None:
         if not self.t.fsync:

@@ -2,7 +2,8 @@
 
 Nothing that the manifests do not know is touched, and nothing that is somebody's own work before
 its time: an edit, a conflict's loser or a deletion stays as long as ``days`` says. Only of what
-the engine itself had installed, and replaced by the next version, one per file and period is kept.
+the engine itself had installed, and replaced by the next version, one per file and period is kept
+in the long run.
 """
 
 import json
@@ -12,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from bisync.core.path import parse
-from bisync.core.retention import Retention
+from bisync.core.retention import Retention, Thinnable, settled, surplus
 from bisync.errors import PathError
 from bisync.fs.copying import remove_object
 from bisync.fs.database import Database
@@ -37,7 +38,7 @@ def tend(store: Store, db: Database, rules: Retention, now_ns: int) -> list[str]
         return []
     said = []
     if rules.every_s is not None:
-        _thin_fresh(store, db, rules.every_s * 10**9, now_ns)
+        _thin_fresh(store, db, rules, now_ns)
         if not store.has_room():
             thinned = _thin_days(store, db)
             if thinned.versions:
@@ -57,29 +58,42 @@ def tend(store: Store, db: Database, rules: Retention, now_ns: int) -> list[str]
     return said
 
 
-def _thin_fresh(store: Store, db: Database, every_ns: int, now_ns: int) -> None:
-    """Let go of a version of this period for the next one of the same file."""
+def _thin_fresh(store: Store, db: Database, rules: Retention, now_ns: int) -> None:
+    """Let go of versions of files that were kept again, and of periods that are over."""
     dropped = Dropped()
     db.begin()
+    paths = {fresh.path for fresh in store.fresh}
     for fresh in store.fresh:
-        row = db.execute(
-            "SELECT kept, time_ns, ino, size, mtime FROM thinned WHERE path=?", (fresh.path,)
-        ).fetchone()
         now = _object(store, fresh.kept)
-        if row is not None and row[1] // every_ns == fresh.time_ns // every_ns:
-            kept, _, *before = row
-            if kept != fresh.kept and _object(store, kept) == tuple(before):
-                _drop(store, db, kept, dropped)
         if now is not None:
             db.execute(
                 "INSERT OR REPLACE INTO thinned VALUES(?,?,?,?,?,?)",
                 (fresh.path, fresh.kept, fresh.time_ns, *now),
             )
-    db.execute("DELETE FROM thinned WHERE time_ns<?", (now_ns - every_ns,))
+    assert rules.every_s is not None
+    over_ns = settled(now_ns, rules) * rules.every_s * 10**9
+    over = db.execute("SELECT DISTINCT path FROM thinned WHERE time_ns<?", (over_ns,))
+    for path in paths.union(path for (path,) in over.fetchall()):
+        _thin_path(store, db, path, rules, now_ns, dropped)
+    db.execute("DELETE FROM thinned WHERE time_ns<?", (over_ns,))
     db.commit()
     store.fresh.clear()
     if dropped.versions:
         _note(store, {"dropped": dropped.versions, "bytes": dropped.bytes, "thinned": "period"})
+
+
+def _thin_path(
+    store: Store, db: Database, path: bytes, rules: Retention, now_ns: int, dropped: Dropped
+) -> None:
+    rows = db.execute(
+        "SELECT kept, time_ns, ino, size, mtime FROM thinned WHERE path=? ORDER BY time_ns", (path,)
+    ).fetchall()
+    put = {kept: tuple(what) for kept, _, *what in rows}
+    versions = [Thinnable(kept, size, time_ns) for kept, time_ns, _, size, _ in rows]
+    for version in surplus(versions, now_ns, rules):
+        if _object(store, version.kept) == put[version.kept]:
+            _drop(store, db, version.kept, dropped)
+        db.execute("DELETE FROM thinned WHERE path=? AND kept=?", (path, version.kept))
 
 
 def _thin_days(store: Store, db: Database) -> Dropped:

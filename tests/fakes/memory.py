@@ -182,6 +182,10 @@ class MemoryReplica:
         if self.node[place[0]].content.kind is not Kind.DIR:
             raise Stale(f"{self.name}: {place[0]} is no directory")
 
+    def _outside(self, parent, node):
+        if self.inside(parent, node):
+            raise Stale(f"{self.name}: a directory below itself")
+
     def perform(self, step, other: "MemoryReplica"):
         match step:
             case Make():
@@ -197,13 +201,16 @@ class MemoryReplica:
                 )
                 self.at_place[step.place] = step.node
             case Link():
+                if step.node not in self.at_place.values():
+                    raise Stale(f"{self.name}: {step.node} is not there")
                 if step.displaces is not None:
                     self.perform(step.displaces, other)
                 self._free(step.place)
-                assert step.node in self.at_place.values()
                 self.at_place[step.place] = step.node
             case Move(old=None):
                 self._free(step.new)
+                if step.node not in self.parked:
+                    raise Stale(f"{self.name}: {step.node} is not parked")
                 del self.parked[step.node]
                 self.at_place[step.new] = step.node
             case Move():
@@ -211,15 +218,15 @@ class MemoryReplica:
                 if step.displaces is not None:
                     self.perform(step.displaces, other)
                 self._free(step.new)
-                assert not self.inside(step.new[0], step.node), "a directory below itself"
+                self._outside(step.new[0], step.node)
                 del self.at_place[step.old]
                 self.at_place[step.new] = step.node
             case Exchange():
                 self._expect(step.old, step.node)
                 self._expect(step.new, step.other)
+                self._outside(step.new[0], step.node)
+                self._outside(step.old[0], step.other)
                 self.at_place[step.old], self.at_place[step.new] = step.other, step.node
-                assert not self.inside(step.new[0], step.node)
-                assert not self.inside(step.old[0], step.other)
             case Park():
                 self._expect(step.old, step.node)
                 self.parked[step.node] = step.old
@@ -250,12 +257,15 @@ class MemoryReplica:
             case Remove():
                 self._expect(step.place, step.node)
                 below = self._below(step.node)
-                assert {n for _, n in below} == {n for _, n in step.members}, "unexpected members"
+                if {n for _, n in below} != {n for _, n in step.members}:
+                    raise Stale(f"{self.name}: unexpected members")
                 for place, _ in [*below, (step.place, step.node)]:
                     del self.at_place[place]
                 for node in {n for _, n in below} | {step.node}:
                     self.keep(node)
             case SetAttributes():
+                if step.node not in self.node:
+                    raise Stale(f"{self.name}: {step.node} is not there")
                 old = self.node[step.node]
                 self.node[step.node] = replace(old, attributes=step.attributes)
 
@@ -408,6 +418,8 @@ class MemoryPair:
                     return plan
                 count += 1
                 try:
+                    if isinstance(step, SetAttributes) and step.key in failed:
+                        raise Stale("attributes wait with the rest of their node")
                     if count - 1 == fail_at:
                         raise Stale("as the test wants it")
                     self.sides[side].perform(step, self.sides[side.other])

@@ -5,7 +5,7 @@ import random
 import time
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bisync.core.node import ROOT, SIDES, Content, Kind
@@ -220,6 +220,8 @@ def changes_of_one_side(ops):
 
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(ops=st.tuples(OPS, OPS), at=st.integers(0, 10), crash=st.booleans())
+@example(([("make", 0, 1)], [("rename", 0, 0), ("chmod", 0, 0), ("make", 0, 1)]), 0, False)
+@example(([("make", 0, 1)], [("rename", 0, 0), ("chmod", 0, 0), ("make", 0, 1)]), 1, False)
 def test_a_stop_is_nobodys_wish(ops, at, crash):
     """Only one side changed: however its run ended, the next one makes the other the same.
 

@@ -262,6 +262,24 @@ def test_writer_who_writes_nothing(pair: Pair):
     assert look(a) == look(b) == {"edited": b"new", "quiet": b"old quiet"}
 
 
+def test_attributes_wait_with_their_object(pair: Pair):
+    """What a save by backup left aside keeps its mode where the save could not be followed."""
+    a, b = pair
+    put(a / "x", b"first", mode=0o644)
+    sync(a, b)
+    (a / "x").rename(a / "x~")
+    (a / "x~").chmod(0o600)
+    put(a / "x", b"second", mode=0o644)
+    with (b / "x").open("r+b"):
+        sync(a, b, check=24)
+        assert look(b) == {"x": b"first"}
+        assert (b / "x").stat().st_mode & 0o777 == 0o644
+    assert sync(a, b).summary["conflicts"] == 0
+    assert look(a) == look(b) == {"x": b"second", "x~": b"first"}
+    for root in pair:
+        assert [(root / n).stat().st_mode & 0o777 for n in ("x", "x~")] == [0o644, 0o600]
+
+
 def test_writer_through_a_memory_map(pair: Pair):
     """A map whose descriptor is closed can be written to: busy as well, and nothing is lost."""
     a, b = pair

@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import bisync
 from tests.trees import edit, put, run
 
 Pair = tuple[Path, Path]
-PERIOD = bisync.Retention(every_s=10**9)  # all of a test is in one period
+PERIOD = bisync.Retention(every_s=10**9, recent=1)  # all of a test is in one period
 ALL = bisync.Retention(every_s=None)
 
 
@@ -46,6 +47,34 @@ def test_one_version_in_a_period(roots: Pair):
         edit(a / "busy", b"%d" % number)
         _sync(roots, PERIOD)
     assert _kept(b) == [b"3"]
+
+
+def test_what_is_recent_stays_a_while(roots: Pair):
+    """By default the newest versions of a file are all there, if they are not big."""
+    a, b = roots
+    for number in range(19):
+        put(a / "busy", b"%02d" % number, t=10**9 + number)
+        put(a / "big", bytes([number]) * (9 << 20), t=10**9 + number)
+        _sync(roots, bisync.Retention(every_s=10**9))
+    small = [content for content in _kept(b) if len(content) == 2]
+    assert small == [b"%02d" % number for number in range(2, 18)]
+    assert [content[0] for content in _kept(b) if len(content) > 2] == list(range(11, 18))
+
+
+def test_what_was_recent_goes_when_its_time_is_over(roots: Pair, monkeypatch: pytest.MonkeyPatch):
+    """The last version of each hour stays; the others go one hour after theirs is over."""
+    a, b = roots
+    hour = 3600 * 10**9
+    start = time.time_ns() // hour * hour
+    for number, minutes in enumerate([1, 2, 58, 61, 70, 119, 121, 181]):
+        put(a / "busy", b"%d" % number, t=10**9 + number)
+        monkeypatch.setattr(time, "time_ns", lambda m=minutes: start + m * hour // 60)
+        _sync(roots, bisync.Retention())
+        if minutes == 119:
+            assert _kept(b) == [b"0", b"1", b"2", b"3", b"4"]
+        if minutes == 121:
+            assert _kept(b) == [b"1", b"2", b"3", b"4", b"5"]
+    assert _kept(b) == [b"1", b"4", b"5", b"6"]
 
 
 def test_all_versions_where_asked_for(roots: Pair):
@@ -154,17 +183,18 @@ def test_little_space(tmp_path: Path, mount: Callable[..., None]):
 def test_mirror_thins_what_it_had_made_itself(roots: Pair):
     """By default one per file and hour; with ``--keep-every all``, or as a backup, all of them."""
     a, b = roots
-    put(a / "f", b"0")
+    much = 33 << 20  # two of them are more than what is kept for a while
+    put(a / "f", b"0" * much)
     put(b / "f", b"of b")
     source, target = f"{a}/", f"{b}/"
     for number in range(1, 4):
         run("mirror", "-a", "--keep-every", "99999d", source, target)
-        edit(a / "f", b"%d" % number)
-    assert _kept(b) == [b"1", b"of b"]
+        edit(a / "f", b"%d" % number * much)
+    assert [content[:4] for content in _kept(b)] == [b"1111", b"of b"]
     run("mirror", "-a", "--keep-every", "all", source, target)
     edit(a / "f", b"4")
     run("mirror", "-ab", "--backup-dir=rsync-rollback/2020-02-02", source, target)
-    assert _kept(b) == [b"1", b"2", b"3", b"of b"]
+    assert [content[:4] for content in _kept(b)] == [b"1111", b"2222", b"3333", b"of b"]
 
 
 @pytest.mark.parametrize("text", ["", "h", "0h", "1x", "-1h", "1.5h"])

@@ -153,3 +153,41 @@ def test_why(pair: Pair):
     assert row["waits"]
     assert "waits: " in run("why", b / "busy").stdout
     assert "not agreed on" in run("why", a / "never").stdout
+
+
+def _presumed(pair: Pair) -> None:
+    """Two trees that look alike meet; one file does not only look alike."""
+    a, b = pair
+    for root in pair:
+        put(root / "same", b"same", t=NOON)
+    put(a / "other", b"here", t=NOON)
+    put(b / "other", b"over", t=NOON)
+    assert sync(a, b).summary["presumed"] == 2
+    assert (look(a)["other"], look(b)["other"]) == (b"here", b"over")
+
+
+@pytest.mark.parametrize("read", [(0,), (1,), (0, 1)])
+def test_what_was_taken_for_equal_is_found_out(pair: Pair, read: tuple[int, ...]):
+    """A file that was presumed equal and is not: a conflict of the next run, and both are kept."""
+    a, b = pair
+    _presumed(pair)
+    for side in read:
+        assert _verify(pair[side])["unread"] == 2
+    done = sync(a, b)
+    assert done.summary["conflicts"] == 1
+    assert look(a) == look(b)
+    assert {look(a)["other"], *(c for _, c in [*kept(a), *kept(b)])} == {b"here", b"over"}
+    assert "presumed" not in run("why", a / "same").stdout
+    assert sync(a, b).summary["conflicts"] == 0
+
+
+def test_what_was_taken_for_equal_and_edited(pair: Pair):
+    """An edit wins over what it was never compared with; that is kept."""
+    a, b = pair
+    _presumed(pair)
+    edit(a / "other", b"edited at a")
+    _verify(b)
+    sync(a, b)
+    assert look(a) == look(b)
+    assert look(b)["other"] == b"edited at a"
+    assert b"over" in {c for _, c in kept(b)}
