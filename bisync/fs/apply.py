@@ -22,10 +22,8 @@ from bisync.core.plan import (
     Park,
     Remove,
     Replace,
-    SetAttributes,
     Transition,
     Unlink,
-    keys_of,
 )
 from bisync.errors import BusyError, Interrupted, PathError, StaleError
 from bisync.fs.content import ContentSource
@@ -38,7 +36,7 @@ from bisync.fs.look import Looker
 from bisync.fs.meta import proc_path
 from bisync.fs.perform import Performer
 from bisync.fs.record import Recorder
-from bisync.fs.result import Result, Status
+from bisync.fs.result import Failed, Result, Status
 from bisync.fs.root import Directories, Root
 from bisync.fs.stage import Stage
 from bisync.fs.store import Store
@@ -87,7 +85,7 @@ class Applier:
             tools.matcher,
         )
         self.results: dict[int, Result] = {}
-        self.failed: dict[int, Result] = {}  # by archive number
+        self.failed = Failed()
 
     # -- the batch -----------------------------------------------------------
 
@@ -120,10 +118,14 @@ class Applier:
                     if i not in self.results:
                         self.results[i] = Result(step, Status.STALE, "stopped before it")
                         self._clean_up(i)
-            back = set(self.performer.bring_back())
+            back = self.performer.bring_back()
             for i, step in todo:
                 if isinstance(step, Park) and step.node in back:
-                    self.results[i] = Result(step, Status.STALE, "its way was blocked")
+                    place = back[step.node]
+                    beside = None if place == step.old else place
+                    self.results[i] = Result(
+                        step, Status.STALE, "its way was blocked", beside=beside
+                    )
             self._make_durable()
             self._conclude()
         return [self.results[i] for i in range(len(steps))]
@@ -141,7 +143,7 @@ class Applier:
             self.results[i] = Result(step, Status.PROBLEM, error.reason)
         except OSError as error:
             self.results[i] = Result(step, Status.PROBLEM, error.strerror or str(error))
-        self.failed.update(dict.fromkeys(keys_of(step), self.results[i]))
+        self.failed.note(self.results[i])
         self._clean_up(i)
 
     def _clean_up(self, i: int) -> None:
@@ -189,15 +191,8 @@ class Applier:
                 pass
 
     def _perform(self, i: int, step: Transition) -> None:
-        self.results[i] = self._needed(step) or self.performer.perform(i, step)
-
-    def _needed(self, step: Transition) -> Result | None:
-        """Attributes wait with what did not become of their node: they may be for another object.
-
-        After a save by backup that could not be followed, the name still has the old object.
-        """
-        before = self.failed.get(step.key) if isinstance(step, SetAttributes) else None
-        return before and Result(step, before.status, before.reason)
+        self.results[i] = self.failed.stops(step) or self.performer.perform(i, step)
+        self.failed.note(self.results[i])
 
     def _make_durable(self) -> None:
         if not self.t.fsync:

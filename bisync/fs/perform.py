@@ -365,13 +365,13 @@ class Performer:
         self.record.touched.add(step.old[0])
         return Result(step, Status.DONE)
 
-    def bring_back(self) -> list[NodeId]:
+    def bring_back(self) -> dict[NodeId, Place]:
         """Give every node that is still parked a name again: its old one, or one beside it.
 
         Returns:
-            The nodes; what was planned for them has to be planned anew.
+            Where each node is now; what was planned for it has to be planned anew.
         """
-        back = []
+        back = {}
         for node, (out, place) in list(self.parked.items()):
             del self.parked[node]
             self.directories.unpin(node)
@@ -389,7 +389,7 @@ class Performer:
             self.index.put_name(place, node, NO_STAMP)
             self.index.mark(node)
             self.record.touched.add(place[0])
-            back.append(node)
+            back[node] = place
         return back
 
     def _replace(self, i: int, step: Replace) -> Result:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from bisync.core.plan import Transition
+from bisync.core.node import Place
+from bisync.core.plan import Transition, keys_of
 
 
 class Status(Enum):
@@ -26,3 +27,22 @@ class Result:
     size: int = 0  # content bytes that came from the other side
     kept: bytes | None = None  # where the displaced object went, below the store
     missed: tuple[str, ...] = ()  # attributes that could not be set
+    beside: Place | None = None  # where a parked node got a name again, if not its old one
+
+
+class Failed(dict[int, Result]):
+    """What was not done so far, by archive number: the rest of such a node waits with it.
+
+    After a save by backup that could not be followed, the name still has the old object: its
+    other names and attributes would be given to it at the wrong place.
+    """
+
+    def note(self, result: Result) -> None:
+        """Remember a result that is not *done*."""
+        if result.status is not Status.DONE:
+            self.update(dict.fromkeys(keys_of(result.step), result))
+
+    def stops(self, step: Transition) -> Result | None:
+        """The result of a step that has to wait; ``None`` if it may be tried."""
+        before = next((self[key] for key in keys_of(step) if key in self), None)
+        return before and Result(step, before.status, before.reason)

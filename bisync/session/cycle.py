@@ -35,7 +35,7 @@ from bisync.core.planner import PENDING_TIME, Numbers, make_plan
 from bisync.core.reconcile import reconcile
 from bisync.core.resolve import Rules
 from bisync.endpoint.interface import Endpoint
-from bisync.fs.result import Result, Status
+from bisync.fs.result import Failed, Result, Status
 from bisync.fs.walk import ScanResult
 from bisync.session.commit import Ledger
 from bisync.session.config import Config, Fsync
@@ -260,7 +260,13 @@ class Cycle:
             if any(isinstance(step, Park) for step in steps):
                 one_by_one = False  # a parked node has no name until its next step
             size = 1 if one_by_one else len(steps)
+            failed = Failed()
             for start in range(0, len(steps), size):
+                waits = failed.stops(steps[start]) if one_by_one else None
+                if waits is not None:
+                    self._count(side, waits)
+                    results[side].append(waits)
+                    continue
                 done = self.sides[side].apply(
                     self.ledger.archives[side],
                     steps[start : start + size],
@@ -268,6 +274,7 @@ class Cycle:
                     self.sides[side.other],
                 )
                 for result in done:
+                    failed.note(result)
                     self._count(side, result)
                 results[side].extend(done)
         return results
@@ -285,6 +292,9 @@ class Cycle:
                 for result in results[side]:
                     if result.status is Status.DONE:
                         placed.add(result.step)
+                    elif result.beside is not None and isinstance(result.step, Park):
+                        step = result.step
+                        placed.move(step.node, step.key, step.old, result.beside)
                 self.ledger.leave_halfway(side, placed, agreed)
         updates = [u for u in plan.updates if u.key not in failed]
         for time_ in plan.directory_times:

@@ -170,6 +170,17 @@ class MemoryReplica:
         if content.kind is not Kind.DIR and node not in self.at_place.values():
             self.kept.append(content)
 
+    def store(self, node):
+        """Move a node without a name, and all below it, to the store."""
+        below = self._below(node)
+        for place, _ in below:
+            del self.at_place[place]
+        for each in {n for _, n in below} | {node}:
+            self.keep(each)
+
+    def inside_dead(self, place):
+        return place[0] != ROOT and place[0] not in self.at_place.values()
+
     def _expect(self, place, node):
         if self.at_place.get(place) != node:
             raise Stale(f"{self.name}: {place} holds {self.at_place.get(place)}, not {node}")
@@ -418,8 +429,8 @@ class MemoryPair:
                     return plan
                 count += 1
                 try:
-                    if isinstance(step, SetAttributes) and step.key in failed:
-                        raise Stale("attributes wait with the rest of their node")
+                    if failed.intersection(keys_of(step)):
+                        raise Stale("it waits with the rest of its node")
                     if count - 1 == fail_at:
                         raise Stale("as the test wants it")
                     self.sides[side].perform(step, self.sides[side.other])
@@ -465,23 +476,21 @@ class MemoryPair:
             }
 
     def _crash(self, plan):
-        """Nothing was agreed; parked nodes go back or on, as recovery does."""
-        self._bring_back()
+        """Nothing was agreed; parked nodes go back, or to the store, as recovery has it."""
+        self._bring_back(crashed=True)
 
-    def _bring_back(self):
+    def _bring_back(self, *, crashed=False):
         for side in SIDES:
             replica = self.sides[side]
             for node, place in list(replica.parked.items()):
                 target = place
-                if target in replica.at_place or replica.inside_dead(target):
-                    target = (ROOT, b"recovered-%d" % node)
-                replica.at_place[target] = node
                 del replica.parked[node]
+                if target in replica.at_place or replica.inside_dead(target):
+                    if crashed:
+                        replica.store(node)
+                        continue
+                    target = (ROOT, b"recovered-%d" % node)
+                    if node in replica.halfway:
+                        replica.halfway[node] = target
+                replica.at_place[target] = node
             replica.marks.update(replica.node)
-
-
-def inside_dead(self, place):
-    return place[0] != ROOT and place[0] not in self.at_place.values()
-
-
-MemoryReplica.inside_dead = inside_dead
