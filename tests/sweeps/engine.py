@@ -1,4 +1,4 @@
-"""Start `bisync sync` and say how it ended."""
+"""Start `bisync` and say how it ended."""
 
 import os
 import shlex
@@ -63,6 +63,11 @@ def environment(home: Path) -> dict[str, str]:
 
 def command(alpha: Path, beta: Path, options: Sequence[str] = ()) -> list[str]:
     return [*program(), "sync", *options, str(alpha), str(beta)]
+
+
+def mirror(alpha: Path, beta: Path, options: Sequence[str] = ()) -> list[str]:
+    """Make beta what alpha is, in everything."""
+    return [*program(), "mirror", "-aHAX", "--delete", *options, f"{alpha}/", f"{beta}/"]
 
 
 def run(line: Sequence[str], home: Path, *, before: Sequence[str] = ()) -> Run:

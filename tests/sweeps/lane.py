@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import calls, scenario, verdict
 from .calls import Call
-from .place import FolderTemplate, ImageTemplate, Pair, Template, cannot_mount
+from .place import FolderTemplate, ImageTemplate, Pair, Prepare, Template, cannot_mount
 
 
 @dataclass(slots=True)
@@ -42,16 +42,14 @@ class Lane:
             return calls.calls(self.log), pair
 
 
-def lanes(folder: Path, count: int) -> list[Lane]:
+def lanes(folder: Path, count: int, prepare: Prepare = scenario.prepare) -> list[Lane]:
     """Prepare lanes; each prepares its scenario when it is first used."""
     found = []
     for number in range(count):
         place = folder / f"lane-{number}"
         place.mkdir()
         template: Template = (
-            FolderTemplate(place, scenario.prepare)
-            if cannot_mount()
-            else ImageTemplate(place, scenario.prepare)
+            FolderTemplate(place, prepare) if cannot_mount() else ImageTemplate(place, prepare)
         )
         found.append(Lane(place, template))
     return found

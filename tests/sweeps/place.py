@@ -42,6 +42,10 @@ class Pair:
         line = engine.command(self.alpha, self.beta, options)
         return engine.run(line, self.home, before=before)
 
+    def mirror(self, *options: str, before: Sequence[str] = ()) -> engine.Run:
+        line = engine.mirror(self.alpha, self.beta, options)
+        return engine.run(line, self.home, before=before)
+
     def agree(self) -> None:
         """Make the first run; whatever is tested next is worthless when it fails."""
         outcome = self.sync()

@@ -60,10 +60,10 @@ def test_errors_of_writing_calls(ways: list[Lane]) -> None:
     """Any write may fail, once or from then on."""
     reference, pair = ways[0].reference(calls.WRITING)
     points = [call for call in calls.points(reference, pair) if call.name != "fcntl"]
-    faults = [fault for call in points for fault in _faults(reference, call)]
+    faults = [fault for call in points for fault in faults_of(reference, call)]
     if not FULL and not ONLY:
         chance = random.Random(SEED)
-        faults = [chance.choice(_faults(reference, call)) for call in points]
+        faults = [chance.choice(faults_of(reference, call)) for call in points]
     campaign = Campaign(
         "test_faults.py::test_errors_of_writing_calls",
         lanes=ways,
@@ -150,7 +150,7 @@ def test_no_inodes_left(tmp_path: Path, free: int) -> None:
     assert not complaints, _told(complaints)
 
 
-def _faults(reference: list[Call], call: Call) -> list[Fault]:
+def faults_of(reference: list[Call], call: Call) -> list[Fault]:
     """Return every fault that begins at a call."""
     found = []
     for error in WRITE_ERRORS:
@@ -177,7 +177,7 @@ def _fail(lane: Lane, fault: Fault, names: tuple[str, ...]) -> Outcome:
     expected = lane.expected()
     with lane.template.copy() as (pair, ledger):
         run = pair.sync(before=calls.tracer(lane.log, names, *fault.injections, fast=True))
-        inside, outside = _injected(lane.log, pair)
+        inside, outside = injected(lane.log, pair)
         if outside:  # the terminal, a pipe or a library failed: the run cannot even say so
             complaints = verdict.interrupted(ledger)
             complaints += [f"no orderly end: {run}"] if run.code < 0 else []
@@ -192,7 +192,7 @@ def _fail(lane: Lane, fault: Fault, names: tuple[str, ...]) -> Outcome:
     )
 
 
-def _injected(log: Path, pair: Pair) -> tuple[int, int]:
+def injected(log: Path, pair: Pair) -> tuple[int, int]:
     """Count the injected errors in the place of the pair, and elsewhere."""
     lines = [
         line
