@@ -38,6 +38,7 @@ from bisync.fs.perform import Performer
 from bisync.fs.record import Recorder
 from bisync.fs.result import Failed, Result, Status
 from bisync.fs.root import Directories, Root
+from bisync.fs.soften import hard_directories, softened
 from bisync.fs.stage import Stage
 from bisync.fs.store import Store
 from bisync.linux.filesystem import syncfs
@@ -86,6 +87,7 @@ class Applier:
         )
         self.results: dict[int, Result] = {}
         self.failed = Failed()
+        self.hard: dict[NodeId, int] = {}  # directories that are softened for a step, with modes
 
     # -- the batch -----------------------------------------------------------
 
@@ -107,7 +109,8 @@ class Applier:
             self.t.stage.flush()
         todo = [(i, step) for i, step in enumerate(steps) if i not in self.results]
         if todo:
-            self.log.intend(todo, self.staged, self.outs, updates)
+            self.hard = hard_directories([step for _, step in todo], self.t.index)
+            self.log.intend(todo, self.staged, self.outs, updates, self.hard)
             self.t.root.check()
             try:
                 for i, step in todo:
@@ -118,7 +121,9 @@ class Applier:
                     if i not in self.results:
                         self.results[i] = Result(step, Status.STALE, "stopped before it")
                         self._clean_up(i)
-            back = self.performer.bring_back()
+            parked = [step for _, step in todo if isinstance(step, Park)]
+            with softened(parked, self.hard, self.t.directories):
+                back = self.performer.bring_back()
             for i, step in todo:
                 if isinstance(step, Park) and step.node in back:
                     place = back[step.node]
@@ -191,7 +196,8 @@ class Applier:
                 pass
 
     def _perform(self, i: int, step: Transition) -> None:
-        self.results[i] = self.failed.stops(step) or self.performer.perform(i, step)
+        with softened((step,), self.hard, self.t.directories):
+            self.results[i] = self.failed.stops(step) or self.performer.perform(i, step)
         self.failed.note(self.results[i])
 
     def _make_durable(self) -> None:
@@ -226,6 +232,7 @@ class Applier:
                 "INSERT OR REPLACE INTO unflushed VALUES(?, ?)",
                 [(node, self.t.boot) for node in fresh],
             )
+        db.many("DELETE FROM softened WHERE node=?", [(node,) for node in self.hard])
         self.t.index.save_numbers()
         db.commit()
 

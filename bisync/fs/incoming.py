@@ -10,6 +10,7 @@ from bisync.fs.content import ContentSource
 from bisync.fs.copying import write_chunk
 from bisync.fs.look import Looker
 from bisync.fs.meta import apply_attributes, attributes_of, read_xattrs
+from bisync.fs.soften import soft
 from bisync.fs.stage import Stage
 
 
@@ -35,13 +36,6 @@ class Staged:
 def link_beside(name: bytes, number: int) -> bytes:
     """The name of a hard-link group's ``number``-th link beside a waiting object's name."""
     return name[:-4] + b"%04x" % number
-
-
-def soft(attributes: Attributes) -> Attributes:
-    """A new directory's attributes while it is filled: a plain user needs write permission."""
-    if os.geteuid() == 0 or attributes.mode & 0o700 == 0o700:
-        return attributes
-    return replace(attributes, mode=attributes.mode | 0o700)
 
 
 class Builder:
@@ -70,7 +64,7 @@ class Builder:
         name = Stage.name()
         match content.kind:
             case Kind.DIR:
-                attributes = soft(attributes)
+                attributes = replace(attributes, mode=soft(attributes.mode))  # while it is filled
                 os.mkdir(name, 0o700, dir_fd=folder)
             case Kind.SYMLINK:
                 os.symlink(content.target, name, dir_fd=folder)

@@ -7,7 +7,7 @@ flush. It is what recovery reads after a crash, and it stays until the archive h
 import json
 from typing import Any
 
-from bisync.core.node import Kind, Place
+from bisync.core.node import Kind, NodeId, Place
 from bisync.core.plan import (
     Exchange,
     Link,
@@ -22,8 +22,9 @@ from bisync.core.plan import (
     keys_of,
 )
 from bisync.fs.database import Database
-from bisync.fs.incoming import Staged, soft
+from bisync.fs.incoming import Staged
 from bisync.fs.index import Index
+from bisync.fs.soften import soft
 
 FAILED = "Failed"  # in place of an operation
 _INSERT = "INSERT INTO result(pair, done, payload) VALUES(?, 0, ?)"
@@ -54,6 +55,7 @@ class ResultLog:
         staged: dict[int, Staged],
         outs: dict[int, bytes],
         updates: dict[int, str],
+        softened: dict[NodeId, int],
     ) -> None:
         """Write down durably what is about to be done.
 
@@ -62,6 +64,7 @@ class ResultLog:
             staged: new objects, by position.
             outs: names below ``out/`` for what is displaced, by position.
             updates: rows for the ancestor by archive number, as JSON.
+            softened: directories that will be writable for a moment, with their modes.
         """
         keys: set[int] = set()
         self.db.begin()
@@ -73,11 +76,14 @@ class ResultLog:
         self.db.many(
             "INSERT OR REPLACE INTO softened VALUES(?, ?)",
             [
-                (step.node, step.attributes.mode)
-                for _, step in todo
-                if isinstance(step, Make)
-                and step.content.kind is Kind.DIR
-                and soft(step.attributes) != step.attributes
+                *softened.items(),
+                *(
+                    (step.node, step.attributes.mode)
+                    for _, step in todo
+                    if isinstance(step, Make)
+                    and step.content.kind is Kind.DIR
+                    and soft(step.attributes.mode) != step.attributes.mode
+                ),
             ],
         )
         self.index.save_numbers()

@@ -1,6 +1,7 @@
 """Modes, owners, times, attributes, ACLs: cases 98, 147-154."""
 
 import os
+import shutil
 import stat
 import subprocess
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from tests.trees import (
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="setting owners needs root")
 
 UMASK = 0o077  # of the program under test
+_ENGINES = {".bisync", "rsync-rollback"}
 STRANGER = 54_321  # an id that no user has
 CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")  # cap_net_bind_service+ep
 
@@ -243,7 +245,8 @@ def test_cases_122_141_147_152_a_plain_user(pair: tuple[Path, Path]):
 
     122: a directory that cannot be listed deletes nothing. 141: a directory that cannot be
     written is a problem of the paths in it. 147: an owner that cannot be set is no problem and
-    never changes the other side's. 152: a read-only directory keeps its mode.
+    never changes the other side's. 152: a read-only directory of his takes what comes, and keeps
+    its mode.
     """
     a, b = pair
     user = 12_345
@@ -283,14 +286,51 @@ def test_cases_122_141_147_152_a_plain_user(pair: tuple[Path, Path]):
         os.chown(path, user, user)
         path.chmod(0o755)
     (b / "secret").chmod(0o755)
-    put(b / "readonly/new", b"new", mode=0o644)  # where it was refused, a person does it
-    os.chown(b / "readonly/new", user, user)
+    assert (b / "readonly/new").read_bytes() == b"new"
     sync(a, b, user=user)
     assert look(a) == look(b)
     assert look(a)["locked/new"] == b"new"
     assert (a / "foreign").stat().st_uid == STRANGER
     before = frozen(a), frozen(b)
     sync(a, b, user=user)
+    assert (frozen(a), frozen(b)) == before
+
+
+def _read_only(root: Path) -> None:
+    os.chown(root, 12_345, 12_345)
+    for path in root.rglob("*"):
+        if not _ENGINES.intersection(path.parts):
+            os.chown(path, 12_345, 12_345)
+            if path.is_dir():
+                path.chmod(0o555)
+
+
+def test_case_152_all_kinds_of_change_in_read_only_directories(pair: tuple[Path, Path]):
+    """A plain user's tree of read-only directories, as a package manager leaves it."""
+    a, b = pair
+    for name in ("keep/f", "keep/gone", "move/f", "move/sub/f", "dead/sub/f", "to/f", "swap/p/1"):
+        put(a / name, name.encode())
+    put(a / "swap/q/1", b"q")
+    _read_only(a)
+    os.chown(b, 12_345, 12_345)
+    sync(a, b, user=12_345)
+    put(a / "keep/f", b"edited")
+    put(a / "keep/new", b"new")
+    put(a / "keep/made/deep/f", b"deep")
+    (a / "keep/gone").unlink()
+    (a / "move/f").rename(a / "to/moved")
+    (a / "move/sub").rename(a / "to/sub")
+    shutil.rmtree(a / "dead")
+    (a / "swap/p").rename(a / "x")
+    (a / "swap/q").rename(a / "swap/p")
+    (a / "x").rename(a / "swap/q")
+    _read_only(a)
+    assert sync(a, b, user=12_345).summary["problems"] == 0
+    assert_equal(a, b)
+    folders = [p for p in b.rglob("*") if p.is_dir() and not _ENGINES.intersection(p.parts)]
+    assert {stat.S_IMODE(p.stat().st_mode) for p in folders} == {0o555}
+    before = frozen(a), frozen(b)
+    sync(a, b, user=12_345)
     assert (frozen(a), frozen(b)) == before
 
 

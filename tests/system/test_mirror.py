@@ -299,6 +299,22 @@ def test_an_unreadable_directory_protects_its_counterpart(here: Pair):
     assert look(b) == {"d": None, "d/x": b"x", "z": b"z"}
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming a plain user needs root")
+def test_a_plain_users_read_only_directories(here: Pair):
+    """They take and lose names as with rsync, and are read-only afterwards."""
+    a, b = here
+    put(a / "d/stays", b"1")
+    put(b / "d/goes", b"2")
+    put(b / "d/sub/goes", b"3")
+    for path in (a, b, a / "d", a / "d/stays", *b.rglob("*")):
+        os.chown(path, 65534, 65534)
+    for path in (b / "d/sub", b / "d", a / "d"):
+        path.chmod(0o555)
+    mirror("-a", "--delete", f"{a}/", b, user=65534)
+    assert look(b) == {"d": None, "d/stays": b"1"}
+    assert (b / "d").stat().st_mode & 0o777 == 0o555
+
+
 # --- Backups ---
 
 
