@@ -178,6 +178,8 @@ def _bind_successors(j: Join, side: Side) -> None:
             if node.content.kind is Kind.FILE and (local_parent, name) not in old_names:
                 # A save by backup: the old object becomes a node of its own.
                 assert old is not None
+                if _is_halfway(part, old):
+                    continue  # it was not its user who moved it
                 split = j.fresh_key()
                 j.bind(side, old, split)
                 j.bind(side, new, node.id)
@@ -259,9 +261,14 @@ def _collect(j: Join) -> None:
             joined.names[side] = frozenset(
                 (j.key_of[side][parent], name) for parent, name in part.names_of[local]
             )
-            place = part.halfway.get(local)
-            if place is not None and part.names_of[local] == {place}:
+            if _is_halfway(part, local):
                 joined.halfway[side] = joined.agreed is not None
+
+
+def _is_halfway(part: Part, local: NodeId) -> bool:
+    """Whether a node is where a run that went wrong left it, and not where its user put it."""
+    place = part.halfway.get(local)
+    return place is not None and part.names_of[local] == {place}
 
 
 def same_version(node: Node, agreed: Agreed, side: Side) -> bool:

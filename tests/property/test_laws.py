@@ -224,6 +224,14 @@ def changes_of_one_side(ops):
 @example(([("make", 0, 1)], [("rename", 0, 0), ("chmod", 0, 0), ("make", 0, 1)]), 1, False)
 @example(([("make", 0, 0)], [("rename", 0, 1), ("mkdir", 0, 0), ("move", 1, 0)]), 2, False)
 @example(([("make", 0, 0)], [("link", 0, 1), ("backup", 0, 0)]), 0, False)
+@example(
+    (
+        [("make", 0, 0), ("make", 0, 2)],
+        [("edit", 1, 0), ("link", 0, 1), ("swap", 0, 2), ("save", 8, 0)],
+    ),
+    2,
+    True,
+)
 def test_a_stop_is_nobodys_wish(ops, at, crash):
     """Only one side changed: however its run ended, the next one makes the other the same.
 
