@@ -5,7 +5,7 @@ import time
 from typing import TextIO
 
 from bisync.cli.output import line
-from bisync.core.mirror import Item
+from bisync.core.items import Item
 from bisync.core.node import Kind
 from bisync.errors import UsageError
 from bisync.session.mirrorconfig import MirrorReport

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from bisync.core.diff import Join, Joined
+from bisync.core.items import Item, letters_of, link_letters
 from bisync.core.node import (
     ROOT,
     AgreedPart,
@@ -35,19 +36,6 @@ class Protects(Protocol):
     """The filter's word on what may not be deleted at the destination."""
 
     def __call__(self, path: bytes, *, is_dir: bool, deleting: bool) -> bool: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One thing that is to happen to one entry, in rsync's eleven letters."""
-
-    letters: str
-    path: bytes
-    is_dir: bool
-    target: bytes | None = None  # of a symlink
-    linked: bytes | None = None  # the first name of its group
-    old_path: bytes | None = None  # where it was: a rename
-    size: int = 0
 
 
 @dataclass(slots=True)
@@ -231,7 +219,7 @@ class Mirror:
         wanted = self.wish.attributes(seen, held, now, copied=False, now_ns=self.now_ns)
         self.planned[ROOT] = wanted
         self._directory_time(ROOT, wanted)
-        letters = _letters(self.wish, seen, held, copied=False, wanted=wanted)
+        letters = letters_of(self.wish, seen, held, copied=False, wanted=wanted)
         if letters[2:].strip("."):
             self.out.items[ROOT] = Item(letters, b"", is_dir=True)
         self._joined(ROOT, held, frozenset())
@@ -540,7 +528,7 @@ class Mirror:
         place = min(self.pairs.places[key], key=lambda p: p[1])
         path = self.path(place)
         target = seen.content.target if seen.kind is Kind.SYMLINK else None
-        letters = _letters(self.wish, seen, held, copied=copied, wanted=attributes)
+        letters = letters_of(self.wish, seen, held, copied=copied, wanted=attributes)
         old = None
         if held is not None and now and place not in now:
             old = self.path(min(now, key=lambda p: p[1]))
@@ -549,8 +537,11 @@ class Mirror:
         if held is None or copied or old is not None or letters[2:].strip("."):
             size = seen.content.size
             self.out.items[key] = Item(letters, path, seen.is_dir, target, None, old, size)
-        for other in sorted(self.pairs.places[key] - {place} - now):
-            text = _link_letters(self.wish, seen, self.pairs.displaced.get(other), attributes)
+        others = self.pairs.places[key] - {place}
+        for other in sorted(others if copied else others - now):  # a copy is linked anew
+            own = other in now
+            there = held if own else self.pairs.displaced.get(other)
+            text = link_letters(self.wish, seen, there, attributes, copied=own)
             item = Item(text, self.path(other), is_dir=False, linked=path)
             self.out.items[-len(self.out.items) - 1] = item
 
@@ -566,52 +557,3 @@ class Mirror:
             if key not in self.join.nodes and held is not None:
                 nodes[key] = held.node.id
         self.out.nodes = nodes
-
-
-_KIND_LETTERS = {
-    Kind.FILE: "f",
-    Kind.DIR: "d",
-    Kind.SYMLINK: "L",
-    Kind.CHAR: "D",
-    Kind.BLOCK: "D",
-    Kind.FIFO: "S",
-    Kind.SOCKET: "S",
-}
-
-
-def _letters(wish: Wish, seen: Seen, held: Held | None, *, copied: bool, wanted: Attributes) -> str:
-    """rsync's itemized change, as in its manual page under ``--itemize-changes``."""
-    kind = _KIND_LETTERS[seen.kind]
-    if held is None or held.node.kind is not seen.kind:
-        return (">" if seen.kind is Kind.FILE else "c") + kind + "+++++++++"
-    now, content = held.node.attributes, held.node.content
-    update = "." if not copied else ">" if seen.kind is Kind.FILE else "c"
-    is_file = seen.kind is Kind.FILE
-    letters = [
-        "c" if copied and ((wish.checksum and is_file) or not is_file) else ".",
-        "s" if copied and is_file and content.size != seen.content.size else ".",
-        _time_letter(wish, seen, held, copied=copied),
-        "p" if wanted.mode != now.mode and seen.kind is not Kind.SYMLINK else ".",
-        "o" if wanted.uid != now.uid else ".",
-        "g" if wanted.gid != now.gid else ".",
-        ".",
-        "a" if wanted.acl != now.acl else ".",
-        "x" if wanted.xattrs != now.xattrs else ".",
-    ]
-    return update + kind + "".join(letters)
-
-
-def _time_letter(wish: Wish, seen: Seen, held: Held, *, copied: bool) -> str:
-    theirs, mine = seen.attributes.mtime_ns, held.node.attributes.mtime_ns
-    differs = not wish.same_time(theirs, mine)
-    if seen.is_dir:
-        return "t" if differs and wish.times and wish.dir_times else "."
-    if wish.times:
-        return "t" if differs and (copied or not wish.keeps_newer(seen, held)) else "."
-    return "T" if copied else "."
-
-
-def _link_letters(wish: Wish, seen: Seen, there: Held | None, wanted: Attributes) -> str:
-    """One more name of a file; ``there`` is what has that name now."""
-    letters = "h" + _letters(wish, seen, there, copied=False, wanted=wanted)[1:]
-    return letters if letters[2:].strip(".") else letters.replace(".", " ")

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from bisync.core.ignore import Matcher
-from bisync.core.node import ROOT, Attributes, NodeId
+from bisync.core.node import ROOT, Attributes, Content, NodeId
 from bisync.core.plan import (
     Link,
     Make,
@@ -74,6 +74,7 @@ class Applier:
         self.record = Recorder(self.look, tools.db)
         self.log = ResultLog(tools.db, tools.index, pair)
         self.staged: dict[int, Staged] = {}  # by position in the batch
+        self.made: dict[NodeId, Staged] = {}
         self.outs: dict[int, bytes] = {}  # names in out/, by position
         self.performer = Performer(
             self.look,
@@ -113,9 +114,11 @@ class Applier:
             self.log.intend(todo, self.staged, self.outs, updates, self.hard)
             self.t.root.check()
             try:
-                for i, step in todo:
-                    self.t.stop()
-                    self._guard(i, step, self._perform)
+                for i, step in enumerate(steps):
+                    if i not in self.results:
+                        self.t.stop()
+                        self._guard(i, step, self._perform)
+                    self.failed.note(self.results[i])
             except Interrupted:
                 for i, step in todo:
                     if i not in self.results:
@@ -148,7 +151,6 @@ class Applier:
             self.results[i] = Result(step, Status.PROBLEM, error.reason)
         except OSError as error:
             self.results[i] = Result(step, Status.PROBLEM, error.strerror or str(error))
-        self.failed.note(self.results[i])
         self._clean_up(i)
 
     def _clean_up(self, i: int) -> None:
@@ -181,13 +183,11 @@ class Applier:
                 self.staged[i] = self.builder.build(
                     step.content, step.attributes, step.source, new=new
                 )
+                self.made[step.node] = self.staged[i]
             case Link() if step.displaces is not None:
-                node, known = self.t.index.node(step.node), self.t.index.identity(step.node)
-                if node is None or known is None:
-                    raise StaleError("it is not known any more")
-                spot = self.t.stage.incoming, Stage.name()
+                handle, content = self._linked(step.node)
                 info = os.fstat(self.t.root.fd)  # a link has no state of its own
-                self.staged[i] = Staged(*spot, known[0], node.content, info)
+                self.staged[i] = Staged(self.t.stage.incoming, Stage.name(), handle, content, info)
             case Remove() | Unlink() | Park():
                 self.outs[i] = Stage.name()
             case Move() if step.displaces is not None:
@@ -195,10 +195,19 @@ class Applier:
             case _:
                 pass
 
+    def _linked(self, node: NodeId) -> tuple[bytes, Content]:
+        """What gets one more name: it is there, or this batch makes it."""
+        made = self.made.get(node)
+        if made is not None:
+            return made.handle, made.content
+        row, known = self.t.index.node(node), self.t.index.identity(node)
+        if row is None or known is None:
+            raise StaleError("it is not known any more")
+        return known[0], row.content
+
     def _perform(self, i: int, step: Transition) -> None:
         with softened((step,), self.hard, self.t.directories):
             self.results[i] = self.failed.stops(step) or self.performer.perform(i, step)
-        self.failed.note(self.results[i])
 
     def _make_durable(self) -> None:
         if not self.t.fsync:

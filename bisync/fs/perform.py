@@ -5,6 +5,7 @@ Each method either does its step whole or raises and leaves the names as they we
 
 import contextlib
 import errno
+import logging
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +42,8 @@ from bisync.fs.root import OPEN_DIR
 from bisync.fs.stage import Stage
 from bisync.fs.store import Store
 from bisync.linux.rename import is_unsupported, rename_noreplace, swap
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -433,7 +436,7 @@ class Performer:
                 raise StaleError("somebody changed it at the same moment")
             self._swap_in(temp, place, guard)
         finally:
-            os.unlink(temp[1], dir_fd=temp[0])
+            _forget(temp)
 
     def _swap_back(self, staged: Staged, places: Sequence[Place]) -> None:
         """The old version could not be kept: it takes its names again."""
@@ -442,7 +445,7 @@ class Performer:
             temp = staged.dir_fd, link_beside(staged.name, number)
             _link(staged.spot, temp)
             swap(*temp, dir_fd, name)
-            os.unlink(temp[1], dir_fd=temp[0])
+            _forget(temp)
         swap(*staged.spot, *first)
 
     def _undo_keep(self, step: Replace, guard: Guard) -> None:
@@ -567,6 +570,14 @@ class Performer:
         self.record.db.begin()
         self.record.attributes(row, wanted)
         return Result(step, Status.DONE, missed=tuple(missed))
+
+
+def _forget(link: tuple[int, bytes]) -> None:
+    """Remove a link in the stage; one that stays is removed before the next run."""
+    try:
+        os.unlink(link[1], dir_fd=link[0])
+    except OSError as error:
+        log.info("stage-not-emptied name=%s reason=%s", link[1], error)
 
 
 def _link(source: tuple[int, bytes], target: tuple[int, bytes]) -> None:

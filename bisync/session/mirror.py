@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterable, Iterator
 
 from bisync.core.ignore import Matcher
-from bisync.core.mirror import Doomed, Item, Mirror, MirrorPlan
+from bisync.core.items import Item
+from bisync.core.mirror import Doomed, Mirror, MirrorPlan
 from bisync.core.node import ROOT, Kind, NodeId, Side
 from bisync.core.pairing import Pairing, Pairs
 from bisync.core.path import STORE_DIR
@@ -113,7 +114,12 @@ class MirrorRun:
             for text in side.messages:
                 self._note(b"", text)
             for number in range(_ROUNDS):
-                if not self._round(side, tree, first=number == 0):
+                stale = self._round(side, tree, first=number == 0)
+                if not stale:
+                    return
+                if number == _ROUNDS - 1:
+                    for path, reason in stale.items():
+                        self._met(Met("beta", "busy", path, reason))
                     return
                 tree.close()
                 tree = self._walk(place.name)
@@ -202,8 +208,8 @@ class MirrorRun:
 
     # -- one round -----------------------------------------------------------
 
-    def _round(self, side: Destination, tree: SourceTree, *, first: bool) -> bool:
-        """Compare and apply; whether something has to be looked at again."""
+    def _round(self, side: Destination, tree: SourceTree, *, first: bool) -> dict[bytes, str]:
+        """Compare and apply; return what has to be looked at again, and why."""
         if first:
             self._tell_source(tree)
         found = side.scan(lambda n: self.tell(Progress("scan", n)))
@@ -241,12 +247,12 @@ class MirrorRun:
         plan = mirror.plan(side.side.numbers(), tree.root)
         self._tell_plan(plan, doomed)
         if self.dry:
-            return False
+            return {}
         results = self._apply(side, tree, plan)
         failed = _failed(results)
         doomed = [each for each in doomed if each.key not in failed]
         self._tell_deleted(doomed)
-        again = self._settle(pairs, plan, results)
+        self._settle(pairs, plan, results)
         self._set_times(side, plan, results)
         side.finish(
             self._lessons(side, tree, pairs, plan, results), self._count(doomed), time.time_ns()
@@ -259,7 +265,7 @@ class MirrorRun:
         for result in results:
             if not self.config.keep and result.kept is not None:  # rsync's way
                 side.store.discard(result.kept)
-        return again
+        return self._stale(side, plan, results)
 
     def _complete(self, tree: SourceTree) -> dict[bytes, bool]:
         """The directories of the source by path, and whether all they hold was seen."""
@@ -362,10 +368,20 @@ class MirrorRun:
             case status:
                 self._met(Met("beta", status.value, path, result.reason))
 
-    def _settle(self, pairs: Pairs, plan: MirrorPlan, results: list[Result]) -> bool:
-        """Count what was done; whether something has to be looked at again."""
+    @staticmethod
+    def _stale(side: Destination, plan: MirrorPlan, results: list[Result]) -> dict[bytes, str]:
+        """What changed under our hands, by path."""
+        found = {}
+        for result in results:
+            if result.status is Status.STALE:
+                item = plan.items.get(result.step.key)
+                path = item.path if item is not None else side.side.path(result.step.node)
+                found[path or b"?"] = result.reason
+        return found
+
+    def _settle(self, pairs: Pairs, plan: MirrorPlan, results: list[Result]) -> None:
+        """Count what was done."""
         failed = _failed(results)
-        stale = any(r.status is Status.STALE for r in results)
         for key, item in plan.items.items():
             if key in failed:
                 continue
@@ -377,7 +393,6 @@ class MirrorRun:
         for doomed in (r.step for r in results if r.status is Status.DONE):
             if isinstance(doomed, Remove):
                 self.report.deleted += 1 + len(doomed.members)
-        return stale
 
     def _count_item(self, seen: Seen, plan: MirrorPlan, item: Item) -> None:
         report = self.report

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bisync.core.filters import Filters
-from bisync.core.mirror import Item
+from bisync.core.items import Item
 from bisync.core.node import Kind
 from bisync.core.retention import Retention
 from bisync.core.wish import Seen, Wish

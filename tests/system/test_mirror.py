@@ -299,6 +299,31 @@ def test_an_unreadable_directory_protects_its_counterpart(here: Pair):
     assert look(b) == {"d": None, "d/x": b"x", "z": b"z"}
 
 
+@needs_rsync
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_hard_link_group_that_was_edited(here: Pair, torn: bool):
+    """All its names get the new object, also where only one of them has it already."""
+    a, b = here
+    put(a / "d/one", b"old", t=NOON)
+    (a / "d/sub").mkdir()
+    for name in ("d/two", "d/sub/three"):
+        (a / name).hardlink_to(a / "d/one")
+    mirror("-aH", f"{a}/", b)
+    put(a / "d/two", b"new content", t=NOON + 9)
+    if torn:
+        (b / "d/two").unlink()
+        put(b / "d/two", b"new content", t=NOON + 9)
+    twin = b.with_name("twin")
+    subprocess.run(["cp", "-a", b, twin], check=True)
+    line = ["rsync", "-aHi", "--exclude=.bisync", f"{a}/", f"{twin}/"]
+    judge = subprocess.run(line, check=True, capture_output=True, text=True).stdout
+    done = run("mirror", "-aHi", f"{a}/", b).stdout
+    said = [[line for line in text.splitlines() if line[1:2] == "f"] for text in (judge, done)]
+    assert sorted(said[0]) == sorted(said[1])
+    assert len({(b / name).stat().st_ino for name in ("d/one", "d/two", "d/sub/three")}) == 1
+    assert look(b)["d/one"] == b"new content"
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="becoming a plain user needs root")
 def test_a_plain_users_read_only_directories(here: Pair):
     """They take and lose names as with rsync, and are read-only afterwards."""
