@@ -103,7 +103,7 @@ SWITCHES = (
         "whole_file",
         "copy whole files",
         negatable=True,
-        note="local copies are whole; -W and --no-whole-file change nothing",
+        note="without it, what the destination has of a file from 4 MiB on is not sent, here too",
     ),
     Word(
         "--partial",

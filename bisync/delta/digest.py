@@ -26,14 +26,21 @@ def content_digest(size: int, blocks: Iterable[bytes]) -> bytes:
     """The digest of a file from its block digests, in order."""
     joined = b"".join(blocks)
     step = GROUP_BLOCKS * DIGEST_SIZE
-    groups = [
-        blake3(joined[start : start + step]).digest() for start in range(0, len(joined), step)
-    ]
-    return blake3(size.to_bytes(8, "little") + b"".join(groups)).digest()
+    groups = (joined[start : start + step] for start in range(0, len(joined), step))
+    return digest_of_groups(size, groups)
+
+
+def digest_of_groups(size: int, groups: Iterable[bytes]) -> bytes:
+    """The digest of a file from the joined block digests of each of its groups, in order."""
+    hasher = blake3(size.to_bytes(8, "little"))
+    for group in groups:
+        hasher.update(blake3(group).digest() if group != _ZERO_PROOFS else _ZERO_GROUP)
+    return hasher.digest()
 
 
 _ZERO_BLOCK = block_digest(bytes(BLOCK_SIZE))
-_ZERO_GROUP = blake3(_ZERO_BLOCK * GROUP_BLOCKS).digest()
+_ZERO_PROOFS = _ZERO_BLOCK * GROUP_BLOCKS
+_ZERO_GROUP = blake3(_ZERO_PROOFS).digest()
 
 
 class ContentHasher:

@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bisync.core.conflict import ConflictKind
 from bisync.core.node import ROOT, Attributes, Node, NodeId, Place
@@ -32,6 +32,9 @@ from bisync.fs.root import OPEN_DIR
 from bisync.fs.walk import ScanResult
 from bisync.linux.boot import boot_id
 from bisync.linux.rename import rename_noreplace
+
+if TYPE_CHECKING:
+    from bisync.delta.changes import ChangeSink
 
 
 class LocalEndpoint:
@@ -163,6 +166,10 @@ class LocalEndpoint:
             node, sink, restart, refuse_writer=refuse_writer, buffer=self._buffer
         )
 
+    def supply_changes(self, node: NodeId, sink: "ChangeSink") -> Version:
+        """Tell the other side what its old version of a big file lacks."""
+        return self.replica.send_changes(node, sink)
+
     def apply(
         self,
         archive: Archive,
@@ -187,7 +194,8 @@ class LocalEndpoint:
         r = self.replica
         tools = Tools(
             r.root, r.index, r.database, r.stage, r.store, r.directories,
-            r.options.rules.matcher, r.options.fsync, boot_id(), r.options.stop,
+            r.options.rules.matcher, lambda: r.lists, r.options.fsync, boot_id(), r.options.stop,
+            r.options.whole_files,
         )  # fmt: skip
         return Applier(tools, pair, source)
 
@@ -426,6 +434,7 @@ class LocalEndpoint:
 
     def tend(self, rules: Retention) -> list[str]:
         """Let the store go of what need not be kept; return what is to be said of it."""
+        self.replica.tidy_lists()
         return tend(self.replica.store, self.replica.database, rules, time.time_ns())
 
     # -- what was displaced --------------------------------------------------

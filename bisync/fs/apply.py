@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from bisync.core.ignore import Matcher
 from bisync.core.node import ROOT, Attributes, Content, NodeId
@@ -44,6 +45,9 @@ from bisync.fs.store import Store
 from bisync.linux.filesystem import syncfs
 from bisync.linux.rename import rename_noreplace
 
+if TYPE_CHECKING:
+    from bisync.fs.blocklist import BlockLists
+
 log = logging.getLogger(__name__)
 _FSYNC_EACH = 64  # directories made durable one by one; more by one flush
 
@@ -59,9 +63,11 @@ class Tools:
     store: Store
     directories: Directories
     matcher: Matcher
+    lists: Callable[[], "BlockLists"]
     fsync: bool = True
     boot: str = ""  # this boot of the machine; what it did not flush is looked at after another
     stop: Callable[[], None] = lambda: None
+    whole_files: bool = False
 
 
 class Applier:
@@ -70,7 +76,7 @@ class Applier:
     def __init__(self, tools: Tools, pair: int, source: ContentSource) -> None:
         self.t = tools
         self.look = Looker(tools.root, tools.index, tools.directories)
-        self.builder = Builder(self.look, tools.stage, source)
+        self.builder = Builder(self.look, tools.stage, source, tools.lists)
         self.record = Recorder(self.look, tools.db)
         self.log = ResultLog(tools.db, tools.index, pair)
         self.staged: dict[int, Staged] = {}  # by position in the batch
@@ -179,9 +185,11 @@ class Applier:
         self.t.stop()
         match step:
             case Make() | Replace():
-                new = isinstance(step, Make)
+                old = None
+                if isinstance(step, Replace) and not self.t.whole_files:
+                    old = step.node if step.keep is None else step.keep_node
                 self.staged[i] = self.builder.build(
-                    step.content, step.attributes, step.source, new=new
+                    step.content, step.attributes, step.source, new=isinstance(step, Make), old=old
                 )
                 self.made[step.node] = self.staged[i]
             case Link() if step.displaces is not None:
@@ -207,7 +215,13 @@ class Applier:
 
     def _perform(self, i: int, step: Transition) -> None:
         with softened((step,), self.hard, self.t.directories):
-            self.results[i] = self.failed.stops(step) or self.performer.perform(i, step)
+            result = self.failed.stops(step) or self.performer.perform(i, step)
+        staged = self.staged.get(i)
+        if staged is not None and result.status is Status.DONE:
+            result = replace(result, matched=staged.matched)
+            if staged.blocks is not None:
+                self.t.lists().save(step.node, staged.blocks)
+        self.results[i] = result
 
     def _make_durable(self) -> None:
         if not self.t.fsync:

@@ -5,17 +5,23 @@ counts only if nothing moved in between. Holes are found, not read.
 """
 
 import errno
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from bisync.core.node import NodeId
 from bisync.delta.digest import BLOCK_SIZE, ContentHasher
 from bisync.errors import BusyError, PathError, StaleError
 from bisync.linux.lease import Lease, probed, release
 
+if TYPE_CHECKING:
+    from bisync.delta.blocks import Blocks
+    from bisync.delta.changes import ChangeSink
+
+BIG = 4 << 20  # bytes; of a file with so many, what its blocks are is remembered
 _BUFFER = 8 * BLOCK_SIZE
 _TRIES = 4
 _FIRST_WAIT = 0.02  # seconds between tries, doubled each time
@@ -38,6 +44,11 @@ class Version:
     digest: bytes
     info: os.stat_result
     writer: bool  # somebody had it open for writing
+    blocks: "Blocks | None" = None  # of a big file
+
+
+Scan: TypeAlias = Callable[[int, int], bytes | None]
+"""Reads an open file of a size; the content digest, or ``None`` if it ended too early."""
 
 
 class ContentSource(Protocol):
@@ -58,14 +69,22 @@ class ContentSource(Protocol):
         """
         ...
 
+    def supply_changes(self, node: NodeId, sink: "ChangeSink") -> Version:
+        """Tell a receiver with an older version of a big file all that differs.
 
-def chunks_of(fd: int, size: int, buffer: bytearray) -> Iterator[Chunk]:
-    """The content of an open file from start to ``size``, in order.
+        Raises:
+            PathError: as for :meth:`supply`, or the receiver's version is not what it says.
+        """
+        ...
 
-    Chunks start at multiples of the block size. Ends early where the file does.
+
+def chunks_of(fd: int, size: int, buffer: bytearray, start: int = 0) -> Iterator[Chunk]:
+    """The content of an open file from ``start`` to ``size``, in order.
+
+    Chunks start at multiples of the block size, as ``start`` does. Ends early where the file does.
     """
     view = memoryview(buffer)
-    offset = 0
+    offset = start
     while offset < size:
         start = _next_data(fd, offset, size)
         aligned = start - start % BLOCK_SIZE if start < size else size
@@ -119,6 +138,7 @@ def read_version(
     restart: Callable[[], None] = lambda: None,
     refuse_writer: bool = False,
     buffer: bytearray | None = None,
+    scan: Scan | None = None,
 ) -> Version:
     """Read one whole version of a regular file.
 
@@ -130,20 +150,23 @@ def read_version(
         restart: called before another try: what the sink got so far is void.
         refuse_writer: do not read a file that somebody can write to.
         buffer: scratch space to reuse.
+        scan: does the reading instead of reading all of it in order.
 
     Raises:
         StaleError: it is not what was observed; observe again.
         BusyError: it changed during every try, or a writer is refused.
         PathError: it cannot be read.
     """
-    space = buffer if buffer is not None else bytearray(_BUFFER)
+    if scan is None:
+        space = buffer if buffer is not None else bytearray(_BUFFER)
+        scan = functools.partial(_read_all, sink=sink, space=space)
     wait = _FIRST_WAIT
     for attempt in range(_TRIES):
         if attempt:
             restart()
             time.sleep(wait)
             wait *= 2
-        version = _read_once(dir_fd, name, sink, expect, space, refuse_writer=refuse_writer)
+        version = _read_once(dir_fd, name, expect, scan, refuse_writer=refuse_writer)
         if version is not None:
             return version
     raise BusyError("it changed while it was read, every time")
@@ -152,9 +175,8 @@ def read_version(
 def _read_once(
     dir_fd: int,
     name: bytes,
-    sink: Callable[[Chunk], None] | None,
     expect: Callable[[os.stat_result], bool],
-    space: bytearray,
+    scan: Scan,
     *,
     refuse_writer: bool,
 ) -> Version | None:
@@ -172,16 +194,7 @@ def _read_once(
             before = os.fstat(fd)
             if not expect(before):
                 raise StaleError("it changed since it was observed")
-            hasher = ContentHasher()
-            for chunk in chunks_of(fd, before.st_size, space):
-                if chunk.data is None:
-                    hasher.update_zeros(chunk.length)
-                else:
-                    hasher.update(chunk.data)
-                if sink is not None:
-                    sink(chunk)
-                if hasher.size % BLOCK_SIZE and hasher.size != before.st_size:
-                    return None
+            digest = scan(fd, before.st_size)
             after = os.fstat(fd)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
@@ -192,6 +205,22 @@ def _read_once(
     same = all(
         getattr(before, f) == getattr(after, f) for f in ("st_size", "st_mtime_ns", "st_ctime_ns")
     )
-    if not same or hasher.size != before.st_size:
+    if not same or digest is None:
         return None
-    return Version(before.st_size, hasher.digest(), before, writer)
+    return Version(before.st_size, digest, before, writer)
+
+
+def _read_all(
+    fd: int, size: int, *, sink: Callable[[Chunk], None] | None, space: bytearray
+) -> bytes | None:
+    hasher = ContentHasher()
+    for chunk in chunks_of(fd, size, space):
+        if chunk.data is None:
+            hasher.update_zeros(chunk.length)
+        else:
+            hasher.update(chunk.data)
+        if sink is not None:
+            sink(chunk)
+        if hasher.size % BLOCK_SIZE and hasher.size != size:
+            return None
+    return hasher.digest() if hasher.size == size else None

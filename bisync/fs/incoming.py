@@ -1,17 +1,29 @@
 """Build new objects in the stage: complete, dressed, and verified before they get a name."""
 
+import logging
 import os
 import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 from bisync.core.node import Attributes, Content, Kind, NodeId, XAttrs
 from bisync.errors import StaleError
-from bisync.fs.content import ContentSource
+from bisync.fs.content import BIG, Chunk, ContentSource, Version
 from bisync.fs.copying import write_chunk
 from bisync.fs.look import Looker
 from bisync.fs.meta import apply_attributes, attributes_of, read_xattrs
 from bisync.fs.soften import soft
 from bisync.fs.stage import Stage
+
+if TYPE_CHECKING:
+    from bisync.delta.blocks import Blocks
+    from bisync.fs.blocklist import BlockLists
+
+log = logging.getLogger(__name__)
+_WORKERS = 2  # threads that read one big file
 
 
 @dataclass(slots=True)
@@ -26,6 +38,8 @@ class Staged:
     found: tuple[XAttrs, XAttrs] = ((), ())  # its extended attributes and ACLs then
     size: int = 0  # content bytes that came from the other side
     missed: tuple[str, ...] = ()  # attributes that could not be set
+    matched: int = 0  # content bytes that were here already
+    blocks: "Blocks | None" = None  # of a big file
 
     @property
     def spot(self) -> tuple[int, bytes]:
@@ -41,18 +55,28 @@ def link_beside(name: bytes, number: int) -> bytes:
 class Builder:
     """Builds the new objects of one batch."""
 
-    def __init__(self, look: Looker, stage: Stage, source: ContentSource) -> None:
+    def __init__(
+        self, look: Looker, stage: Stage, source: ContentSource, lists: Callable[[], "BlockLists"]
+    ) -> None:
         self.look = look
         self.stage = stage
         self.source = source
+        self.lists = lists
 
     def build(
-        self, content: Content, attributes: Attributes, source: NodeId | None, *, new: bool
+        self,
+        content: Content,
+        attributes: Attributes,
+        source: NodeId | None,
+        *,
+        new: bool,
+        old: NodeId | None = None,
     ) -> Staged:
         """Build one object with its attributes; a file's content comes from ``source``.
 
         Args:
             new: nobody has this file here yet, so it waits until its writer has closed it.
+            old: a file here that it may be made from.
 
         Raises:
             PathError: stale, busy, or it cannot be read or made.
@@ -60,7 +84,7 @@ class Builder:
         stage, folder = self.stage, self.stage.incoming
         if content.kind is Kind.FILE:
             assert source is not None
-            return self._fetch(content, attributes, source, new=new)
+            return self._fetch(content, attributes, source, new=new, old=old)
         name = Stage.name()
         match content.kind:
             case Kind.DIR:
@@ -86,17 +110,66 @@ class Builder:
             raise
 
     def _fetch(
-        self, content: Content, attributes: Attributes, source: NodeId, *, new: bool
+        self,
+        content: Content,
+        attributes: Attributes,
+        source: NodeId,
+        *,
+        new: bool,
+        old: NodeId | None,
     ) -> Staged:
+        if old is not None and content.size >= BIG:
+            from bisync.fs.bigfile import BasisError  # noqa: PLC0415 -- loads numpy
+
+            try:
+                with self._basis(old) as basis:
+                    if basis is not None:
+                        fill = partial(_by_changes, self.source, source, basis=basis)
+                        return self._finish(content, attributes, fill)
+            except BasisError as error:
+                log.info("basis-not-used node=%d reason=%s", old, error)
+        fill = partial(_as_a_whole, self.source, source, size=content.size, new=new)
+        return self._finish(content, attributes, fill)
+
+    @contextmanager
+    def _basis(self, old: NodeId) -> Iterator[tuple[int, "Blocks"] | None]:
+        """The present version of a big file, open, and its list; ``None`` if it cannot serve."""
+        from bisync.fs.bigfile import list_blocks  # noqa: PLC0415 -- loads numpy
+
+        index = self.look.index
+        places, known = index.places(old), index.known(old)
+        if not places or known is None or known[1].size < BIG or known[0].kind is not Kind.FILE:
+            yield None
+            return
+        row, seen = known
+        dir_fd, name = self.look.directories.at(places[0])
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+        except OSError:
+            yield None
+            return
+        try:
+            info = os.fstat(fd)
+            now = (info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+            if now != (seen.ino, seen.size, seen.mtime_ns, seen.ctime_ns):
+                raise StaleError("it changed since it was observed")
+            lists = self.lists()
+            blocks = lists.of(old, row.content.digest)
+            if blocks is None:
+                blocks = list_blocks(fd, seen.size, lists.known(old), workers=_WORKERS)
+            yield None if blocks is None else (fd, blocks)
+        finally:
+            os.close(fd)
+
+    def _finish(
+        self, content: Content, attributes: Attributes, fill: Callable[[int], "_Filled"]
+    ) -> Staged:
+        """A new file in the stage: filled, verified, dressed."""
         stage = self.stage
         name, fd = stage.create()
         try:
-            version = self.source.supply(
-                source,
-                lambda chunk: write_chunk(fd, chunk),
-                lambda: os.ftruncate(fd, 0),
-                refuse_writer=new,
-            )
+            filled = fill(fd)
+            version = filled.version
             if content.digest is not None and version.digest != content.digest:
                 raise StaleError("its content is not what was observed")
             os.ftruncate(fd, version.size)
@@ -109,10 +182,66 @@ class Builder:
             raise
         stage.finish(fd)
         verified = Content(Kind.FILE, version.size, version.digest)
-        return Staged(stage.incoming, name, handle, verified, info, found, version.size, missed)
+        return Staged(
+            stage.incoming,
+            name,
+            handle,
+            verified,
+            info,
+            found,
+            filled.literal,
+            missed,
+            version.size - filled.literal,
+            filled.blocks,
+        )
 
     def _dress(self, fd: int, name: bytes, kind: Kind, wanted: Attributes) -> tuple[str, ...]:
         """A new inode gets its attributes before it becomes visible."""
         info = os.fstat(fd) if not name else self.look.stat(fd, name)
         inherited = read_xattrs(fd, name)
         return tuple(apply_attributes(fd, name, kind, attributes_of(info, *inherited), wanted))
+
+
+@dataclass(frozen=True, slots=True)
+class _Filled:
+    """How a file got its content."""
+
+    version: Version
+    literal: int  # bytes that came
+    blocks: "Blocks | None" = None
+
+
+def _as_a_whole(source: ContentSource, node: NodeId, fd: int, *, size: int, new: bool) -> _Filled:
+    finder = None
+    if size >= BIG:
+        from bisync.fs.bigfile import Finder  # noqa: PLC0415 -- loads numpy
+
+        finder = Finder()
+
+    def sink(chunk: Chunk) -> None:
+        write_chunk(fd, chunk)
+        if finder is not None:
+            finder.take(chunk)
+
+    def restart() -> None:
+        os.ftruncate(fd, 0)
+        if finder is not None:
+            finder.restart()
+
+    version = source.supply(node, sink, restart, refuse_writer=new)
+    proven = version.blocks
+    blocks = finder.blocks(proven) if finder is not None and proven is not None else None
+    return _Filled(version, version.size, blocks)
+
+
+def _by_changes(
+    source: ContentSource, node: NodeId, fd: int, *, basis: tuple[int, "Blocks"]
+) -> _Filled:
+    from bisync.fs.bigfile import BasisError, Patch  # noqa: PLC0415 -- loads numpy
+
+    patch = Patch(fd, *basis)
+    version = source.supply_changes(node, patch)
+    blocks = patch.blocks()
+    if blocks.digest() != version.digest:
+        raise BasisError("what was made is not what was sent")
+    return _Filled(version, patch.literal, blocks)

@@ -9,6 +9,7 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from bisync.core.ignore import reserved
 from bisync.core.node import Kind, NodeId
@@ -20,16 +21,20 @@ from bisync.errors import (
 )
 from bisync.fs.archive import PairState, pair_states
 from bisync.fs.conflicts import ConflictList
-from bisync.fs.content import Chunk, Version, read_version
+from bisync.fs.content import BIG, Chunk, Version, read_version
 from bisync.fs.database import FORMAT, Database, StateDamagedError, is_sound
 from bisync.fs.facts import FILE as FACTS
 from bisync.fs.facts import PairFacts, RootFacts, facts
-from bisync.fs.index import Index
+from bisync.fs.index import Index, Seen
 from bisync.fs.root import OPEN_DIR, Directories, Root
 from bisync.fs.stage import Stage
 from bisync.fs.statefolder import Marker, StateFolder
 from bisync.fs.store import Store
 from bisync.fs.walk import Scanner, ScanResult, ScanRules
+
+if TYPE_CHECKING:
+    from bisync.delta.changes import ChangeSink
+    from bisync.fs.blocklist import BlockLists
 
 _SAMPLE = 200  # names looked at to tell whether a tree is still the one the index knows
 
@@ -43,6 +48,7 @@ class Options:
     store_day: str | None = None  # the folder in it that takes everything; None: today's
     state_dir: str | None = None  # holds state folders outside the roots
     workers: int = 2
+    whole_files: bool = False  # never make a new version of a file from the old one
     fsync: bool = True
     stop: Callable[[], None] = lambda: None
 
@@ -68,6 +74,7 @@ class Replica:
         self._store: Store | None = None
         self._index: Index | None = None
         self._directories: Directories | None = None
+        self._lists: BlockLists | None = None
         self._outside = -1  # what a store elsewhere is opened from
         try:
             self.folder = StateFolder(self.root, options.state_dir)
@@ -358,20 +365,24 @@ class Replica:
             raise StaleError("it is not there any more")
         dir_fd, name = self.directories.at(places[0])
         row, seen = known
+        lister = None
+        if seen.size >= BIG:
+            from bisync.fs.bigfile import Lister  # noqa: PLC0415 -- loads numpy
 
-        def expect(info: os.stat_result) -> bool:
-            now = (info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
-            return now == (seen.ino, seen.size, seen.mtime_ns, seen.ctime_ns)
-
+            lister = Lister(self.lists.known(node), workers=self.options.workers, sink=sink)
         version = read_version(
             dir_fd,
             name,
             sink,
-            expect=expect,
+            expect=_unchanged(seen),
             restart=restart,
             refuse_writer=refuse_writer,
             buffer=buffer,
+            scan=lister,
         )
+        if lister is not None:
+            version = replace(version, blocks=lister.blocks)
+            self.lists.save(node, lister.blocks)
         if row.content.digest != version.digest:
             self.database.begin()
             index.set_digest(node, row.version, version.size, version.digest)
@@ -379,6 +390,41 @@ class Replica:
             self.database.begin()
             index.distrust(node)  # a file with a writer is never clean
         return version
+
+    def send_changes(self, node: NodeId, sink: "ChangeSink") -> Version:
+        """Tell a receiver what its old version of a big file lacks.
+
+        Raises:
+            PathError: stale, busy or unreadable.
+        """
+        from bisync.fs.bigfile import Sender  # noqa: PLC0415 -- loads numpy
+
+        places, known = self.index.places(node), self.index.known(node)
+        if not places or known is None:
+            raise StaleError("it is not there any more")
+        row, seen = known
+        blocks = self.lists.of(node, row.content.digest)
+        if blocks is None:
+            blocks = self.read(node).blocks
+        stop, workers = self.options.stop, self.options.workers
+        sender = Sender(sink, blocks, workers=workers, pace=lambda _length: stop())
+        dir_fd, name = self.directories.at(places[0])
+        return read_version(dir_fd, name, expect=_unchanged(seen), scan=sender)
+
+    @property
+    def lists(self) -> "BlockLists":
+        """What is known of the blocks of big files."""
+        if self._lists is None:
+            from bisync.fs.blocklist import BlockLists  # noqa: PLC0415 -- loads numpy
+
+            self._lists = BlockLists(None if self._dry else self.folder.fd)
+        return self._lists
+
+    def tidy_lists(self) -> None:
+        """Forget the block lists of files that are gone."""
+        if self._lists is not None:
+            there = self.index.nodes(self._lists.nodes()).keys()
+            self._lists.keep_only(there)
 
     def look_at_content(self, node: NodeId) -> Version:
         """Read a file that nobody wrote to since it was observed; nothing is recorded.
@@ -389,12 +435,7 @@ class Replica:
         places, known = self.index.places(node), self.index.known(node)
         if not places or known is None:
             raise StaleError("it is not there any more")
-        seen = known[1]
-
-        def expect(info: os.stat_result) -> bool:
-            now = (info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
-            return now == (seen.ino, seen.size, seen.mtime_ns, seen.ctime_ns)
-
+        expect = _unchanged(known[1])
         return read_version(*self.directories.at(places[0]), expect=expect, refuse_writer=True)
 
     def is_as_observed(self, node: NodeId) -> bool:
@@ -433,10 +474,10 @@ class Replica:
 
     def close(self) -> None:
         """Give everything back. What was not committed is forgotten."""
-        for part in (self._directories, self._store, self._stage, self.db):
+        for part in (self._directories, self._store, self._stage, self._lists, self.db):
             if part is not None:
                 part.close()
-        self._directories = self._store = self._stage = self.db = None
+        self._directories = self._store = self._stage = self._lists = self.db = None
         if self._outside >= 0:
             os.close(self._outside)
             self._outside = -1
@@ -444,3 +485,13 @@ class Replica:
         if self.root.fd >= 0:
             self.root.close()
             self.root.fd = -1
+
+
+def _unchanged(seen: Seen) -> Callable[[os.stat_result], bool]:
+    """Whether a file is still as it was observed."""
+
+    def judge(info: os.stat_result) -> bool:
+        now = (info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+        return now == (seen.ino, seen.size, seen.mtime_ns, seen.ctime_ns)
+
+    return judge

@@ -25,6 +25,7 @@ class Result:
     status: Status
     reason: str = ""
     size: int = 0  # content bytes that came from the other side
+    matched: int = 0  # those of a new version that were here already
     kept: bytes | None = None  # where the displaced object went, below the store
     missed: tuple[str, ...] = ()  # attributes that could not be set
     beside: Place | None = None  # where a parked node got a name again, if not its old one

@@ -10,8 +10,9 @@ import stat
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from bisync.core.filters import Filters
 from bisync.core.ignore import reserved
@@ -19,11 +20,16 @@ from bisync.core.node import ROOT, Content, Kind
 from bisync.core.path import STATE_DIR, STORE_DIR
 from bisync.core.wish import Seen, Wish
 from bisync.errors import PathError, StaleError, UsageError
-from bisync.fs.content import Chunk, Version, read_version
+from bisync.fs.content import BIG, Chunk, Scan, Version, read_version
 from bisync.fs.meta import attributes_of, kind_of, read_xattrs
 from bisync.fs.root import OPEN_DIR
 from bisync.linux.filesystem import fs_uuid, subvolume
 from bisync.linux.handle import HandleReader
+
+if TYPE_CHECKING:
+    from bisync.delta.changes import ChangeSink
+
+_WORKERS = 2  # threads that read one big file
 
 _HELD = 64  # descriptors of directories
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE)
@@ -404,6 +410,17 @@ class SourceTree:
 
         return self._read(self.by_key[node], paced, restart)
 
+    def supply_changes(self, node: int, sink: "ChangeSink") -> Version:
+        """Tell a receiver what its old version of a big file lacks."""
+        from bisync.fs.bigfile import Sender  # noqa: PLC0415 -- loads numpy
+
+        def pace(length: int) -> None:
+            self.rules.stop()
+            self.rules.pace(length)
+
+        sender = Sender(sink, None, workers=_WORKERS, pace=pace)
+        return self._read(self.by_key[node], None, lambda: None, sender)
+
     def digest(self, seen: Seen) -> bytes | None:
         """The digest of a file; ``None`` if it cannot be read now."""
         try:
@@ -419,7 +436,11 @@ class SourceTree:
         return self._by_key
 
     def _read(
-        self, seen: Seen, sink: Callable[[Chunk], None] | None, restart: Callable[[], None]
+        self,
+        seen: Seen,
+        sink: Callable[[Chunk], None] | None,
+        restart: Callable[[], None],
+        scan: Scan | None = None,
     ) -> Version:
         origin, name = self._where[seen.key]
 
@@ -427,7 +448,14 @@ class SourceTree:
             return info.st_ino == seen.ino and stat.S_ISREG(info.st_mode)
 
         fd = self._open(origin)
-        return read_version(fd, name, sink, expect=expect, restart=restart, buffer=self._buffer)
+        if scan is None and seen.content.size >= BIG:
+            from bisync.fs.bigfile import Lister  # noqa: PLC0415 -- loads numpy
+
+            scan = Lister.fresh(sink, workers=_WORKERS)
+        version = read_version(
+            fd, name, sink, expect=expect, restart=restart, buffer=self._buffer, scan=scan
+        )
+        return replace(version, blocks=getattr(scan, "blocks", None))
 
     # -- descriptors ---------------------------------------------------------
 

@@ -15,6 +15,7 @@ _FICLONE = 0x40049409
 _FS_IOC_GETFLAGS = 0x80086601
 _FS_IOC_SETFLAGS = 0x40086602
 _FS_NODUMP_FL = 0x40
+_NO_COW = 0x800000  # chattr +C
 IMMUTABLE = 0x10  # chattr +i
 APPEND_ONLY = 0x20  # chattr +a
 _syncfs = function("syncfs", ctypes.c_int)
@@ -63,7 +64,9 @@ def syncfs(fd: int) -> None:
 
 
 def clone(source: int, target: int) -> bool:
-    """Let ``target`` share all blocks of ``source``; ``False`` where that is impossible."""
+    """Let ``target``, an empty file, share all blocks of ``source``; ``False`` if it cannot."""
+    if (get_flags(source) or 0) & _NO_COW:  # btrfs: both or none
+        change_flags(target, add=_NO_COW)
     try:
         fcntl.ioctl(target, _FICLONE, source)
     except OSError as error:

@@ -413,6 +413,7 @@ class Cycle:
         else:
             report.bytes_received += result.size
         report.literal_bytes += result.size
+        report.matched_bytes += result.matched
         report.kept += result.kept is not None
         self._count_step(side, step)
         for text in result.missed:

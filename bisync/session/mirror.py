@@ -139,6 +139,7 @@ class MirrorRun:
             state_dir=c.state_dir,
             workers=c.workers,
             fsync=c.fsync,
+            whole_files=c.whole_files,
             stop=c.stop,
         )
 
@@ -360,6 +361,7 @@ class MirrorRun:
             case Status.DONE:
                 report.bytes_sent += result.size
                 report.literal_bytes += result.size
+                report.matched_bytes += result.matched
                 report.kept += result.kept is not None
                 for text in result.missed:
                     self._note(path, f"not set: {text}")

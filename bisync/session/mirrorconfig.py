@@ -29,6 +29,7 @@ class MirrorConfig:
     retention: Retention | None = field(
         default_factory=Retention
     )  # of the store; None: it is left alone
+    whole_files: bool = False  # never make a new version from the old one
     bwlimit: int = 0  # bytes in a second; 0: no limit
     state_dir: str | None = None  # holds the state folder instead of the root
     fsync: bool = True

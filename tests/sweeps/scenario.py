@@ -11,6 +11,7 @@ from .place import Pair
 from .user import Mint, User
 
 LARGE = 300 * 1024
+HUGE = (4 << 20) + 5000  # such a file is sent block by block
 
 
 def prepare(pair: Pair) -> Ledger:
@@ -38,6 +39,7 @@ def base(user: User) -> None:
         user.write(name, 100 + 29 * len(name))
     for name in ("doc/large.bin", "doc/large-over.bin", "mv/large.bin", "conf/large.bin"):
         user.write(name, LARGE)
+    user.write("doc/huge.bin", HUGE)
     for name in ("empty/empty-stays", "empty/empty-goes", "empty/empty-filled"):
         user.empty(name)
     for name in ("keep", "turned", "goes", "to-file"):
@@ -109,6 +111,7 @@ def create(alpha: User, beta: User) -> None:
 def edit(alpha: User, beta: User) -> None:
     alpha.edit("doc/inplace.txt")
     alpha.edit("doc/large.bin")
+    alpha.edit("doc/huge.bin")
     alpha.save_over("doc/over.txt")
     alpha.save_over("doc/large-over.bin", LARGE + 7)
     alpha.save_backup("doc/backup.txt")

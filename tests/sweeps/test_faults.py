@@ -124,7 +124,7 @@ def test_full_disk(ways: list[Lane], free: int) -> None:
 def test_full_tmpfs(tmp_path: Path, free: int) -> None:
     """The same in memory, where files have no delayed allocation: the write itself fails."""
     with (
-        mount_tmpfs(tmp_path / "full", "size=24m") as point,
+        mount_tmpfs(tmp_path / "full", "size=48m") as point,
         FolderTemplate(point, scenario.prepare).copy() as (pair, ledger),
     ):
         _fill(point / "filler", free)

@@ -105,6 +105,7 @@ def _config(o: argparse.Namespace, stopper: Stopper) -> MirrorConfig:
         backup_dir=None if o.backup_dir is None else os.fsencode(o.backup_dir),
         keep=not o.no_keep or o.backup or o.backup_dir is not None,
         retention=_retention(o),
+        whole_files=bool(o.whole_file),
         bwlimit=0 if o.bwlimit is None else size(o.bwlimit, "--bwlimit", unit=_KIB),
         workers=workers(),
         stop=stopper.check,

@@ -1,0 +1,290 @@
+"""Read a big file block by block, and make a new version of one from an old one."""
+
+import os
+import secrets
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from bisync.delta.blocks import Blocks, Collector, finding, is_zero_block
+from bisync.delta.changes import ChangeSink, Pieces, send_changes
+from bisync.delta.digest import BLOCK_SIZE, DIGEST_SIZE, GROUP_BLOCKS, block_digest
+from bisync.delta.pages import page_digests
+from bisync.errors import StaleError
+from bisync.fs.content import Chunk, chunks_of
+from bisync.fs.copying import write_chunk
+from bisync.linux.filesystem import clone
+from bisync.linux.holes import punch
+
+_BUFFER = 8 * BLOCK_SIZE
+_WORTH_THREADS = 32 << 20  # bytes
+_FIND = 16  # bytes of a finding digest
+
+
+class BasisError(StaleError):
+    """The old version does not serve; the new one has to come whole."""
+
+
+def list_blocks(
+    fd: int,
+    size: int,
+    old: Blocks,
+    *,
+    workers: int = 1,
+    sink: Callable[[Chunk], None] | None = None,
+) -> Blocks | None:
+    """The list of an open file.
+
+    The proving digest is computed only of blocks whose finding digest is not the one that ``old``
+    has for their place.
+
+    Args:
+        old: a list of any earlier version, or an empty one; gives the seed.
+        workers: threads; with a ``sink`` there is one.
+        sink: gets every chunk, in order.
+
+    Returns:
+        ``None`` if the file ended before ``size``.
+    """
+    if sink is not None or size < _WORTH_THREADS:
+        workers = 1
+    step = -(-size // (workers * BLOCK_SIZE)) * BLOCK_SIZE
+    spans = [(start, min(start + step, size)) for start in range(0, size, step or 1)] or [(0, 0)]
+    collectors = [Collector(old.seed) for _ in spans]
+
+    def work(span: tuple[int, int], collector: Collector) -> bool:
+        return _list_span(fd, span, old, collector, sink)
+
+    if len(spans) == 1:
+        complete = work(spans[0], collectors[0])
+    else:
+        with ThreadPoolExecutor(len(spans)) as pool:
+            complete = all(pool.map(work, spans, collectors))
+    if not complete:
+        return None
+    whole = Collector(old.seed)
+    for collector in collectors:
+        whole.extend(collector)
+    return Blocks(0, old.seed).changed(size, whole.entries())
+
+
+def _list_span(
+    fd: int,
+    span: tuple[int, int],
+    old: Blocks,
+    collector: Collector,
+    sink: Callable[[Chunk], None] | None,
+) -> bool:
+    position, end = span
+    known, find, prove = -1, b"", b""
+    for chunk in chunks_of(fd, end, bytearray(_BUFFER), position):
+        if sink is not None:
+            sink(chunk)
+        position += chunk.length
+        if chunk.data is None:
+            continue
+        for start in range(0, chunk.length, BLOCK_SIZE):
+            data = chunk.data[start : start + BLOCK_SIZE]
+            block = (chunk.offset + start) // BLOCK_SIZE
+            group, row = divmod(block, GROUP_BLOCKS)
+            if group != known:
+                known = group
+                rows = old.group(group) if group < old.group_count else None
+                find, prove = (rows.find.tobytes(), rows.prove.tobytes()) if rows else (b"", b"")
+            found = finding(data, old.seed)
+            if found == find[row * _FIND : (row + 1) * _FIND]:
+                proof = prove[row * DIGEST_SIZE : (row + 1) * DIGEST_SIZE]
+            else:
+                proof = block_digest(data)
+            collector.add(block, found, proof)
+    return position == end
+
+
+class Lister:
+    """Reads a big file and lists its blocks; ``blocks`` has the list then."""
+
+    def __init__(
+        self, old: Blocks, *, workers: int, sink: Callable[[Chunk], None] | None = None
+    ) -> None:
+        self.blocks = old
+        self._old, self._workers, self._sink = old, workers, sink
+
+    @classmethod
+    def fresh(cls, sink: Callable[[Chunk], None] | None, *, workers: int) -> "Lister":
+        """One for a file of which nothing is known, and nothing remembered."""
+        return cls(Blocks(0, 0), workers=workers, sink=sink)
+
+    def __call__(self, fd: int, size: int) -> bytes | None:
+        """The content digest; ``None`` if the file ended too early."""
+        blocks = list_blocks(fd, size, self._old, workers=self._workers, sink=self._sink)
+        if blocks is None:
+            return None
+        self.blocks = blocks
+        return blocks.digest()
+
+
+class Sender:
+    """Reads what a receiver has not, of a file whose list is known or made first."""
+
+    def __init__(
+        self,
+        sink: ChangeSink,
+        blocks: Blocks | None,
+        *,
+        workers: int,
+        pace: Callable[[int], None],
+    ) -> None:
+        self.blocks = blocks
+        self._sink, self._workers, self._pace = sink, workers, pace
+
+    def __call__(self, fd: int, size: int) -> bytes | None:
+        """The content digest; ``None`` if the file ended too early."""
+        if self.blocks is None or self.blocks.size != size:
+            self.blocks = list_blocks(fd, size, Blocks(0, 0), workers=self._workers)
+            if self.blocks is None:
+                return None
+        send_changes(self.blocks, self._sink, Reader(fd), self._pace)
+        return self.blocks.digest()
+
+
+class Reader:
+    """Gives stretches of an open file in a buffer of its own."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._buffer = bytearray(BLOCK_SIZE)
+
+    def __call__(self, offset: int, length: int) -> memoryview:
+        """A stretch; shorter where the file ends."""
+        view, got = memoryview(self._buffer)[:length], 0
+        while got < length:
+            n = os.preadv(self._fd, [view[got:]], offset + got)
+            if n == 0:
+                break
+            got += n
+        return view[:got]
+
+
+class Finder:
+    """Lists the blocks of a file that is written whole; the proofs come from who reads it."""
+
+    def __init__(self) -> None:
+        self._seed = secrets.randbits(64)
+        self._found: dict[int, bytes] = {}
+
+    def take(self, chunk: Chunk) -> None:
+        """Take a chunk."""
+        if chunk.data is not None:
+            for start in range(0, chunk.length, BLOCK_SIZE):
+                data = chunk.data[start : start + BLOCK_SIZE]
+                self._found[(chunk.offset + start) // BLOCK_SIZE] = finding(data, self._seed)
+
+    def restart(self) -> None:
+        """Forget what was taken."""
+        self._found.clear()
+
+    def blocks(self, proven: Blocks) -> Blocks:
+        """The list of what was taken."""
+        collector = Collector(self._seed)
+        for block in proven.entries().block.tolist():
+            found = self._found.get(block) or finding(bytes(proven.length(block)), self._seed)
+            collector.add(block, found, proven.prove(block))
+        return Blocks(0, self._seed).changed(proven.size, collector.entries())
+
+
+class Patch:
+    """Makes the new version of a file from the old one: a ``ChangeSink``."""
+
+    def __init__(self, fd: int, basis: int, old: Blocks) -> None:
+        """
+        Args:
+            fd: an empty file, open for reading and writing.
+            basis: the old version, open for reading.
+            old: its list.
+        """
+        self.key = secrets.randbits(64)
+        self.old = old
+        self.literal = 0  # bytes that came
+        self._fd, self._basis = fd, basis
+        self._size = old.size
+        self._read = Reader(fd)
+        self._before: tuple[int, bytearray] | None = None  # the block pages() was asked for
+        self._changed = Collector(old.seed)
+
+    def begin(self, size: int) -> None:
+        """Begin, or begin again: with the old content, cut or extended.
+
+        Raises:
+            BasisError: the old content is not what its list says.
+        """
+        os.ftruncate(self._fd, 0)
+        if not clone(self._basis, self._fd):
+            self._copy()
+        os.ftruncate(self._fd, size)
+        self._size, self.literal = size, 0
+        self._before, self._changed = None, Collector(self.old.seed)
+
+    def _copy(self) -> None:
+        """Copy the old content; what is copied anyway is also looked at."""
+        for chunk in chunks_of(self._basis, self.old.size, bytearray(_BUFFER)):
+            write_chunk(self._fd, chunk)
+            if chunk.data is None:
+                continue
+            for start in range(0, chunk.length, BLOCK_SIZE):
+                found = finding(chunk.data[start : start + BLOCK_SIZE], self.old.seed)
+                if found != self.old.find((chunk.offset + start) // BLOCK_SIZE):
+                    raise BasisError("the replica's own file is not what was recorded")
+
+    def pages(self, block: int) -> Sequence[int]:
+        """Digests of the pages of an old block, which is proven to be what its list says.
+
+        Beyond its end the old version counts as zeros.
+
+        Raises:
+            BasisError: somebody wrote to the file since it was recorded, or it decayed.
+        """
+        offset = block * BLOCK_SIZE
+        data = self._read(offset, min(BLOCK_SIZE, self._size - offset))
+        length = self.old.length(block) if block < self.old.count else 0
+        if 0 < length <= len(data) and block_digest(data[:length]) != self.old.prove(block):
+            raise BasisError("the replica's own file is not what was recorded")
+        self._before = block, bytearray(data)
+        return page_digests(data, self.key)
+
+    def put(self, block: int, proof: bytes, pieces: Pieces) -> None:
+        """Write the stretches of a block that differ.
+
+        Raises:
+            BasisError: the result is not what it has to be.
+        """
+        offset = block * BLOCK_SIZE
+        length = min(BLOCK_SIZE, self._size - offset)
+        number, data = self._before if self._before is not None else (-1, bytearray())
+        if number != block or len(data) != length:
+            raise BasisError("a block came that was not asked for")
+        for start, piece in pieces:
+            data[start : start + len(piece)] = piece
+        if block_digest(data) != proof:
+            raise BasisError("the pages do not make the block")
+        for start, piece in pieces:
+            self.literal += len(piece)
+            while piece:
+                done = os.pwrite(self._fd, piece, offset + start)
+                piece, start = piece[done:], start + done
+        self._changed.add(block, finding(data, self.old.seed), proof)
+
+    def zero(self, block: int, proof: bytes) -> None:
+        """Make a block a hole.
+
+        Raises:
+            BasisError: the digest is not that of zeros.
+        """
+        offset = block * BLOCK_SIZE
+        length = min(BLOCK_SIZE, self._size - offset)
+        if not is_zero_block(proof, length):
+            raise BasisError("zeros that are none")
+        punch(self._fd, offset, length)
+        self._changed.add(block, finding(bytes(length), self.old.seed), proof)
+
+    def blocks(self) -> Blocks:
+        """The list of the new version."""
+        return self.old.changed(self._size, self._changed.entries())

@@ -1,0 +1,23 @@
+"""Give the space of a stretch of a file back."""
+
+import ctypes
+import errno
+import os
+
+from bisync.linux.libc import check, function
+
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2
+_fallocate = function("fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+def punch(fd: int, offset: int, length: int) -> None:
+    """Make a stretch read as zeros; it takes no space where the file system can do that."""
+    try:
+        check(_fallocate(fd, _KEEP_SIZE | _PUNCH_HOLE, offset, length))
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        zeros = memoryview(bytes(min(length, 1 << 20)))
+        while length:
+            done = os.pwrite(fd, zeros[:length], offset)
+            offset, length = offset + done, length - done

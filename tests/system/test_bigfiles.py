@@ -1,0 +1,270 @@
+"""Big files: what differs crosses, what is the same stays, on every file system."""
+
+import os
+import random
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+import bisync
+from tests.trees import kept, look, run, sync
+
+Pair = tuple[Path, Path]
+MIB = 1 << 20
+ROUNDS = int(os.environ.get("BISYNC_ROUNDS", "0"))
+SEED = int(os.environ.get("BISYNC_SEED", "1"))
+
+
+def _image(path: Path, size: int = 9 * MIB, seed: int = 1) -> bytearray:
+    """A new file with bytes and holes; return what is in it."""
+    data = bytearray(random.Random(seed).randbytes(size))
+    data[MIB : 3 * MIB] = bytes(2 * MIB)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(data[:MIB])
+        file.seek(3 * MIB)
+        file.write(data[3 * MIB :])
+    return data
+
+
+def _write(path: Path, at: int, text: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(text)
+
+
+def test_a_small_write_to_a_big_file(pair: Pair):
+    """Only the page that changed crosses; the old version is kept as a whole."""
+    a, b = pair
+    data = _image(a / "image")
+    first = sync(a, b).summary
+    assert (first["literal_bytes"], first["matched_bytes"]) == (len(data), 0)
+    _write(a / "image", 5 * MIB + 7, b"hello")
+    done = sync(a, b).summary
+    assert (done["literal_bytes"], done["matched_bytes"]) == (4096, len(data) - 4096)
+    assert look(b)["image"] == look(a)["image"]
+    assert [content for _, content in kept(b)] == [bytes(data)]
+    _write(b / "image", 9 * MIB - 1, b"and back")  # beyond the end
+    back = sync(a, b).summary
+    assert back["bytes_received"] <= 2 * 4096
+    assert look(a)["image"] == look(b)["image"]
+    assert sync(a, b).summary["literal_bytes"] == 0
+
+
+def test_holes(pair: Pair):
+    """What became zeros is a hole again, what is a hole takes no room."""
+    a, b = pair
+    _image(a / "image")
+    sync(a, b)
+    with (a / "image").open("r+b") as file:
+        file.truncate(4 * MIB)
+        file.truncate(300 * MIB)
+        file.seek(299 * MIB)
+        file.write(b"end")
+    done = sync(a, b).summary
+    assert done["literal_bytes"] <= 4096
+    assert look(a)["image"] == look(b)["image"]
+    assert (b / "image").stat().st_blocks * 512 < 4 * MIB
+
+
+def test_touch_and_rename(pair: Pair):
+    """New times and names carry no content."""
+    a, b = pair
+    _image(a / "image")
+    sync(a, b)
+    os.utime(a / "image")
+    (a / "image").rename(a / "renamed")
+    done = sync(a, b).summary
+    assert (done["literal_bytes"], done["moves"]) == (0, 1)
+    assert (a / "renamed").stat().st_mtime_ns == (b / "renamed").stat().st_mtime_ns
+
+
+def test_save_by_rename_and_by_backup(pair: Pair):
+    """The new object of a save is made from the old one at the other side."""
+    a, b = pair
+    data = _image(a / "image")
+    _image(a / "other", seed=2)
+    sync(a, b)
+    data[6 * MIB] ^= 1
+    (a / "image.tmp").write_bytes(data)
+    (a / "image.tmp").replace(a / "image")
+    assert sync(a, b).summary["literal_bytes"] == 4096
+    data[7 * MIB] ^= 1
+    (a / "image").rename(a / "image~")
+    (a / "image").write_bytes(data)
+    done = sync(a, b).summary
+    assert (done["literal_bytes"], done["moves"]) == (4096, 1)
+    assert look(a) == look(b)
+
+
+def test_a_hard_link_group(pair: Pair):
+    a, b = pair
+    _image(a / "image")
+    (a / "link").hardlink_to(a / "image")
+    sync(a, b)
+    _write(a / "link", 4 * MIB, b"through the link")
+    assert sync(a, b).summary["literal_bytes"] == 4096
+    assert look(a) == look(b)
+    assert (b / "image").stat().st_ino == (b / "link").stat().st_ino
+
+
+def test_conflict(pair: Pair):
+    """Both versions survive: the loser is kept whole."""
+    a, b = pair
+    data = _image(a / "image")
+    sync(a, b)
+    _write(a / "image", 5 * MIB, b"mine")
+    _write(b / "image", 5 * MIB, b"yours")
+    os.utime(b / "image", (1, 1))
+    assert sync(a, b).summary["conflicts"] == 1
+    data[5 * MIB : 5 * MIB + 5] = b"yours"
+    assert bytes(data) in [content for _, content in kept(b)]
+    assert look(a) == look(b)
+
+
+def test_a_basis_that_decayed(pair: Pair):
+    """A block that rotted at the target is never passed on: the file comes whole, and is right."""
+    a, b = pair
+    _image(a / "image")
+    sync(a, b)
+    before = (b / "image").stat()
+    with (b / "image").open("r+b") as file:  # as a disk would: no times move in the index
+        file.seek(5 * MIB + 99)
+        file.write(b"rot")
+    os.utime(b / "image", ns=(before.st_atime_ns, before.st_mtime_ns))
+    _pretend_unchanged(b)
+    _write(a / "image", 5 * MIB + 50_000, b"edit in the same block")
+    sync(a, b)
+    assert look(a) == look(b)
+
+
+def _pretend_unchanged(root: Path) -> None:
+    """Make the index believe that what a file looks like now is what it looked like then."""
+    info = (root / "image").stat()
+    db = sqlite3.connect(root / ".bisync/state.db")
+    db.execute("UPDATE node SET ctime=? WHERE ino=?", (info.st_ctime_ns, info.st_ino))
+    db.commit()
+    db.close()
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "garbage"])
+def test_a_list_that_is_damaged(pair: Pair, damage: str):
+    """A block list is a cache: without it the file is read once more."""
+    a, b = pair
+    _image(a / "image")
+    sync(a, b)
+    for root in pair:
+        (path,) = (root / ".bisync/blocks").iterdir()
+        if damage == "gone":
+            path.unlink()
+        elif damage == "cut":
+            os.truncate(path, path.stat().st_size // 2)
+        else:
+            path.write_bytes(random.Random(1).randbytes(5000))
+    _write(a / "image", 8 * MIB, b"x")
+    assert sync(a, b).summary["literal_bytes"] == 4096
+    assert look(a) == look(b)
+    _write(b / "image", 8 * MIB, b"y")
+    assert sync(a, b).summary["literal_bytes"] == 4096
+    assert look(a) == look(b)
+
+
+def test_lists_go_with_their_files(pair: Pair):
+    a, b = pair
+    _image(a / "image")
+    _image(a / "goes")
+    sync(a, b)
+    assert len(list((a / ".bisync/blocks").iterdir())) == 2
+    (a / "goes").unlink()
+    _write(a / "image", 8 * MIB, b"x")
+    sync(a, b)
+    assert [len(list((root / ".bisync/blocks").iterdir())) for root in pair] == [1, 1]
+
+
+def test_plan_writes_nothing(pair: Pair):
+    """A dry run reads a big file, and remembers nothing of it."""
+    a, b = pair
+    _image(a / "image")
+    sync(a, b)
+    _write(a / "image", 8 * MIB, b"x")
+    (known,) = (a / ".bisync/blocks").iterdir()
+    before = known.read_bytes()
+    assert "image" in run("plan", a, b).stdout
+    assert known.read_bytes() == before
+
+
+def test_mirror(pair: Pair):
+    """A mirror's destination is made from its old version as well; -W sends all of it."""
+    a, b = pair
+    data = _image(a / "image")
+    run("mirror", "-a", f"{a}/", b)
+    _write(a / "image", 5 * MIB, b"x" * 5000)
+    done = run("mirror", "-a", "--json", f"{a}/", b).objects[-1]
+    assert done["literal_bytes"] <= 3 * 4096
+    assert done["matched_bytes"] == len(data) - done["literal_bytes"]
+    assert (a / "image").read_bytes() == (b / "image").read_bytes()
+    assert not (a / ".bisync").exists()
+    _write(a / "image", 5 * MIB, b"y" * 6000)
+    done = run("mirror", "-aW", "--json", f"{a}/", b).objects[-1]
+    assert done["literal_bytes"] == len(data)
+    assert (a / "image").read_bytes() == (b / "image").read_bytes()
+
+
+def _change(path: Path, chance: random.Random) -> int:
+    """One random edit of a file; return how many bytes of it may have changed in place."""
+    size = path.stat().st_size
+    at, length = chance.randrange(max(size, 1)), chance.choice([1, 100, 5000, 200_000])
+    kind = chance.choice(
+        ["write", "write", "write", "cut", "grow", "hole", "insert", "delete", "move"]
+    )
+    with path.open("r+b") as file:
+        if kind == "write":
+            file.seek(at)
+            file.write(chance.randbytes(length))
+            return length
+        if kind == "cut":
+            file.truncate(at)
+            return 0
+        if kind == "grow":
+            file.truncate(min(size + length, 14 * MIB))
+            return 0
+        if kind == "hole":
+            file.seek(at)
+            file.write(bytes(min(length, size - at)))
+            return length
+    data = path.read_bytes()
+    piece = data[at : at + length]
+    rest = data[:at] + data[at + len(piece) :]
+    to = chance.randrange(max(len(rest), 1))
+    new = {"insert": data[:at] + piece + data[at:], "delete": rest}.get(
+        kind, rest[:to] + piece + rest[to:]
+    )
+    path.write_bytes(new[: 14 * MIB])
+    return 1 << 60
+
+
+def test_random_edits(pair: Pair):
+    """Whatever is done to either file, both are equal after a run; writes cost about their size.
+
+    Five seconds here; ``BISYNC_ROUNDS=2000`` does so many on each file system.
+    """
+    a, b = pair
+    chance = random.Random(SEED)
+    rules = bisync.Retention(days=None, recent=1)
+    _image(a / "f", 6 * MIB)
+    bisync.sync(a, b)
+    began, rounds = time.monotonic(), 0
+    while rounds < ROUNDS or (not ROUNDS and time.monotonic() - began < 5):
+        rounds += 1
+        side = chance.choice(pair)
+        edits = [_change(side / "f", chance) for _ in range(chance.randint(1, 3))]
+        report = bisync.sync(a, b, bisync.Config(retention=rules, yes=True))
+        assert report.exit_code == 0, report
+        assert (a / "f").read_bytes() == (b / "f").read_bytes(), f"seed {SEED}, round {rounds}"
+        bound = sum(edits) + 3 * 4096 * len(edits) + 128 * 1024 * len(edits)
+        size = (a / "f").stat().st_size
+        if size >= 5 * MIB:
+            assert report.literal_bytes <= bound, f"seed {SEED}, round {rounds}"
+    assert rounds >= 3
