@@ -1498,6 +1498,8 @@ def test_dry_run_says_what_would_be(duel: Duel, options: str):
     if "-u" in options.split() and not _updates_other_kinds():
         (duel.dst / "dir/file").rmdir()
         (duel.a / "dir/file").unlink()
+        for root in (duel.a, duel.dst):
+            os.utime(root / "dir", (NOON - 50,) * 2)
     duel.twin()
     before = frozen(duel.folders[1] / "dst")
     one, two = duel.lines("-n", "-i", *options.split())
