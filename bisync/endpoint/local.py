@@ -434,7 +434,7 @@ class LocalEndpoint:
 
     def tend(self, rules: Retention) -> list[str]:
         """Let the store go of what need not be kept; return what is to be said of it."""
-        self.replica.tidy_lists()
+        self.replica.tidy_big_files()
         return tend(self.replica.store, self.replica.database, rules, time.time_ns())
 
     # -- what was displaced --------------------------------------------------

@@ -5,17 +5,22 @@ import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from bisync.core.node import NodeId
 from bisync.delta.blocks import Blocks, Collector, finding, is_zero_block
 from bisync.delta.changes import ChangeSink, Pieces, send_changes
 from bisync.delta.digest import BLOCK_SIZE, DIGEST_SIZE, GROUP_BLOCKS, block_digest
+from bisync.delta.extents import changed_blocks
 from bisync.delta.pages import page_digests
 from bisync.errors import StaleError
+from bisync.fs.bases import SMALLEST, Bases
 from bisync.fs.content import Chunk, chunks_of
 from bisync.fs.copying import write_chunk
+from bisync.linux.fiemap import extents
 from bisync.linux.filesystem import clone
 from bisync.linux.holes import punch
 
 _BUFFER = 8 * BLOCK_SIZE
+_MOST_EXTENTS = 50_000  # of a file with more, comparing and cloning cost more than reading
 _WORTH_THREADS = 32 << 20  # bytes
 _FIND = 16  # bytes of a finding digest
 
@@ -65,6 +70,18 @@ def list_blocks(
     for collector in collectors:
         whole.extend(collector)
     return Blocks(0, old.seed).changed(size, whole.entries())
+
+
+def _list_some(fd: int, size: int, old: Blocks, numbers: list[int]) -> Blocks | None:
+    """The list of a file that differs from its old version in some blocks at most."""
+    collector, read = Collector(old.seed), Reader(fd)
+    for block in numbers:
+        length = min(BLOCK_SIZE, size - block * BLOCK_SIZE)
+        data = read(block * BLOCK_SIZE, length)
+        if len(data) < length:
+            return None
+        collector.add(block, finding(data, old.seed), block_digest(data))
+    return old.changed(size, collector.entries())
 
 
 def _list_span(
@@ -120,6 +137,64 @@ class Lister:
             return None
         self.blocks = blocks
         return blocks.digest()
+
+
+class Comparer:
+    """Lists a big file that is known, by what its extents have not in common with its base."""
+
+    def __init__(self, node: NodeId, old: Blocks, bases: Bases, *, workers: int) -> None:
+        self.blocks = old
+        self._node, self._old, self._digest = node, old, old.digest()
+        self._bases, self._workers = bases, workers
+
+    def __call__(self, fd: int, size: int) -> bytes | None:
+        """The content digest; ``None`` if the file ended too early."""
+        known = self._old.size > 0 and size >= SMALLEST
+        frozen = self._bases.freeze(fd) if known else None
+        return self._list(fd, size, None) if frozen is None else self._compare(frozen)
+
+    def instant(self, fd: int) -> bytes | None:
+        """The digest of what the file is at this moment; ``None`` if it cannot be frozen."""
+        frozen = self._bases.freeze(fd)
+        return None if frozen is None else self._compare(frozen, keep=True)
+
+    def _compare(self, frozen: tuple[int, bytes], *, keep: bool = False) -> bytes | None:
+        try:
+            size = os.fstat(frozen[0]).st_size
+            there = extents(frozen[0], _MOST_EXTENTS)
+            digest = self._list(frozen[0], size, there)
+            if digest is None or (there is None and not keep):
+                self._bases.discard(frozen[1])
+            else:
+                self._bases.keep(self._node, frozen, digest)
+            return digest
+        finally:
+            os.close(frozen[0])
+
+    def _list(self, fd: int, size: int, there: bytes | None) -> bytes | None:
+        only = self._candidates(there, size) if there is not None else None
+        if only is None:
+            blocks = list_blocks(fd, size, self._old, workers=self._workers)
+        else:
+            blocks = _list_some(fd, size, self._old, only)
+        if blocks is None:
+            return None
+        self.blocks = blocks
+        return blocks.digest()
+
+    def _candidates(self, there: bytes, size: int) -> list[int] | None:
+        """The blocks to look at; ``None``: all of them."""
+        base = self._bases.open(self._node, self._digest)
+        if base is None:
+            return None
+        try:
+            here = extents(base, _MOST_EXTENTS)
+            if here is None:
+                return None
+            found = changed_blocks(here, there, os.fstat(base).st_size, size)
+            return [int(block) for block in found]
+        finally:
+            os.close(base)
 
 
 class Sender:

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import secrets
-from collections.abc import Collection
 
 from bisync.core.node import NodeId
 from bisync.delta.blocks import Blocks, apart
@@ -101,28 +100,6 @@ class BlockLists:
             with contextlib.suppress(OSError):
                 os.unlink(temp, dir_fd=self._dir)
             raise
-
-    def nodes(self) -> list[NodeId]:
-        """The nodes that have a list."""
-        return [int(name) for name in self._names() if name.isdigit()]
-
-    def keep_only(self, nodes: Collection[NodeId]) -> None:
-        """Forget the lists of all others, and what a crash left."""
-        wanted = {_name(node) for node in nodes}
-        for name in self._names():
-            if name not in wanted:
-                with contextlib.suppress(OSError):  # the next run tries again
-                    os.unlink(name, dir_fd=self._dir)
-
-    def _names(self) -> list[bytes]:
-        if self._dir < 0:
-            return []
-        try:
-            os.lseek(self._dir, 0, os.SEEK_SET)  # btrfs lists what was there at the last rewind
-            return [os.fsencode(name) for name in os.listdir(self._dir)]
-        except OSError as error:
-            log.info("block-lists-not-listed reason=%s", error)
-            return []
 
     def close(self) -> None:
         """Give the descriptor back."""

@@ -5,6 +5,7 @@ clear that this root may be written at all.
 """
 
 import json
+import logging
 import os
 import stat
 from collections.abc import Callable
@@ -15,11 +16,13 @@ from bisync.core.ignore import reserved
 from bisync.core.node import Kind, NodeId
 from bisync.core.path import STORE_DIR, display
 from bisync.errors import (
+    BusyError,
     EndpointError,
     StaleError,
     UsageError,
 )
 from bisync.fs.archive import PairState, pair_states
+from bisync.fs.bases import Bases
 from bisync.fs.conflicts import ConflictList
 from bisync.fs.content import BIG, Chunk, Version, read_version
 from bisync.fs.database import FORMAT, Database, StateDamagedError, is_sound
@@ -34,8 +37,10 @@ from bisync.fs.walk import Scanner, ScanResult, ScanRules
 
 if TYPE_CHECKING:
     from bisync.delta.changes import ChangeSink
+    from bisync.fs.bigfile import Comparer, Lister
     from bisync.fs.blocklist import BlockLists
 
+log = logging.getLogger(__name__)
 _SAMPLE = 200  # names looked at to tell whether a tree is still the one the index knows
 
 
@@ -75,6 +80,7 @@ class Replica:
         self._index: Index | None = None
         self._directories: Directories | None = None
         self._lists: BlockLists | None = None
+        self._bases: Bases | None = None
         self._outside = -1  # what a store elsewhere is opened from
         try:
             self.folder = StateFolder(self.root, options.state_dir)
@@ -365,21 +371,24 @@ class Replica:
             raise StaleError("it is not there any more")
         dir_fd, name = self.directories.at(places[0])
         row, seen = known
-        lister = None
-        if seen.size >= BIG:
-            from bisync.fs.bigfile import Lister  # noqa: PLC0415 -- loads numpy
-
-            lister = Lister(self.lists.known(node), workers=self.options.workers, sink=sink)
-        version = read_version(
-            dir_fd,
-            name,
-            sink,
-            expect=_unchanged(seen),
-            restart=restart,
-            refuse_writer=refuse_writer,
-            buffer=buffer,
-            scan=lister,
-        )
+        lister = self._lister(node, sink) if seen.size >= BIG else None
+        try:
+            version = read_version(
+                dir_fd,
+                name,
+                sink,
+                expect=_unchanged(seen),
+                restart=restart,
+                refuse_writer=refuse_writer,
+                buffer=buffer,
+                scan=lister,
+            )
+        except (BusyError, StaleError):
+            # It never rests. Where files can be cloned, one instant of it is to be had.
+            instant = self._instant(dir_fd, name, seen.ino, lister)
+            if instant is None:
+                raise
+            version = instant
         if lister is not None:
             version = replace(version, blocks=lister.blocks)
             self.lists.save(node, lister.blocks)
@@ -390,6 +399,43 @@ class Replica:
             self.database.begin()
             index.distrust(node)  # a file with a writer is never clean
         return version
+
+    def _lister(self, node: NodeId, sink: Callable[[Chunk], None] | None) -> "Lister | Comparer":
+        """What reads a big file."""
+        from bisync.fs.bigfile import Comparer, Lister  # noqa: PLC0415 -- loads numpy
+
+        known, workers = self.lists.known(node), self.options.workers
+        if sink is not None or self._dry:
+            return Lister(known, workers=workers, sink=sink)
+        return Comparer(node, known, self.bases, workers=workers)
+
+    def _instant(
+        self, dir_fd: int, name: bytes, ino: int, lister: "Lister | Comparer | None"
+    ) -> Version | None:
+        """What a file is at this very moment; ``None`` where that cannot be frozen."""
+        from bisync.fs.bigfile import Lister  # noqa: PLC0415 -- loads numpy
+
+        if lister is None or isinstance(lister, Lister):
+            return None
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=dir_fd)
+        except OSError:
+            return None
+        try:
+            info = os.fstat(fd)
+            digest = (
+                lister.instant(fd) if info.st_ino == ino and stat.S_ISREG(info.st_mode) else None
+            )
+        finally:
+            os.close(fd)
+        return None if digest is None else Version(lister.blocks.size, digest, info, writer=True)
+
+    @property
+    def bases(self) -> Bases:
+        """Frozen clones of big files."""
+        if self._bases is None:
+            self._bases = Bases(self.folder.fd)
+        return self._bases
 
     def send_changes(self, node: NodeId, sink: "ChangeSink") -> Version:
         """Tell a receiver what its old version of a big file lacks.
@@ -408,6 +454,14 @@ class Replica:
             blocks = self.read(node).blocks
         stop, workers = self.options.stop, self.options.workers
         sender = Sender(sink, blocks, workers=workers, pace=lambda _length: stop())
+        base = self.bases.open(node, row.content.digest) if row.content.digest else None
+        if base is not None and blocks is not None:  # frozen, so it cannot change while it is sent
+            try:
+                digest = sender(base, blocks.size)
+                assert digest is not None, "a base has all that its list says"
+                return Version(blocks.size, digest, os.fstat(base), writer=False)
+            finally:
+                os.close(base)
         dir_fd, name = self.directories.at(places[0])
         return read_version(dir_fd, name, expect=_unchanged(seen), scan=sender)
 
@@ -420,11 +474,23 @@ class Replica:
             self._lists = BlockLists(None if self._dry else self.folder.fd)
         return self._lists
 
-    def tidy_lists(self) -> None:
-        """Forget the block lists of files that are gone."""
-        if self._lists is not None:
-            there = self.index.nodes(self._lists.nodes()).keys()
-            self._lists.keep_only(there)
+    def tidy_big_files(self) -> None:
+        """Forget block lists and bases of files that are gone, and what a crash left of them."""
+        for folder in (b"blocks", b"bases"):
+            try:
+                fd = os.open(folder, OPEN_DIR, dir_fd=self.folder.fd)
+            except FileNotFoundError:
+                continue
+            try:
+                names = os.listdir(fd)
+                there = self.index.nodes(int(name) for name in names if name.isdecimal())
+                for name in names:
+                    if not name.isdecimal() or int(name) not in there:
+                        os.unlink(name, dir_fd=fd)
+            except OSError as error:
+                log.info("not-tidied folder=%s reason=%s", folder, error)
+            finally:
+                os.close(fd)
 
     def look_at_content(self, node: NodeId) -> Version:
         """Read a file that nobody wrote to since it was observed; nothing is recorded.
@@ -474,10 +540,14 @@ class Replica:
 
     def close(self) -> None:
         """Give everything back. What was not committed is forgotten."""
-        for part in (self._directories, self._store, self._stage, self._lists, self.db):
+        parts = (
+            self._directories, self._store, self._stage, self._lists, self._bases, self.db,
+        )  # fmt: skip
+        for part in parts:
             if part is not None:
                 part.close()
-        self._directories = self._store = self._stage = self._lists = self.db = None
+        self._directories = self._store = self._stage = self.db = None
+        self._lists = self._bases = None
         if self._outside >= 0:
             os.close(self._outside)
             self._outside = -1

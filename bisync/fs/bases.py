@@ -1,0 +1,105 @@
+"""Frozen clones of big files: the version whose blocks are known, to compare the live one with.
+
+``.bisync/bases/NODE`` shares its extents with the file, so a comparison of both extent maps tells
+where the file was written to since, without reading it. A base belongs to one version: an attribute
+on it names the content, and its own size and time when it was made; else it is not believed.
+"""
+
+import contextlib
+import logging
+import os
+import secrets
+
+from bisync.core.node import NodeId
+from bisync.fs.root import OPEN_DIR
+from bisync.fs.store import has_room
+from bisync.linux.filesystem import clone
+
+log = logging.getLogger(__name__)
+_MARK = "user.bisync.base"
+SMALLEST = 64 << 20  # bytes; a smaller file is read faster than it is compared
+
+
+class Bases:
+    """All bases of one replica."""
+
+    def __init__(self, state_fd: int) -> None:
+        self._dir = -1
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(b"bases", 0o700, dir_fd=state_fd)
+            self._dir = os.open(b"bases", OPEN_DIR, dir_fd=state_fd)
+        except OSError as error:
+            log.info("no-bases reason=%s", error)
+
+    def open(self, node: NodeId, digest: bytes) -> int | None:
+        """A node's base, open for reading, if it holds this content."""
+        if self._dir < 0:
+            return None
+        try:
+            fd = os.open(_name(node), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._dir)
+        except OSError:
+            return None
+        try:
+            if os.getxattr(fd, _MARK) == _mark(digest, os.fstat(fd)):
+                return fd
+        except OSError as error:
+            log.info("base-not-used node=%d reason=%s", node, error)
+        os.close(fd)
+        return None
+
+    def freeze(self, fd: int) -> tuple[int, bytes] | None:
+        """A clone of an open file as it is now: its descriptor and name; ``None`` if impossible."""
+        if self._dir < 0 or not has_room(self._dir):
+            return None
+        name = b"new." + secrets.token_hex(8).encode()
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            frozen = os.open(name, flags, 0o600, dir_fd=self._dir)
+        except OSError as error:
+            log.info("not-frozen reason=%s", error)
+            return None
+        try:
+            info = os.fstat(fd)
+            if os.geteuid() == 0:
+                os.fchown(frozen, info.st_uid, info.st_gid)  # whoever's quota it was
+            if clone(fd, frozen):
+                return frozen, name
+        except OSError as error:
+            log.info("not-frozen reason=%s", error)
+        os.close(frozen)
+        self.discard(name)
+        return None
+
+    def keep(self, node: NodeId, frozen: tuple[int, bytes], digest: bytes) -> None:
+        """What was frozen becomes the node's base; the descriptor stays open."""
+        fd, name = frozen
+        try:
+            os.setxattr(fd, _MARK, _mark(digest, os.fstat(fd)))
+            os.rename(name, _name(node), src_dir_fd=self._dir, dst_dir_fd=self._dir)
+        except OSError as error:
+            log.info("base-not-kept node=%d reason=%s", node, error)
+            self.discard(name)
+
+    def discard(self, name: bytes) -> None:
+        """Remove what was frozen and did not become a base."""
+        with contextlib.suppress(OSError):
+            os.unlink(name, dir_fd=self._dir)
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        if self._dir >= 0:
+            os.close(self._dir)
+
+
+def _name(node: NodeId) -> bytes:
+    return b"%d" % node
+
+
+def _mark(digest: bytes, info: os.stat_result) -> bytes:
+    return b"%s %d %d %d" % (
+        digest.hex().encode(),
+        info.st_size,
+        info.st_mtime_ns,
+        info.st_ino,
+    )

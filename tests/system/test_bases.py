@@ -1,0 +1,217 @@
+"""Where a big file was written to, told by its extents: always a superset, on XFS and btrfs."""
+
+import mmap
+import os
+import random
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import bisync
+from bisync.delta.digest import BLOCK_SIZE
+from bisync.delta.extents import changed_blocks
+from bisync.fs import bigfile
+from bisync.linux.fiemap import extents
+from bisync.linux.filesystem import clone
+from tests.trees import look, sync
+
+MIB = 1 << 20
+SEED = int(os.environ.get("BISYNC_SEED", "1"))
+ROUNDS = int(os.environ.get("BISYNC_ROUNDS", "40"))
+
+
+@pytest.fixture(name="folder", params=["xfs", "btrfs"])
+def _folder(request: pytest.FixtureRequest, file_system: Callable[[str], Path]) -> Path:
+    folder = file_system(request.param) / "bases"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
+def _fallocate(path: Path, *words: str) -> None:
+    """What the file system refuses is not done; the comparison is right either way."""
+    subprocess.run(["fallocate", *words, path], check=False, capture_output=True)
+
+
+def _through_memory(path: Path, at: int, data: bytes) -> None:
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        memory[at : at + len(data)] = data
+
+
+def _share(path: Path, at: int, chance: random.Random) -> None:
+    """Let a stretch share its extents with another stretch of the file."""
+    size = path.stat().st_size
+    source = chance.randrange(max(1, size // 4096)) * 4096
+    with path.open("r+b") as file:
+        length, to = min(1 << 18, size - source), at // 4096 * 4096
+        if source + length <= to or to + length <= source:  # the kernel refuses an overlap
+            os.copy_file_range(file.fileno(), file.fileno(), length, source, to)
+
+
+def _change(path: Path, chance: random.Random) -> str:
+    size = path.stat().st_size
+    at, length = chance.randrange(max(size, 1)), chance.choice([1, 4096, 70_000, 400_000])
+    pages = ("-o", str(at // 4096 * 4096), "-l", str(-(-length // 4096) * 4096))
+    kind = chance.choice(
+        ["write", "same", "memory", "punch", "zero", "reserve", "insert", "collapse", "share",
+         "cut", "grow", "end"]
+    )  # fmt: skip
+    with path.open("r+b") as file:
+        match kind:
+            case "write" | "end":
+                file.seek(at if kind == "write" else max(0, size - 3))
+                file.write(chance.randbytes(length))
+            case "same":
+                file.seek(at)
+                data = file.read(length)
+                file.seek(at)
+                file.write(data)
+            case "cut":
+                file.truncate(max(at, MIB))
+            case "grow":
+                file.truncate(size + length)
+    match kind:
+        case "memory":
+            _through_memory(path, at, chance.randbytes(min(length, size - at)))
+        case "punch":
+            _fallocate(path, "-p", *pages)
+        case "zero":
+            _fallocate(path, "-z", *pages)
+        case "reserve":
+            _fallocate(path, *pages)
+        case "insert":
+            _fallocate(path, "-i", *pages)
+        case "collapse":
+            _fallocate(path, "-c", *pages)
+        case "share":
+            _share(path, at, chance)
+    return kind
+
+
+def test_what_differs_is_told(folder: Path):
+    """Whatever was done to a file, each block that differs from its clone is among those told."""
+    chance = random.Random(SEED)
+    path, base = folder / "file", folder / "base"
+    path.write_bytes(chance.randbytes(6 * MIB))
+    told_in_vain = rounds = 0
+    for number in range(ROUNDS):
+        with path.open("r+b") as live, base.open("w+b") as frozen:
+            assert clone(live.fileno(), frozen.fileno())
+        kinds = [_change(path, chance) for _ in range(chance.randint(0, 4))]
+        if path.stat().st_size > 16 * MIB:
+            os.truncate(path, 5 * MIB)
+        with path.open("rb") as live, base.open("rb") as frozen:
+            maps = [extents(file.fileno(), 10_000) for file in (frozen, live)]
+            old, new = frozen.read(), live.read()
+        assert maps[0] is not None and maps[1] is not None
+        told = set(changed_blocks(maps[0], maps[1], len(old), len(new)).tolist())
+        padded = old[: len(new)].ljust(len(new), b"\0")
+        differ = {
+            at // BLOCK_SIZE
+            for at in range(0, len(new), BLOCK_SIZE)
+            if padded[at : at + BLOCK_SIZE] != new[at : at + BLOCK_SIZE]
+        }
+        if len(new) != len(old):
+            differ |= {len(new) // BLOCK_SIZE} & set(range(-(-len(new) // BLOCK_SIZE)))
+        assert differ <= told, f"seed {SEED}, round {number}: {kinds}"
+        told_in_vain += len(told - differ)
+        rounds += 1
+    assert told_in_vain < rounds * 20, "it tells nearly everything: of no use"
+
+
+def test_only_that_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """From the second change on a big image is not read; only blocks that may differ are."""
+    a, b = folder / "A", folder / "B"
+    a.mkdir()
+    b.mkdir()
+    chance = random.Random(SEED)
+    with (a / "image").open("wb") as file:
+        for _ in range(66):
+            file.write(chance.randbytes(MIB))
+    sync(a, b)
+    read: list[int] = []
+    original = bigfile._list_some
+
+    def counted(fd: int, size: int, old: bigfile.Blocks, numbers: list[int]) -> object:
+        read.append(len(numbers))
+        return original(fd, size, old, numbers)
+
+    monkeypatch.setattr(bigfile, "_list_some", counted)
+    for number in range(3):
+        for _ in range(10):
+            with (a / "image").open("r+b") as file:
+                file.seek(chance.randrange(60) * MIB)
+                file.write(chance.randbytes(4096))
+        report = bisync.sync(a, b)
+        assert report.exit_code == 0 and report.literal_bytes <= 10 * 2 * 4096
+        assert (a / "image").read_bytes() == (b / "image").read_bytes()
+        assert len(read) == number
+    assert max(read) <= 80
+    (base,) = (a / ".bisync/bases").iterdir()
+    assert base.read_bytes() == (a / "image").read_bytes()
+    base.write_bytes(b"somebody was here")  # it is not believed any more
+    with (a / "image").open("r+b") as file:
+        file.write(b"one more")
+    bisync.sync(a, b)
+    assert look(a)["image"] == look(b)["image"]
+    assert len(read) == 2
+    (a / "image").unlink()
+    bisync.sync(a, b, bisync.Config(yes=True))
+    assert list((a / ".bisync/bases").iterdir()) == []
+
+
+class _Guest:
+    """Writes to an image without a pause: its number into one block after the other, for ever."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.rounds = 0
+
+    def _run(self) -> None:
+        with self._path.open("r+b", buffering=0) as file:
+            count = self._path.stat().st_size // BLOCK_SIZE
+            while not self._stop.is_set():
+                self.rounds += 1
+                for block in range(count):
+                    os.pwrite(
+                        file.fileno(), self.rounds.to_bytes(8, "little") * 512, block * BLOCK_SIZE
+                    )
+
+    def __enter__(self) -> "_Guest":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_what: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def test_an_image_that_never_rests(folder: Path):
+    """Each version that becomes visible is one instant: a prefix of blocks is one round ahead."""
+    a, b = folder / "A", folder / "B"
+    a.mkdir()
+    b.mkdir()
+    (a / "image").write_bytes(bytes(8 * MIB))
+    sync(a, b)
+    seen = set()
+    with _Guest(a / "image"):
+        for _ in range(12):
+            report = bisync.sync(a, b, bisync.Config(retention=bisync.Retention(recent=1)))
+            assert report.exit_code in (0, 24), report
+            data = (b / "image").read_bytes()
+            stamps = [
+                int.from_bytes(data[at : at + 8], "little")
+                for at in range(0, len(data), BLOCK_SIZE)
+            ]
+            assert stamps == sorted(stamps, reverse=True), "torn"
+            assert stamps[0] - stamps[-1] <= 1, "torn"
+            seen.add(tuple(stamps))
+    assert len(seen) > 6, "it hardly ever got through"
+    assert bisync.sync(a, b).exit_code == 0
+    assert look(a) == look(b)
