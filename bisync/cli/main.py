@@ -1,6 +1,7 @@
 """Parse the command line and hand over to one command. Imports nothing heavy."""
 
 import argparse
+import gc
 import io
 import sys
 from importlib import import_module
@@ -206,4 +207,5 @@ def main(argv: list[str] | None = None) -> int:
 
 def entry() -> NoReturn:
     """The console script."""
+    gc.set_threshold(50_000, 20, 50)  # a run makes many objects, and hardly any cycles
     sys.exit(main())

@@ -315,8 +315,10 @@ class Mirror:
             return
         held = self.pairs.held[key]
         names = frozenset(self.pairs.places[key])
-        parent = self._attributes_of_parent(seen.parent)
         copied = held is None or self._needs_content(seen, held)
+        if held is not None and not copied and self._is_twin(key, seen, held, names):
+            return
+        parent = self._attributes_of_parent(seen.parent)
         attributes = self._dressed.get(key) or self.wish.attributes(
             seen, held, parent, copied=copied, now_ns=self.now_ns
         )
@@ -350,6 +352,20 @@ class Mirror:
             verdict.source = Side.ALPHA
             if not seen.is_dir:
                 self.out.copies.add(key)
+
+    def _is_twin(self, key: int, seen: Seen, held: Held, names: frozenset[Place]) -> bool:
+        """Whether a node is in everything what its entry is, as nearly all are."""
+        attributes = held.node.attributes
+        if attributes != seen.attributes or self.wish.chmod.steps or key in self._dressed:
+            return False
+        if self._names_in_keys(held) != names:
+            return False
+        self.planned[key] = attributes
+        if seen.is_dir:
+            self._directory_time(key, attributes)
+        else:
+            self._written.add(held.node.id)
+        return True
 
     def _needs_content(self, seen: Seen, held: Held) -> bool:
         if seen.is_dir:

@@ -138,6 +138,9 @@ class Lister:
         self.blocks = blocks
         return blocks.digest()
 
+    def settle(self, *, proven: bool) -> None:
+        """Nothing is left open."""
+
 
 class Comparer:
     """Lists a big file that is known, by what its extents have not in common with its base."""
@@ -146,24 +149,38 @@ class Comparer:
         self.blocks = old
         self._node, self._old, self._digest = node, old, old.digest()
         self._bases, self._workers = bases, workers
+        self._waiting: tuple[int, bytes] | None = None
 
     def __call__(self, fd: int, size: int) -> bytes | None:
         """The content digest; ``None`` if the file ended too early."""
-        known = self._old.size > 0 and size >= SMALLEST
-        frozen = self._bases.freeze(fd) if known else None
-        return self._list(fd, size, None) if frozen is None else self._compare(frozen)
+        if self._old.size == 0 or size < SMALLEST:
+            return self._list(fd, size, None)
+        there = extents(fd, _MOST_EXTENTS)
+        digest = self._list(fd, size, there)  # the clone would have to be read from the disk
+        self.settle(proven=False)  # an earlier try's
+        if digest is not None and there is not None:
+            self._waiting = self._bases.freeze(fd)
+        return digest
+
+    def settle(self, *, proven: bool) -> None:
+        """What was frozen becomes the base, if the file did not move from before it was read."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            if proven:
+                self._bases.keep(self._node, waiting, self.blocks.digest())
+            else:
+                self._bases.discard(waiting[1])
+            os.close(waiting[0])
 
     def instant(self, fd: int) -> bytes | None:
         """The digest of what the file is at this moment; ``None`` if it cannot be frozen."""
         frozen = self._bases.freeze(fd)
-        return None if frozen is None else self._compare(frozen, keep=True)
-
-    def _compare(self, frozen: tuple[int, bytes], *, keep: bool = False) -> bytes | None:
+        if frozen is None:
+            return None
         try:
             size = os.fstat(frozen[0]).st_size
-            there = extents(frozen[0], _MOST_EXTENTS)
-            digest = self._list(frozen[0], size, there)
-            if digest is None or (there is None and not keep):
+            digest = self._list(frozen[0], size, extents(frozen[0], _MOST_EXTENTS))
+            if digest is None:
                 self._bases.discard(frozen[1])
             else:
                 self._bases.keep(self._node, frozen, digest)

@@ -385,11 +385,14 @@ class Replica:
             )
         except (BusyError, StaleError):
             # It never rests. Where files can be cloned, one instant of it is to be had.
+            if lister is not None:
+                lister.settle(proven=False)
             instant = self._instant(dir_fd, name, seen.ino, lister)
             if instant is None:
                 raise
             version = instant
         if lister is not None:
+            lister.settle(proven=True)
             version = replace(version, blocks=lister.blocks)
             self.lists.save(node, lister.blocks)
         if row.content.digest != version.digest:
@@ -443,7 +446,7 @@ class Replica:
         Raises:
             PathError: stale, busy or unreadable.
         """
-        from bisync.fs.bigfile import Sender  # noqa: PLC0415 -- loads numpy
+        from bisync.fs.bigfile import BasisError, Sender  # noqa: PLC0415 -- loads numpy
 
         places, known = self.index.places(node), self.index.known(node)
         if not places or known is None:
@@ -454,16 +457,22 @@ class Replica:
             blocks = self.read(node).blocks
         stop, workers = self.options.stop, self.options.workers
         sender = Sender(sink, blocks, workers=workers, pace=lambda _length: stop())
-        base = self.bases.open(node, row.content.digest) if row.content.digest else None
-        if base is not None and blocks is not None:  # frozen, so it cannot change while it is sent
-            try:
-                digest = sender(base, blocks.size)
-                assert digest is not None, "a base has all that its list says"
-                return Version(blocks.size, digest, os.fstat(base), writer=False)
-            finally:
-                os.close(base)
         dir_fd, name = self.directories.at(places[0])
-        return read_version(dir_fd, name, expect=_unchanged(seen), scan=sender)
+        try:
+            return read_version(dir_fd, name, expect=_unchanged(seen), scan=sender)
+        except BasisError:
+            raise
+        except (BusyError, StaleError):
+            digest = row.content.digest
+            base = None if digest is None or blocks is None else self.bases.open(node, digest)
+            if base is None or digest is None:
+                raise
+        try:  # the instant that was read of a file that never rests
+            if sender(base, os.fstat(base).st_size) != digest:
+                raise StaleError("its base is not what it should be")
+            return Version(os.fstat(base).st_size, digest, os.fstat(base), writer=False)
+        finally:
+            os.close(base)
 
     @property
     def lists(self) -> "BlockLists":
