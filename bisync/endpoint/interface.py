@@ -41,7 +41,7 @@ class Read:
 
     node: NodeId
     status: str  # read | stale | busy | problem
-    reason: str = ""
+    reason: str = ""  # of a file that was read: why it has to be looked at again
 
 
 @dataclass(frozen=True, slots=True)

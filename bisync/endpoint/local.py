@@ -142,7 +142,8 @@ class LocalEndpoint:
     def _read(self, node: NodeId) -> Read:
         self.replica.options.stop()
         try:
-            self.replica.read(node, buffer=self._buffer)
+            if self.replica.read(node, buffer=self._buffer).instant:
+                return Read(node, "read", "it is being written to: one instant of it is taken")
         except StaleError as error:
             return Read(node, "stale", error.reason)
         except BusyError as error:

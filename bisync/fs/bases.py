@@ -13,7 +13,7 @@ import secrets
 from bisync.core.node import NodeId
 from bisync.fs.root import OPEN_DIR
 from bisync.fs.store import has_room
-from bisync.linux.filesystem import clone
+from bisync.linux.filesystem import clone, tells_extents
 
 log = logging.getLogger(__name__)
 _MARK = "user.bisync.base"
@@ -25,6 +25,8 @@ class Bases:
 
     def __init__(self, state_fd: int) -> None:
         self._dir = -1
+        if not tells_extents(state_fd):
+            return  # elsewhere extents may mean something else, and clones be no instants
         try:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(b"bases", 0o700, dir_fd=state_fd)
@@ -90,6 +92,22 @@ class Bases:
         """Give the descriptor back."""
         if self._dir >= 0:
             os.close(self._dir)
+
+
+def may_serve(folder: int, name: bytes, digest: bytes | None) -> bool:
+    """Whether a base is of the version the index has, or of one before an unread change."""
+    if digest is None:
+        return True
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    except OSError:
+        return False
+    try:
+        return os.getxattr(fd, _MARK).startswith(digest.hex().encode())
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
 
 
 def _name(node: NodeId) -> bytes:

@@ -153,14 +153,24 @@ class Comparer:
 
     def __call__(self, fd: int, size: int) -> bytes | None:
         """The content digest; ``None`` if the file ended too early."""
-        if self._old.size == 0 or size < SMALLEST:
-            return self._list(fd, size, None)
-        there = extents(fd, _MOST_EXTENTS)
-        digest = self._list(fd, size, there)  # the clone would have to be read from the disk
         self.settle(proven=False)  # an earlier try's
-        if digest is not None and there is not None:
-            self._waiting = self._bases.freeze(fd)
-        return digest
+        known = self._old.size > 0 and size >= SMALLEST
+        self._waiting = self._bases.freeze(fd) if known else None
+        if self._waiting is None:
+            return self._list(fd, size, None)
+        # The live file is read, whose pages are in memory. What was frozen waits for writes that
+        # were under way; if both still share all extents afterwards, it is what was read.
+        there = extents(self._waiting[0], _MOST_EXTENTS)
+        digest = self._list(fd, size, there)
+        if there is None:
+            self.settle(proven=False)
+            return digest
+        now = extents(fd, _MOST_EXTENTS)
+        if now is not None and len(changed_blocks(there, now, size, size)) == 0:
+            return digest
+        # That cannot be said for certain (btrfs compresses), or is not so: what is frozen counts.
+        same = os.fstat(self._waiting[0]).st_size == size
+        return self._list(self._waiting[0], size, there) if same else None
 
     def settle(self, *, proven: bool) -> None:
         """What was frozen becomes the base, if the file did not move from before it was read."""
@@ -185,6 +195,9 @@ class Comparer:
             else:
                 self._bases.keep(self._node, frozen, digest)
             return digest
+        except BaseException:
+            self._bases.discard(frozen[1])
+            raise
         finally:
             os.close(frozen[0])
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bisync.delta.changes import ChangeSink
 
 BIG = 4 << 20  # bytes; of a file with so many, what its blocks are is remembered
+LARGEST = 64 << 40  # bytes; even of holes, more takes minutes to list
 _BUFFER = 8 * BLOCK_SIZE
 _TRIES = 4
 _FIRST_WAIT = 0.02  # seconds between tries, doubled each time
@@ -45,6 +46,7 @@ class Version:
     info: os.stat_result
     writer: bool  # somebody had it open for writing
     blocks: "Blocks | None" = None  # of a big file
+    instant: bool = False  # of a file that was being written to
 
 
 Scan: TypeAlias = Callable[[int, int], bytes | None]
@@ -194,6 +196,8 @@ def _read_once(
             before = os.fstat(fd)
             if not expect(before):
                 raise StaleError("it changed since it was observed")
+            if before.st_size > LARGEST:
+                raise PathError("it is larger than 64 TiB")
             digest = scan(fd, before.st_size)
             after = os.fstat(fd)
     except OSError as error:

@@ -144,14 +144,16 @@ class Builder:
         row, seen = known
         dir_fd, name = self.look.directories.at(places[0])
         try:
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            fd = os.open(name, flags, dir_fd=dir_fd)
         except OSError:
             yield None
             return
         try:
             info = os.fstat(fd)
             now = (info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
-            if now != (seen.ino, seen.size, seen.mtime_ns, seen.ctime_ns):
+            known_now = (seen.ino, seen.size, seen.mtime_ns, seen.ctime_ns)
+            if now != known_now or not stat.S_ISREG(info.st_mode):
                 raise StaleError("it changed since it was observed")
             lists = self.lists()
             blocks = lists.of(old, row.content.digest)

@@ -18,11 +18,12 @@ from bisync.core.path import STORE_DIR, display
 from bisync.errors import (
     BusyError,
     EndpointError,
+    PathError,
     StaleError,
     UsageError,
 )
 from bisync.fs.archive import PairState, pair_states
-from bisync.fs.bases import Bases
+from bisync.fs.bases import Bases, may_serve
 from bisync.fs.conflicts import ConflictList
 from bisync.fs.content import BIG, Chunk, Version, read_version
 from bisync.fs.database import FORMAT, Database, StateDamagedError, is_sound
@@ -32,7 +33,7 @@ from bisync.fs.index import Index, Seen
 from bisync.fs.root import OPEN_DIR, Directories, Root
 from bisync.fs.stage import Stage
 from bisync.fs.statefolder import Marker, StateFolder
-from bisync.fs.store import Store
+from bisync.fs.store import Store, has_room
 from bisync.fs.walk import Scanner, ScanResult, ScanRules
 
 if TYPE_CHECKING:
@@ -383,11 +384,13 @@ class Replica:
                 buffer=buffer,
                 scan=lister,
             )
-        except (BusyError, StaleError):
-            # It never rests. Where files can be cloned, one instant of it is to be had.
+        except PathError as error:
             if lister is not None:
                 lister.settle(proven=False)
-            instant = self._instant(dir_fd, name, seen.ino, lister)
+            if not isinstance(error, BusyError | StaleError):
+                raise
+            # It never rests. Where files can be cloned, one instant of it is to be had.
+            instant = self._instant(dir_fd, name, seen, lister)
             if instant is None:
                 raise
             version = instant
@@ -413,9 +416,12 @@ class Replica:
         return Comparer(node, known, self.bases, workers=workers)
 
     def _instant(
-        self, dir_fd: int, name: bytes, ino: int, lister: "Lister | Comparer | None"
+        self, dir_fd: int, name: bytes, seen: Seen, lister: "Lister | Comparer | None"
     ) -> Version | None:
-        """What a file is at this very moment; ``None`` where that cannot be frozen."""
+        """What a file is at this very moment; ``None`` where that cannot be frozen.
+
+        A file that has another size than a moment ago is being made, not lived in.
+        """
         from bisync.fs.bigfile import Lister  # noqa: PLC0415 -- loads numpy
 
         if lister is None or isinstance(lister, Lister):
@@ -426,12 +432,13 @@ class Replica:
             return None
         try:
             info = os.fstat(fd)
-            digest = (
-                lister.instant(fd) if info.st_ino == ino and stat.S_ISREG(info.st_mode) else None
-            )
+            same = (info.st_ino, info.st_size) == (seen.ino, seen.size)
+            digest = lister.instant(fd) if same and stat.S_ISREG(info.st_mode) else None
         finally:
             os.close(fd)
-        return None if digest is None else Version(lister.blocks.size, digest, info, writer=True)
+        if digest is None or lister.blocks.size != seen.size:
+            return None
+        return Version(seen.size, digest, info, writer=True, instant=True)
 
     @property
     def bases(self) -> Bases:
@@ -484,7 +491,10 @@ class Replica:
         return self._lists
 
     def tidy_big_files(self) -> None:
-        """Forget block lists and bases of files that are gone, and what a crash left of them."""
+        """Forget block lists and bases that are of no use any more, and what a crash left of them.
+
+        A base takes room: it goes with its version, and when there is little room at all.
+        """
         for folder in (b"blocks", b"bases"):
             try:
                 fd = os.open(folder, OPEN_DIR, dir_fd=self.folder.fd)
@@ -493,8 +503,13 @@ class Replica:
             try:
                 names = os.listdir(fd)
                 there = self.index.nodes(int(name) for name in names if name.isdecimal())
+                room = folder == b"blocks" or (has_room(fd) if names else True)
                 for name in names:
-                    if not name.isdecimal() or int(name) not in there:
+                    row = there.get(int(name)) if name.isdecimal() else None
+                    useful = row is not None and room
+                    if useful and row is not None and folder == b"bases":
+                        useful = may_serve(fd, os.fsencode(name), row.content.digest)
+                    if not useful:
                         os.unlink(name, dir_fd=fd)
             except OSError as error:
                 log.info("not-tidied folder=%s reason=%s", folder, error)

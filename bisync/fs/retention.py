@@ -102,7 +102,7 @@ def _thin_days(store: Store, db: Database) -> Dropped:
     dropped = Dropped()
     db.begin()
     there = {version.kept: version for version in store.versions()}  # a name may be used again
-    for version in there.values():
+    for version in sorted(there.values(), key=lambda each: each.time_ns):
         if not version.installed:
             continue
         day = version.path, version.kept[:10]
@@ -151,6 +151,8 @@ def _is_written(store: Store, kept: bytes, payload: str) -> bool:
         return was_written(fd, name, json.loads(payload)[1])
     except FileNotFoundError:
         return False
+    except OSError:
+        return True  # nobody knows, so it stays
     finally:
         os.close(fd)
 
@@ -174,10 +176,13 @@ def drop_older(store: Store, days: int, now_ns: int) -> Dropped:
 
 
 def _kept_before(store: Store, limit_ns: int) -> Iterable[bytes]:
+    last: dict[bytes, int] = {}  # a name that was let go of may have been used again
     for record in store.records():
         time_ns, kept = record.get("time_ns"), record.get("kept")
-        if isinstance(time_ns, int) and time_ns < limit_ns and isinstance(kept, str):
-            yield parse(kept)
+        if isinstance(time_ns, int) and isinstance(kept, str):
+            name = parse(kept)
+            last[name] = max(time_ns, last.get(name, time_ns))
+    return [kept for kept, time_ns in last.items() if time_ns < limit_ns]
 
 
 def _removed(store: Store, kept: bytes, dropped: Dropped) -> bool:

@@ -70,13 +70,13 @@ def softened(
         for node in {node for step in steps for node in _directories(step)} & modes.keys():
             try:
                 fd = os.dup(directories.open(node))
-            except StaleError:
+                stack.callback(os.close, fd)
+                mode = stat.S_IMODE(os.fstat(fd).st_mode)
+                if mode == modes[node]:
+                    os.chmod(proc_path(fd), soft(mode))
+                    stack.callback(_harden, fd, node, modes)
+            except (StaleError, OSError):
                 continue  # the step itself will say so
-            stack.callback(os.close, fd)
-            mode = stat.S_IMODE(os.fstat(fd).st_mode)
-            if mode == modes[node]:
-                os.chmod(proc_path(fd), soft(mode))
-                stack.callback(_harden, fd, node, modes)
         yield
 
 

@@ -18,7 +18,9 @@ _FS_NODUMP_FL = 0x40
 _NO_COW = 0x800000  # chattr +C
 IMMUTABLE = 0x10  # chattr +i
 APPEND_ONLY = 0x20  # chattr +a
+_XFS, _BTRFS = 0x58465342, 0x9123683E  # f_type
 _syncfs = function("syncfs", ctypes.c_int)
+_fstatfs = function("fstatfs", ctypes.c_int, ctypes.c_void_p)
 _UNSUPPORTED = (errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM)
 
 
@@ -56,6 +58,14 @@ def subvolume(fd: int) -> str:
         return ""
     (number,) = struct.unpack_from("=Q", info)
     return f"{number}-{bytes(info[296:312]).hex()}"
+
+
+def tells_extents(fd: int) -> bool:
+    """Whether ``fd`` is on XFS or btrfs: clones are instants, and extents say where bytes are."""
+    buffer = ctypes.create_string_buffer(256)
+    check(_fstatfs(fd, buffer))
+    (kind,) = struct.unpack_from("=q", buffer)
+    return kind in (_XFS, _BTRFS)
 
 
 def syncfs(fd: int) -> None:

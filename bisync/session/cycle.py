@@ -194,8 +194,9 @@ class Cycle:
             for read in self.sides[side].read(sorted(wanted[side])):
                 if read.status == "stale":
                     self.stale[side][read.node] = read.reason
-                elif read.status != "read":
-                    self._met(side, read.status, read.node, read.reason)
+                elif read.reason:
+                    kind = "busy" if read.status == "read" else read.status
+                    self._met(side, kind, read.node, read.reason)
                     self.unfinished[side][read.node] = read.reason
                 if read.status != "read":
                     waiting.append((side, read.node, read.reason))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import bisync
+from bisync.fs import retention
 from tests.trees import edit, put, run
 
 Pair = tuple[Path, Path]
@@ -139,6 +140,18 @@ def test_a_name_in_the_store_may_be_used_again(roots: Pair):
     edit(a / "f", b"2")
     _sync(roots, PERIOD)
     assert _kept(b) == [b"0", b"1"]
+
+
+def test_a_name_used_again_is_as_old_as_its_last_version():
+    """What was let go of an hour ago says nothing about what took its name since."""
+
+    class Records:
+        @staticmethod
+        def records() -> list[dict[str, object]]:
+            lines = [("d/x", 10), ("d/y", 20), ("d/x", 100), ("d/z", "no number")]
+            return [{"kept": kept, "time_ns": time_ns} for kept, time_ns in lines]
+
+    assert list(retention._kept_before(Records(), 50)) == [b"d/y"]  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="inode flags need root")
