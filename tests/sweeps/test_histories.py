@@ -3,8 +3,8 @@
 The history of a seed is the same in every run; see `histories` for the rules of the users and
 `ledger` for what must exist at the end.
 
-* With real processes: at least 20 histories, as many as fit in 60 s; a third of the runs is killed.
-* In this process, through the library: as many short histories as fit in 90 s, up to 1 500.
+* With real processes: at least 60 histories, as many as fit in 60 s; a third of the runs is killed.
+* In this process, through the library: at least 1 000 short histories, up to 1 500 in 90 s.
 
 ``BISYNC_HISTORIES=10000`` plays so many, without a time limit. ``BISYNC_POINT=SEED`` plays one.
 """
@@ -61,7 +61,7 @@ def test_histories_with_kills(places: list[Path]) -> None:
         attempt=_play_with_kills,
         key=str,
         seconds=60,
-        least=20,
+        least=60,
         unlimited=bool(COUNT),
     )
     tally = campaign.run([SEED * 1_000_000 + n for n in range(COUNT or 400)])
@@ -83,7 +83,7 @@ def test_histories_in_process(
         attempt=_play_in_process,
         key=str,
         seconds=90,
-        least=50,
+        least=1000,
         unlimited=bool(COUNT),
     )
     campaign.run([SEED * 1_000_000 + n for n in range(COUNT or 1500)])
