@@ -195,8 +195,8 @@ class LocalEndpoint:
         r = self.replica
         tools = Tools(
             r.root, r.index, r.database, r.stage, r.store, r.directories,
-            r.options.rules.matcher, lambda: r.lists, r.options.fsync, boot_id(), r.options.stop,
-            r.options.whole_files,
+            r.options.rules.matcher, lambda: r.lists, r.options.workers, r.options.fsync,
+            boot_id(), r.options.stop, r.options.whole_files,
         )  # fmt: skip
         return Applier(tools, pair, source)
 

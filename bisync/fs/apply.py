@@ -16,16 +16,7 @@ from typing import TYPE_CHECKING
 
 from bisync.core.ignore import Matcher
 from bisync.core.node import ROOT, Attributes, Content, NodeId
-from bisync.core.plan import (
-    Link,
-    Make,
-    Move,
-    Park,
-    Remove,
-    Replace,
-    Transition,
-    Unlink,
-)
+from bisync.core.plan import Link, Make, Move, Park, Remove, Replace, Transition, Unlink
 from bisync.errors import BusyError, Interrupted, PathError, StaleError
 from bisync.fs.content import ContentSource
 from bisync.fs.copying import remove_object
@@ -34,12 +25,11 @@ from bisync.fs.incoming import Builder, Staged
 from bisync.fs.index import Index
 from bisync.fs.log import ResultLog
 from bisync.fs.look import Looker
-from bisync.fs.meta import proc_path
 from bisync.fs.perform import Performer
 from bisync.fs.record import Recorder
 from bisync.fs.result import Failed, Result, Status
 from bisync.fs.root import Directories, Root
-from bisync.fs.soften import hard_directories, softened
+from bisync.fs.soften import hard_directories, harden, softened
 from bisync.fs.stage import Stage
 from bisync.fs.store import Store
 from bisync.linux.filesystem import syncfs
@@ -64,6 +54,7 @@ class Tools:
     directories: Directories
     matcher: Matcher
     lists: Callable[[], "BlockLists"]
+    workers: int
     fsync: bool = True
     boot: str = ""  # this boot of the machine; what it did not flush is looked at after another
     stop: Callable[[], None] = lambda: None
@@ -76,7 +67,7 @@ class Applier:
     def __init__(self, tools: Tools, pair: int, source: ContentSource) -> None:
         self.t = tools
         self.look = Looker(tools.root, tools.index, tools.directories)
-        self.builder = Builder(self.look, tools.stage, source, tools.lists)
+        self.builder = Builder(self.look, tools.stage, source, tools.lists, tools.workers)
         self.record = Recorder(self.look, tools.db)
         self.log = ResultLog(tools.db, tools.index, pair)
         self.staged: dict[int, Staged] = {}  # by position in the batch
@@ -262,15 +253,15 @@ class Applier:
     # -- directories, last of all --------------------------------------------
 
     def harden(self) -> None:
-        """Take back the write permission that new directories had while they were filled."""
+        """Take back the write permission that directories had for now, or a cut run left them."""
         rows = self.t.db.execute("SELECT node, mode FROM softened ORDER BY node DESC").fetchall()
         for node, mode in rows:
             places, row = self.t.index.places(node), self.t.index.node(node)
-            if places and row is not None:
+            if row is not None and (places or node == ROOT):
                 try:
-                    self.look.at(places[0], node)
-                    os.chmod(proc_path(self.t.directories.open(node)), mode)
-                    self.record.attributes(row, replace(row.attributes, mode=mode))
+                    self.look.at(places[0] if places else (0, b""), node)
+                    if harden(self.t.directories.open(node), mode):
+                        self.record.attributes(row, replace(row.attributes, mode=mode))
                 except StaleError:
                     pass  # gone or replaced: not ours any more
                 except OSError as error:

@@ -353,6 +353,18 @@ def _attributes_text(row: list[Any] | None) -> str | None:
     return None if row is None else json.dumps(row, separators=(",", ":"))
 
 
+def is_presumed(db: Database, node: NodeId) -> bool:
+    """Whether any pair took a node for equal to the other side's by its size and time."""
+    return any(
+        db.execute(
+            f"SELECT 1 FROM pair JOIN agreed ON agreed.pair=pair.id AND node{side}=? "
+            f"WHERE side={side} AND presumed=1",
+            (node,),
+        ).fetchone()
+        for side in (0, 1)
+    )
+
+
 def pair_states(db: Database, pair: int | None = None) -> list[PairState]:
     """The pairs a replica belongs to."""
     sql = (

@@ -11,7 +11,7 @@ import os
 import secrets
 
 from bisync.core.node import NodeId
-from bisync.fs.root import OPEN_DIR
+from bisync.fs.stage import subfolder
 from bisync.fs.store import has_room
 from bisync.linux.filesystem import clone, tells_extents
 
@@ -28,9 +28,7 @@ class Bases:
         if not tells_extents(state_fd):
             return  # elsewhere extents may mean something else, and clones be no instants
         try:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(b"bases", 0o700, dir_fd=state_fd)
-            self._dir = os.open(b"bases", OPEN_DIR, dir_fd=state_fd)
+            self._dir = subfolder(state_fd, b"bases")
         except OSError as error:
             log.info("no-bases reason=%s", error)
 
@@ -40,7 +38,10 @@ class Bases:
             return None
         try:
             fd = os.open(_name(node), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._dir)
-        except OSError:
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            log.info("base-not-opened node=%d reason=%s", node, error)
             return None
         try:
             if os.getxattr(fd, _MARK) == _mark(digest, os.fstat(fd)):

@@ -14,7 +14,7 @@ import secrets
 from bisync.core.node import NodeId
 from bisync.delta.blocks import Blocks, apart
 from bisync.delta.listfile import Listed, header, parse, record
-from bisync.fs.root import OPEN_DIR
+from bisync.fs.stage import subfolder
 
 log = logging.getLogger(__name__)
 _COMPACT = 4  # what was appended may be this part of the first record
@@ -32,9 +32,7 @@ class BlockLists:
         if state_fd is None:
             return
         try:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(b"blocks", 0o700, dir_fd=state_fd)
-            self._dir = os.open(b"blocks", OPEN_DIR, dir_fd=state_fd)
+            self._dir = subfolder(state_fd, b"blocks")
         except OSError as error:
             log.info("no-block-lists reason=%s", error)
 
@@ -42,13 +40,12 @@ class BlockLists:
         """A node's list; ``None`` if there is none, or none that can be read."""
         if self._dir < 0:
             return None
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            fd = os.open(_name(node), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._dir)
-        except OSError:
-            return None
-        try:
-            with open(fd, "rb") as file:
+            with open(os.open(_name(node), flags, dir_fd=self._dir), "rb") as file:
                 return parse(file.read())
+        except FileNotFoundError:
+            return None
         except OSError as error:
             log.info("block-list-not-read node=%d reason=%s", node, error)
             return None

@@ -23,15 +23,6 @@ def write_chunk(fd: int, chunk: Chunk) -> None:
         offset += n
 
 
-def copy_content(source: int, target: int, size: int) -> None:
-    """Give an empty file the content of an open one, sharing the blocks where that is possible."""
-    if clone(source, target):
-        return
-    for chunk in chunks_of(source, size, bytearray(_BUFFER)):
-        write_chunk(target, chunk)
-    os.ftruncate(target, size)
-
-
 def copy_object(from_fd: int, name: bytes, to_fd: int, to_name: bytes) -> None:
     """Copy a file, link, special file or a whole directory, with all attributes, durably.
 
@@ -68,7 +59,10 @@ def _copy_file(from_fd: int, name: bytes, to_fd: int, to_name: bytes, info: os.s
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         target = os.open(to_name, flags, 0o600, dir_fd=to_fd)
         try:
-            copy_content(source, target, info.st_size)
+            if not clone(source, target):
+                for chunk in chunks_of(source, info.st_size, bytearray(_BUFFER)):
+                    write_chunk(target, chunk)
+                os.ftruncate(target, info.st_size)
             _dress(from_fd, name, target, b"", info)
             os.fsync(target)
         except BaseException:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from bisync.fs.blocklist import BlockLists
 
 log = logging.getLogger(__name__)
-_WORKERS = 2  # threads that read one big file
 
 
 @dataclass(slots=True)
@@ -56,12 +55,18 @@ class Builder:
     """Builds the new objects of one batch."""
 
     def __init__(
-        self, look: Looker, stage: Stage, source: ContentSource, lists: Callable[[], "BlockLists"]
+        self,
+        look: Looker,
+        stage: Stage,
+        source: ContentSource,
+        lists: Callable[[], "BlockLists"],
+        workers: int,
     ) -> None:
         self.look = look
         self.stage = stage
         self.source = source
         self.lists = lists
+        self.workers = workers
 
     def build(
         self,
@@ -146,19 +151,18 @@ class Builder:
         try:
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             fd = os.open(name, flags, dir_fd=dir_fd)
-        except OSError:
+        except OSError as error:
+            log.info("basis-not-opened node=%d reason=%s", old, error)
             yield None
             return
         try:
             info = os.fstat(fd)
-            now = (info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
-            known_now = (seen.ino, seen.size, seen.mtime_ns, seen.ctime_ns)
-            if now != known_now or not stat.S_ISREG(info.st_mode):
+            if not (seen.fits(info) and stat.S_ISREG(info.st_mode)):
                 raise StaleError("it changed since it was observed")
             lists = self.lists()
             blocks = lists.of(old, row.content.digest)
             if blocks is None:
-                blocks = list_blocks(fd, seen.size, lists.known(old), workers=_WORKERS)
+                blocks = list_blocks(fd, seen.size, lists.known(old), workers=self.workers)
             yield None if blocks is None else (fd, blocks)
         finally:
             os.close(fd)

@@ -5,6 +5,7 @@ apply (what the engine did). Marks are a queue of nodes that may have changed; e
 remembers how far it has read.
 """
 
+import os
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -37,6 +38,11 @@ class Seen:
     size: int
     mtime_ns: int
     ctime_ns: int
+
+    def fits(self, info: os.stat_result) -> bool:
+        """Whether an object still looks as it did: nothing happened to its content."""
+        now = (info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+        return now == (self.ino, self.size, self.mtime_ns, self.ctime_ns)
 
 
 def stamp_of(

@@ -76,10 +76,8 @@ class Looker:
         handle, seen = known
         if info.st_ino != seen.ino or self.handle(dir_fd, name) != handle:
             raise StaleError("something else has its name")
-        if content and stat.S_ISREG(info.st_mode):
-            now = (info.st_size, info.st_mtime_ns, info.st_ctime_ns)
-            if now != (seen.size, seen.mtime_ns, seen.ctime_ns):
-                raise StaleError("it changed since it was observed")
+        if content and stat.S_ISREG(info.st_mode) and not seen.fits(info):
+            raise StaleError("it changed since it was observed")
         return Looked(dir_fd, name, info, handle)
 
     def handle(self, dir_fd: int, name: bytes) -> bytes:

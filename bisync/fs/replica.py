@@ -378,7 +378,7 @@ class Replica:
                 dir_fd,
                 name,
                 sink,
-                expect=_unchanged(seen),
+                expect=seen.fits,
                 restart=restart,
                 refuse_writer=refuse_writer,
                 buffer=buffer,
@@ -466,7 +466,7 @@ class Replica:
         sender = Sender(sink, blocks, workers=workers, pace=lambda _length: stop())
         dir_fd, name = self.directories.at(places[0])
         try:
-            return read_version(dir_fd, name, expect=_unchanged(seen), scan=sender)
+            return read_version(dir_fd, name, expect=seen.fits, scan=sender)
         except BasisError:
             raise
         except (BusyError, StaleError):
@@ -525,8 +525,8 @@ class Replica:
         places, known = self.index.places(node), self.index.known(node)
         if not places or known is None:
             raise StaleError("it is not there any more")
-        expect = _unchanged(known[1])
-        return read_version(*self.directories.at(places[0]), expect=expect, refuse_writer=True)
+        spot, expect = self.directories.at(places[0]), known[1].fits
+        return read_version(*spot, expect=expect, refuse_writer=True)
 
     def is_as_observed(self, node: NodeId) -> bool:
         """Whether a file is where and what it was when it was last observed."""
@@ -538,9 +538,7 @@ class Replica:
             info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
         except (StaleError, OSError):
             return False
-        seen = known[1]
-        now = (info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
-        return now == (seen.ino, seen.size, seen.mtime_ns, seen.ctime_ns)
+        return known[1].fits(info)
 
     def write_facts(self, pair: PairState, ended_ns: int, busy: tuple[str, ...], left: int) -> None:
         """Say of a pair what can be read without its peer and without the lock."""
@@ -579,13 +577,3 @@ class Replica:
         if self.root.fd >= 0:
             self.root.close()
             self.root.fd = -1
-
-
-def _unchanged(seen: Seen) -> Callable[[os.stat_result], bool]:
-    """Whether a file is still as it was observed."""
-
-    def judge(info: os.stat_result) -> bool:
-        now = (info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
-        return now == (seen.ino, seen.size, seen.mtime_ns, seen.ctime_ns)
-
-    return judge

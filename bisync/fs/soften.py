@@ -80,10 +80,17 @@ def softened(
         yield
 
 
+def harden(fd: int, mode: int) -> bool:
+    """Take back what :func:`soft` gave; ``False``: somebody set another mode since, which stays."""
+    if (os.fstat(fd).st_mode ^ soft(mode)) & 0o777:
+        return False
+    os.chmod(proc_path(fd), mode)
+    return True
+
+
 def _harden(fd: int, node: NodeId, modes: dict[NodeId, int]) -> None:
     try:
-        if stat.S_IMODE(os.fstat(fd).st_mode) == soft(modes[node]):  # else somebody set it
-            os.chmod(proc_path(fd), modes[node])
+        harden(fd, modes[node])
     except OSError as error:
         log.info("not-hardened node=%d reason=%s", node, error)
         del modes[node]  # its row stays: tried again at the end of the run

@@ -29,7 +29,6 @@ from bisync.linux.handle import HandleReader
 if TYPE_CHECKING:
     from bisync.delta.changes import ChangeSink
 
-_WORKERS = 2  # threads that read one big file
 
 _HELD = 64  # descriptors of directories
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE)
@@ -86,6 +85,7 @@ class Rules:
     files_from: Wanted | None = None
     stop: Callable[[], None] = lambda: None
     pace: Callable[[int], None] = lambda _n: None  # waits for the right to read so many bytes
+    workers: int = 2  # threads that read one big file
 
 
 class SourceTree:
@@ -418,7 +418,7 @@ class SourceTree:
             self.rules.stop()
             self.rules.pace(length)
 
-        sender = Sender(sink, None, workers=_WORKERS, pace=pace)
+        sender = Sender(sink, None, workers=self.rules.workers, pace=pace)
         return self._read(self.by_key[node], None, lambda: None, sender)
 
     def digest(self, seen: Seen) -> bytes | None:
@@ -451,7 +451,7 @@ class SourceTree:
         if scan is None and seen.content.size >= BIG:
             from bisync.fs.bigfile import Lister  # noqa: PLC0415 -- loads numpy
 
-            scan = Lister.fresh(sink, workers=_WORKERS)
+            scan = Lister.fresh(sink, workers=self.rules.workers)
         version = read_version(
             fd, name, sink, expect=expect, restart=restart, buffer=self._buffer, scan=scan
         )

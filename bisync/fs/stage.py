@@ -19,8 +19,8 @@ class Stage:
     """The stage of one replica."""
 
     def __init__(self, state_fd: int, *, workers: int) -> None:
-        self.incoming = _make_dir(state_fd, b"in")
-        self.displaced = _make_dir(state_fd, b"out")
+        self.incoming = subfolder(state_fd, b"in")
+        self.displaced = subfolder(state_fd, b"out")
         self._workers = workers
         self._unflushed: list[int] = []
         self._written = 0
@@ -79,7 +79,8 @@ class Stage:
         self._unflushed.clear()
 
 
-def _make_dir(parent: int, name: bytes) -> int:
+def subfolder(parent: int, name: bytes) -> int:
+    """A folder of the state, made where it is missing, open for listing and for what is in it."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(name, 0o700, dir_fd=parent)
     return os.open(name, OPEN_DIR, dir_fd=parent)

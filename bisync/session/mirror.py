@@ -164,6 +164,7 @@ class MirrorRun:
                     c.files_from,
                     c.stop,
                     Pace(c.bwlimit) if c.bwlimit else lambda _n: None,
+                    c.workers,
                 ),
             )
         except BaseException:

@@ -13,6 +13,7 @@ from bisync.core.past import Past
 from bisync.core.path import STORE_DIR
 from bisync.core.wish import Wish
 from bisync.errors import BusyError, PathError, UsageError
+from bisync.fs.archive import is_presumed
 from bisync.fs.materialise import Builder, Origin
 from bisync.session.history import Retrospect, looking_back
 from bisync.session.mirror import mirror_at
@@ -113,23 +114,11 @@ def _check(past: Retrospect, node: NodeId, out: Verified, rotten: list[tuple[byt
         out.unread += 1
         past.replica.database.begin()
         index.set_digest(node, row.version, version.size, version.digest)
-        if _is_presumed(past, node):
+        if is_presumed(past.replica.database, node):
             index.mark(node)  # the next run compares it with what the other side has
     elif version.digest != row.content.digest:
         out.rotten.append(path)
         rotten.append((path, Past(frozenset(), row.content, row.attributes)))
-
-
-def _is_presumed(past: Retrospect, node: NodeId) -> bool:
-    """Whether a file was taken for equal to the other side's by its size and time."""
-    return any(
-        past.replica.database.execute(
-            f"SELECT 1 FROM pair JOIN agreed ON agreed.pair=pair.id AND node{side}=? "
-            f"WHERE side={side} AND presumed=1",
-            (node,),
-        ).fetchone()
-        for side in (0, 1)
-    )
 
 
 def _intact(

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sqlite3
 import stat
 import subprocess
 from collections.abc import Callable
@@ -332,6 +333,31 @@ def test_case_152_all_kinds_of_change_in_read_only_directories(pair: tuple[Path,
     before = frozen(a), frozen(b)
     sync(a, b, user=12_345)
     assert (frozen(a), frozen(b)) == before
+
+
+def test_case_152_a_run_that_was_cut(pair: tuple[Path, Path]):
+    """What a killed run left writable is hardened by the next one; what a user set since, stays."""
+    a, b = pair
+    for name in ("left", "opened", "closed"):
+        put(a / name / "f", b"f")
+    _read_only(a)
+    for root in pair:
+        os.chown(root, 12_345, 12_345)
+    sync(a, b, user=12_345)
+    db = sqlite3.connect(b / ".bisync/state.db")
+    for name in ("", "left", "opened", "closed"):  # as a kill in the middle of a step leaves it
+        ino = (b / name).stat().st_ino
+        (node,) = db.execute("SELECT id FROM node WHERE ino=?", (ino,)).fetchone()
+        db.execute("INSERT INTO softened VALUES(?, ?)", (node, 0o555))
+    db.commit()
+    db.close()
+    os.chown(b / ".bisync/state.db", 12_345, 12_345)
+    b.chmod(0o755)
+    (b / "left").chmod(0o755)
+    (b / "opened").chmod(0o777)
+    sync(a, b, user=12_345)
+    modes = [stat.S_IMODE((b / name).stat().st_mode) for name in ("", "left", "opened", "closed")]
+    assert modes == [0o555, 0o555, 0o777, 0o555]
 
 
 def test_case_147_a_weak_side_does_not_rewrite_the_strong_one(pair: tuple[Path, Path]):
