@@ -243,40 +243,63 @@ def test_moments():
 
 
 class _Life:
-    """Users who change the trees, day by day; what both destroy on one day is nowhere."""
+    """Users who change one tree for a day; what both destroy on one day is nowhere.
 
-    def __init__(self, roots: Pair, seed: int) -> None:
-        self.roots = roots
-        self.chance = random.Random(seed)
+    The tree is listed once and followed from there: it is large after a year.
+    """
+
+    def __init__(self, chance: random.Random) -> None:
+        self.chance = chance
         self.token = 0
+        self.root = Path()
+        self.files: list[Path] = []
+        self.folders: list[Path] = []
 
-    def change(self, root: Path) -> None:
-        files = sorted(p for p in root.rglob("*") if self._is_content(p, root) and p.is_file())
-        folders = sorted(p for p in root.rglob("*") if self._is_content(p, root) and p.is_dir())
+    def day(self, root: Path, changes: int) -> None:
+        self.root = root
+        self._list()
+        for _ in range(changes):
+            self._change()
+
+    def _list(self) -> None:
+        self.files, self.folders = [], []
+        for place, folders, files in os.walk(self.root):
+            if place == str(self.root):
+                folders[:] = set(folders) - {".bisync", "rsync-rollback"}
+            folders.sort()
+            self.folders.append(Path(place))
+            self.files += (Path(place, name) for name in sorted(files))
+
+    def _change(self) -> None:
         kind = self.chance.random()
-        if kind < 0.35 or len(files) < 10:
-            folder = self.chance.choice([root, *folders])
-            put(folder / f"f{self.chance.randrange(10**6)}", self._data())
+        if kind < 0.35 or len(self.files) < 10:
+            self.files.append(self._somewhere("f"))
+            put(self.files[-1], self._data())
         elif kind < 0.65:
-            edit(self.chance.choice(files), self._data())
+            edit(self.chance.choice(self.files), self._data())
         elif kind < 0.8:
-            path = self.chance.choice(files)
-            path.rename(self.chance.choice([root, *folders]) / f"r{self.chance.randrange(10**6)}")
-        elif kind < 0.85 and folders:
-            path = self.chance.choice(folders)
-            path.rename(root / f"d{self.chance.randrange(10**6)}")
+            number = self.chance.randrange(len(self.files))
+            self.files[number] = self.files[number].rename(self._somewhere("r"))
+        elif kind < 0.85 and len(self.folders) > 1:
+            folder = self.chance.choice(self.folders[1:])
+            folder.rename(self._new(self.root, "d"))
+            self._list()
         elif kind < 0.88:
-            (self.chance.choice([root, *folders]) / f"d{self.chance.randrange(10**6)}").mkdir()
+            self.folders.append(self._somewhere("d"))
+            self.folders[-1].mkdir()
         else:
-            self.chance.choice(files).unlink()
+            self.files.pop(self.chance.randrange(len(self.files))).unlink()
+
+    def _somewhere(self, letter: str) -> Path:
+        return self._new(self.chance.choice(self.folders), letter)
+
+    def _new(self, folder: Path, letter: str) -> Path:
+        self.token += 1
+        return folder / f"{letter}{self.token}"
 
     def _data(self) -> bytes:
         self.token += 1
         return b"token %d\n" % self.token * self.chance.randrange(1, 30)
-
-    @staticmethod
-    def _is_content(path: Path, root: Path) -> bool:
-        return path.relative_to(root).parts[0] not in (".bisync", "rsync-rollback")
 
 
 @pytest.mark.timeout(0 if FULL else 600)
@@ -286,24 +309,32 @@ def test_a_year(here: Pair, tmp_path: Path):
     A few weeks in CI; a year of 200 changes a day with ``BISYNC_FULL=1``.
     """
     a, b = here
-    life = _Life(here, SEED)
+    chance = random.Random(SEED)
+    life = _Life(chance)
+    asked = set(chance.sample(range(DAYS), INSTANTS))
     trees: list[tuple[int, dict[str, bytes | str | None]]] = []
-    for _ in range(DAYS):
-        root = life.chance.choice(here)
-        for _ in range(CHANGES):
-            life.change(root)
+    began = time.monotonic()
+    for day in range(DAYS):
+        life.day(chance.choice(here), CHANGES)
         report = bisync.sync(a, b, YES)
         assert report.exit_code == 0
-        trees.append((time.time_ns(), look(a)))
-    chosen = random.Random(SEED).sample(trees, INSTANTS)
-    for number, (time_ns, wanted) in enumerate(chosen):
+        if day in asked:
+            trees.append((time.time_ns(), look(a)))
+    lived = time.monotonic() - began
+    chance.shuffle(trees)
+    longest = 0.0
+    for number, (time_ns, wanted) in enumerate(trees):
         place = tmp_path / f"then-{number}"
         began = time.monotonic()
         done = bisync.restore((a, b)[number % 2], b"", time_ns, os.fsencode(place))
-        took = time.monotonic() - began
+        longest = max(longest, time.monotonic() - began)
         assert done.incomplete == []
         assert look(place) == wanted
     store = sum(p.stat().st_size for root in here for p in (root / "rsync-rollback").rglob("*"))
     state = sum((root / ".bisync/state.db").stat().st_size for root in here)
-    print(f"{DAYS} days of {CHANGES} changes: stores {store} bytes, state {state} bytes, "
-          f"{len(wanted)} entries restored in {took:.1f} s")  # fmt: skip
+    content = sum(len(data) for data in look(a).values() if isinstance(data, bytes))
+    print(
+        f"{DAYS} days of {CHANGES} changes in {lived:.0f} s; the tree: {len(look(a))} entries, "
+        f"{content} bytes; both stores {store} bytes, both states {state} bytes; {len(trees)} "
+        f"instants restored, the last of {len(wanted)} entries, the slowest in {longest:.1f} s"
+    )
