@@ -27,13 +27,15 @@ def differing_pages(
     """The stretches of a block that its old version has not, as (offset, bytes) in order.
 
     Args:
-        digests: of the old version's pages; those it has not count as different.
+        digests: of the old version's pages; it counts as zeros beyond its end.
     """
+    zero = xxhash.xxh3_64_intdigest(bytes(PAGE_SIZE), key)
     found: list[tuple[int, memoryview]] = []
     start: int | None = None
     for number, offset in enumerate(range(0, len(block), PAGE_SIZE)):
         page = block[offset : offset + PAGE_SIZE]
-        same = number < len(digests) and xxhash.xxh3_64_intdigest(page, key) == digests[number]
+        old = digests[number] if number < len(digests) else zero
+        same = xxhash.xxh3_64_intdigest(page, key) == old
         if same and start is not None:
             found.append((start, block[start:offset]))
             start = None

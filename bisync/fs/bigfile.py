@@ -4,13 +4,19 @@ import os
 import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
 
 from bisync.core.node import NodeId
+from bisync.delta.backend import BACKEND, Backend
 from bisync.delta.blocks import Blocks, Collector, finding, is_zero_block
-from bisync.delta.changes import ChangeSink, Pieces, send_changes
+from bisync.delta.changes import ChangeSink, Moved, Piece, Pieces, send_changes
 from bisync.delta.digest import BLOCK_SIZE, DIGEST_SIZE, GROUP_BLOCKS, block_digest
 from bisync.delta.extents import changed_blocks
 from bisync.delta.pages import page_digests
+from bisync.delta.search import Anchors
 from bisync.errors import StaleError
 from bisync.fs.bases import SMALLEST, Bases
 from bisync.fs.content import Chunk, chunks_of
@@ -22,6 +28,7 @@ from bisync.linux.holes import punch
 _BUFFER = 8 * BLOCK_SIZE
 _MOST_EXTENTS = 50_000  # of a file with more, comparing and cloning cost more than reading
 _WORTH_THREADS = 32 << 20  # bytes
+_SAMPLE = 32 << 10  # bytes of a block in which an anchor is looked for
 _FIND = 16  # bytes of a finding digest
 
 
@@ -247,7 +254,7 @@ class Sender:
             self.blocks = list_blocks(fd, size, Blocks(0, 0), workers=self._workers)
             if self.blocks is None:
                 return None
-        send_changes(self.blocks, self._sink, Reader(fd), self._pace)
+        send_changes(self.blocks, self._sink, Reader(fd), self._pace, BACKEND)
         return self.blocks.digest()
 
 
@@ -260,6 +267,8 @@ class Reader:
 
     def __call__(self, offset: int, length: int) -> memoryview:
         """A stretch; shorter where the file ends."""
+        if length > len(self._buffer):
+            self._buffer = bytearray(length)
         view, got = memoryview(self._buffer)[:length], 0
         while got < length:
             n = os.preadv(self._fd, [view[got:]], offset + got)
@@ -299,41 +308,48 @@ class Finder:
 class Patch:
     """Makes the new version of a file from the old one: a ``ChangeSink``."""
 
-    def __init__(self, fd: int, basis: int, old: Blocks) -> None:
+    def __init__(self, fd: int, basis: int, old: Blocks, backend: Backend = BACKEND) -> None:
         """
         Args:
-            fd: an empty file, open for reading and writing.
+            fd: an empty file, open for writing.
             basis: the old version, open for reading.
             old: its list.
         """
         self.key = secrets.randbits(64)
         self.old = old
         self.literal = 0  # bytes that came
-        self._fd, self._basis = fd, basis
+        self._fd, self._basis, self._backend = fd, basis, backend
         self._size = old.size
-        self._read = Reader(fd)
-        self._before: tuple[int, bytearray] | None = None  # the block pages() was asked for
+        self._cloned = False
+        self._read = Reader(basis)
+        self._space = bytearray(_BUFFER)
+        self._before: tuple[int, bytes] = -1, b""  # the block pages() was asked for
         self._changed = Collector(old.seed)
 
-    def begin(self, size: int) -> None:
-        """Begin, or begin again: with the old content, cut or extended.
+    def begin(self, size: int, changed: NDArray[np.int64]) -> None:
+        """Begin, or begin again: with what both versions have in common.
 
         Raises:
             BasisError: the old content is not what its list says.
         """
         os.ftruncate(self._fd, 0)
-        if not clone(self._basis, self._fd):
-            self._copy()
+        self._cloned = clone(self._basis, self._fd)
         os.ftruncate(self._fd, size)
         self._size, self.literal = size, 0
-        self._before, self._changed = None, Collector(self.old.seed)
+        self._before, self._changed = (-1, b""), Collector(self.old.seed)
+        if not self._cloned:
+            end = min(self.old.count, -(-size // BLOCK_SIZE))
+            edges = [-1, *changed[: np.searchsorted(changed, end)].tolist(), end]
+            for before, behind in pairwise(edges):
+                self._copy(before + 1, behind)
 
-    def _copy(self) -> None:
-        """Copy the old content; what is copied anyway is also looked at."""
-        for chunk in chunks_of(self._basis, self.old.size, bytearray(_BUFFER)):
-            write_chunk(self._fd, chunk)
+    def _copy(self, first: int, end: int) -> None:
+        """Copy old blocks that stay; what is copied anyway is also looked at."""
+        stop = min(end * BLOCK_SIZE, self._size, self.old.size)
+        for chunk in chunks_of(self._basis, stop, self._space, first * BLOCK_SIZE):
             if chunk.data is None:
                 continue
+            write_chunk(self._fd, chunk)
             for start in range(0, chunk.length, BLOCK_SIZE):
                 found = finding(chunk.data[start : start + BLOCK_SIZE], self.old.seed)
                 if found != self.old.find((chunk.offset + start) // BLOCK_SIZE):
@@ -342,40 +358,89 @@ class Patch:
     def pages(self, block: int) -> Sequence[int]:
         """Digests of the pages of an old block, which is proven to be what its list says.
 
-        Beyond its end the old version counts as zeros.
-
         Raises:
             BasisError: somebody wrote to the file since it was recorded, or it decayed.
         """
-        offset = block * BLOCK_SIZE
-        data = self._read(offset, min(BLOCK_SIZE, self._size - offset))
-        length = self.old.length(block) if block < self.old.count else 0
-        if 0 < length <= len(data) and block_digest(data[:length]) != self.old.prove(block):
-            raise BasisError("the replica's own file is not what was recorded")
-        self._before = block, bytearray(data)
-        return page_digests(data, self.key)
+        return page_digests(memoryview(self._old_block(block)), self.key)
+
+    def _old_block(self, block: int) -> bytes:
+        """An old block, proven; empty beyond the end."""
+        if self._before[0] != block:
+            data = b""
+            if block < self.old.count:
+                data = bytes(self._read(block * BLOCK_SIZE, self.old.length(block)))
+                if block_digest(data) != self.old.prove(block):
+                    raise BasisError("the replica's own file is not what was recorded")
+            self._before = block, data
+        return self._before[1]
+
+    def anchors(self, near: Sequence[int], most: int) -> Anchors:
+        """See :class:`bisync.delta.search.Holder`."""
+        starts, half = list(near[: most // 2]), most // 2
+        each = half // max(len(starts), 1)
+        stride = -(-self.old.count // half)
+        some = [(block, each) for block in starts]
+        some += [(block, 1) for block in range(0, self.old.count, max(stride, 1))]
+        offsets, prints = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
+        for block, wanted in some:
+            length = BLOCK_SIZE if wanted > 1 else _SAMPLE
+            data = np.frombuffer(self._read(block * BLOCK_SIZE, length), np.uint8)
+            at = self._backend.anchors(data)[:wanted]
+            offsets.append(at + block * BLOCK_SIZE)
+            prints.append(self._backend.prints(data, at))
+        once, first = np.unique(np.concatenate(prints), return_index=True)
+        return Anchors(np.concatenate(offsets)[first], once)
+
+    def sums(self, blocks: Sequence[int]) -> NDArray[np.uint64]:
+        """See :class:`bisync.delta.search.Holder`."""
+        found = [np.zeros(0, np.uint64)]
+        for block in blocks:
+            data = np.frombuffer(self._read(block * BLOCK_SIZE, BLOCK_SIZE), np.uint8)
+            if len(data) < BLOCK_SIZE:
+                raise BasisError("the replica's own file is not what was recorded")
+            found.append(self._backend.block_sums(data))
+        return np.concatenate(found)
 
     def put(self, block: int, proof: bytes, pieces: Pieces) -> None:
-        """Write the stretches of a block that differ.
+        """Write a block that differs.
 
         Raises:
             BasisError: the result is not what it has to be.
         """
         offset = block * BLOCK_SIZE
         length = min(BLOCK_SIZE, self._size - offset)
-        number, data = self._before if self._before is not None else (-1, bytearray())
-        if number != block or len(data) != length:
-            raise BasisError("a block came that was not asked for")
+        ends = [0]
         for start, piece in pieces:
-            data[start : start + len(piece)] = piece
+            if start < ends[-1]:
+                raise BasisError("pieces that lie over each other")
+            ends.append(start + _length(piece))
+        if block < 0 or ends[-1] > length:
+            raise BasisError("a block beyond the end")
+        whole = sum(_length(piece) for _, piece in pieces) == length
+        data = bytearray(length)
+        if not whole:
+            old = self._old_block(block)[:length]
+            data[: len(old)] = old
+        for start, piece in pieces:
+            content = self._read(piece.old, piece.length) if isinstance(piece, Moved) else piece
+            if len(content) < _length(piece):
+                raise BasisError("the replica's own file is shorter than it was recorded")
+            data[start : start + len(content)] = content
         if block_digest(data) != proof:
-            raise BasisError("the pages do not make the block")
-        for start, piece in pieces:
-            self.literal += len(piece)
-            while piece:
-                done = os.pwrite(self._fd, piece, offset + start)
-                piece, start = piece[done:], start + done
+            raise BasisError("the pieces do not make the block")
+        for start, end in (
+            [(0, length)]
+            if not self._cloned
+            else zip((start for start, _ in pieces), ends[1:], strict=True)
+        ):
+            self._write(offset + start, memoryview(data)[start:end])
+        self.literal += sum(len(piece) for _, piece in pieces if isinstance(piece, memoryview))
         self._changed.add(block, finding(data, self.old.seed), proof)
+
+    def _write(self, offset: int, data: memoryview) -> None:
+        while data:
+            done = os.pwrite(self._fd, data, offset)
+            data, offset = data[done:], offset + done
 
     def zero(self, block: int, proof: bytes) -> None:
         """Make a block a hole.
@@ -393,3 +458,7 @@ class Patch:
     def blocks(self) -> Blocks:
         """The list of the new version."""
         return self.old.changed(self._size, self._changed.entries())
+
+
+def _length(piece: Piece) -> int:
+    return piece.length if isinstance(piece, Moved) else len(piece)

@@ -9,6 +9,7 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bisync.delta.backend import BACKEND
 from bisync.delta.blocks import Blocks, Collector, Entries, apart, differing
 from bisync.delta.changes import send_changes
 from bisync.delta.digest import BLOCK_SIZE, GROUP_BLOCKS, block_digest, digest_of
@@ -181,7 +182,7 @@ def test_patch(
         patch = Patch(made.fileno(), a.fileno(), listed(old))
         target = listed(bytes(new))
         for _ in range(2):  # it may begin again
-            send_changes(target, patch, Reader(b.fileno()), lambda _length: None)
+            send_changes(target, patch, Reader(b.fileno()), lambda _length: None, BACKEND)
         assert (folder / "made").read_bytes() == new
         assert rows(patch.blocks()) == rows(target)
         assert patch.literal <= sum(target.length(n) for n in differing(listed(old), target))
