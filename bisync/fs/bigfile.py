@@ -411,7 +411,7 @@ class Patch:
         length = min(BLOCK_SIZE, self._size - offset)
         ends = [0]
         for start, piece in pieces:
-            if start < ends[-1]:
+            if start < ends[-1] or _length(piece) < 0:
                 raise BasisError("pieces that lie over each other")
             ends.append(start + _length(piece))
         if block < 0 or ends[-1] > length:
@@ -422,6 +422,8 @@ class Patch:
             old = self._old_block(block)[:length]
             data[: len(old)] = old
         for start, piece in pieces:
+            if isinstance(piece, Moved) and piece.old < 0:
+                raise BasisError("a piece before the beginning")
             content = self._read(piece.old, piece.length) if isinstance(piece, Moved) else piece
             if len(content) < _length(piece):
                 raise BasisError("the replica's own file is shorter than it was recorded")
