@@ -1,7 +1,7 @@
 """Turn verdicts into transitions for both sides and updates for the ancestor."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 from bisync.core.diff import Join, Joined
@@ -36,7 +36,14 @@ class Numbers:
     archive: Iterator[int]
 
 
-def make_plan(joined: Join, outcome: Outcome, numbers: Numbers, *, removals: bool) -> Plan:
+def make_plan(
+    joined: Join,
+    outcome: Outcome,
+    numbers: Numbers,
+    *,
+    removals: bool,
+    at_once: Collection[int] = (),
+) -> Plan:
     """Build the plan of one closure.
 
     Args:
@@ -45,16 +52,26 @@ def make_plan(joined: Join, outcome: Outcome, numbers: Numbers, *, removals: boo
         numbers: sources of fresh numbers.
         removals: whether removals may be done; else only those that make room for
             something, the others are counted in ``Plan.withheld``.
+        at_once: keys whose removal does not wait.
     """
-    return _Planner(joined, outcome, numbers, removals=removals).plan()
+    return _Planner(joined, outcome, numbers, at_once, removals=removals).plan()
 
 
 class _Planner:
-    def __init__(self, joined: Join, outcome: Outcome, numbers: Numbers, *, removals: bool) -> None:
+    def __init__(
+        self,
+        joined: Join,
+        outcome: Outcome,
+        numbers: Numbers,
+        at_once: Collection[int],
+        *,
+        removals: bool,
+    ) -> None:
         self.join = joined
         self.verdicts = outcome.verdicts
         self.numbers = numbers
         self.removals = removals
+        self.at_once = at_once
         self.result = Plan(conflicts=outcome.conflicts, notes=outcome.notes)
         self.archive = {ROOT: ROOT}
         self.busy_keys: set[int] = set()  # keys with steps on a side
@@ -195,7 +212,8 @@ class _Planner:
         *extra, last = sorted(joined.names[side], key=lambda p: (p[1], p[0]))
         members = whole.get(key) or []
         dirs = frozenset(k for k in members if self.join.nodes[k].is_dir)
-        op = Op("remove", key, src=last, is_dir=joined.is_dir, needed=self.removals, inside=dirs)
+        needed = self.removals or key in self.at_once
+        op = Op("remove", key, src=last, is_dir=joined.is_dir, needed=needed, inside=dirs)
 
         def emit() -> Remove:
             assert op.src is not None
@@ -209,7 +227,6 @@ class _Planner:
             )
 
         op.emit = emit
-        needed = self.removals
         return [Op("unlink", key, src=place, needed=needed) for place in extra] + [op]
 
     def _whole_removals(self, side: Side) -> dict[int, list[int] | None]:

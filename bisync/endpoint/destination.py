@@ -79,7 +79,7 @@ class Destination:
     def digest(self, held: Held) -> bytes | None:
         """The digest of a file of the destination; ``None`` if it cannot be read now."""
         try:
-            return self.side.replica.read(held.node.id).digest
+            return self.side.replica.contents.read(held.node.id).digest
         except PathError:
             return None
 

@@ -3,11 +3,12 @@
 Calls take and return values in batches; content is pulled by the side that needs it.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from bisync.core.closure import View
+from bisync.core.groups import Together
 from bisync.core.node import Attributes, Node, NodeId, Place
 from bisync.core.plan import Transition
 from bisync.core.retention import Retention
@@ -104,14 +105,37 @@ class Endpoint(ContentSource, Protocol):
         """Learn the digests of files."""
         ...
 
+    def companions(self) -> list[Place]:
+        """The places of all journals of databases; see :mod:`bisync.core.groups`."""
+        ...
+
+    def hold(self, parent: NodeId, names: list[bytes], nodes: dict[bytes, NodeId]) -> Read:
+        """Let the files of one database be read at one instant, until :meth:`release`.
+
+        Args:
+            parent: their directory.
+            names: all names that such files may have there.
+            nodes: those that are there.
+        """
+        ...
+
+    def release(self) -> None:
+        """Let go of what was held."""
+        ...
+
     def apply(
         self,
         archive: Archive,
         steps: list[Transition],
         updates: dict[int, str],
         source: ContentSource,
+        together: Sequence[Together] = (),
     ) -> list[Result]:
-        """Perform transitions, with content from the other side."""
+        """Perform transitions, with content from the other side.
+
+        Args:
+            together: of some keys, all steps are done or none.
+        """
         ...
 
     def nodes(self, ids: Iterable[NodeId]) -> dict[NodeId, Node]:

@@ -4,10 +4,11 @@ import errno
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bisync.core.conflict import ConflictKind
+from bisync.core.groups import Together
 from bisync.core.node import ROOT, Attributes, Node, NodeId, Place
 from bisync.core.path import display
 from bisync.core.plan import Transition
@@ -141,9 +142,19 @@ class LocalEndpoint:
 
     def _read(self, node: NodeId) -> Read:
         self.replica.options.stop()
+        instant = "it is being written to: one instant of it is taken"
+        return self._tried(
+            node,
+            lambda: (
+                instant if self.replica.contents.read(node, buffer=self._buffer).instant else ""
+            ),
+        )
+
+    @staticmethod
+    def _tried(node: NodeId, act: Callable[[], str]) -> Read:
+        """What came of reading something."""
         try:
-            if self.replica.read(node, buffer=self._buffer).instant:
-                return Read(node, "read", "it is being written to: one instant of it is taken")
+            return Read(node, "read", act())
         except StaleError as error:
             return Read(node, "stale", error.reason)
         except BusyError as error:
@@ -152,7 +163,6 @@ class LocalEndpoint:
             return Read(node, "problem", error.reason)
         except OSError as error:
             return Read(node, "problem", error.strerror or str(error))
-        return Read(node, "read")
 
     def supply(
         self,
@@ -163,13 +173,34 @@ class LocalEndpoint:
         refuse_writer: bool,
     ) -> Version:
         """Read one whole version of a node for the other side."""
-        return self.replica.read(
+        return self.replica.contents.read(
             node, sink, restart, refuse_writer=refuse_writer, buffer=self._buffer
         )
 
+    def companions(self) -> list[Place]:
+        """The places of all journals of databases."""
+        return self.replica.index.companions()
+
+    def hold(self, parent: NodeId, names: list[bytes], nodes: dict[bytes, NodeId]) -> Read:
+        """Let the files of one database be read at one instant."""
+
+        def act() -> str:
+            self.replica.contents.hold(parent, names, nodes)
+            return ""
+
+        return self._tried(parent, act)
+
+    def release(self) -> None:
+        """Let go of what was held."""
+        self.replica.contents.holds.release()
+
+    def moved(self, nodes: set[NodeId]) -> bool:
+        """Whether files that are to be read at one instant moved on while they were read."""
+        return self.replica.contents.holds.moved(nodes)
+
     def supply_changes(self, node: NodeId, sink: "ChangeSink") -> Version:
         """Tell the other side what its old version of a big file lacks."""
-        return self.replica.send_changes(node, sink)
+        return self.replica.contents.send_changes(node, sink)
 
     def apply(
         self,
@@ -177,9 +208,10 @@ class LocalEndpoint:
         steps: list[Transition],
         updates: dict[int, str],
         source: ContentSource,
+        together: Sequence[Together] = (),
     ) -> list[Result]:
         """Perform transitions."""
-        return self.apply_for(archive.pair, steps, updates, source)
+        return self._applier(archive.pair, source).run(steps, updates, together)
 
     def apply_for(
         self,
@@ -195,7 +227,7 @@ class LocalEndpoint:
         r = self.replica
         tools = Tools(
             r.root, r.index, r.database, r.stage, r.store, r.directories,
-            r.options.rules.matcher, lambda: r.lists, r.options.workers, r.options.fsync,
+            r.options.rules.matcher, lambda: r.contents.lists, r.options.workers, r.options.fsync,
             boot_id(), r.options.stop, r.options.whole_files,
         )  # fmt: skip
         return Applier(tools, pair, source)

@@ -10,13 +10,14 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from bisync.core.groups import Together
 from bisync.core.ignore import Matcher
 from bisync.core.node import ROOT, Attributes, Content, NodeId
-from bisync.core.plan import Link, Make, Move, Park, Remove, Replace, Transition, Unlink
+from bisync.core.plan import Link, Make, Move, Park, Remove, Replace, Transition, Unlink, keys_of
 from bisync.errors import BusyError, Interrupted, PathError, StaleError
 from bisync.fs.content import ContentSource
 from bisync.fs.copying import remove_object
@@ -67,6 +68,7 @@ class Applier:
     def __init__(self, tools: Tools, pair: int, source: ContentSource) -> None:
         self.t = tools
         self.look = Looker(tools.root, tools.index, tools.directories)
+        self.source = source
         self.builder = Builder(self.look, tools.stage, source, tools.lists, tools.workers)
         self.record = Recorder(self.look, tools.db)
         self.log = ResultLog(tools.db, tools.index, pair)
@@ -89,12 +91,18 @@ class Applier:
 
     # -- the batch -----------------------------------------------------------
 
-    def run(self, steps: list[Transition], updates: dict[int, str]) -> list[Result]:
+    def run(
+        self,
+        steps: list[Transition],
+        updates: dict[int, str],
+        together: Sequence[Together] = (),
+    ) -> list[Result]:
         """Apply ``steps`` in order.
 
         Args:
             steps: transitions of this side.
             updates: rows for the ancestor by archive number, as JSON, for the log.
+            together: of some keys, all steps are done or none.
 
         Raises:
             NoSpaceError: the side cannot write its own state; nothing half-visible is left.
@@ -103,6 +111,7 @@ class Applier:
         self.t.root.check()
         for i, step in enumerate(steps):
             self._guard(i, step, self._prepare)
+        self._bind(steps, together)
         if self.t.fsync:
             self.t.stage.flush()
         todo = [(i, step) for i, step in enumerate(steps) if i not in self.results]
@@ -134,6 +143,33 @@ class Applier:
             self._make_durable()
             self._conclude()
         return [self.results[i] for i in range(len(steps))]
+
+    def _bind(self, steps: list[Transition], together: Sequence[Together]) -> None:
+        """Give up all steps of what belongs together if one of them cannot be done."""
+        self.failed = Failed([group.keys for group in together])
+        for group in together:
+            failed = Failed([group.keys])
+            mine = [i for i, step in enumerate(steps) if group.keys & set(keys_of(step))]
+            for i in mine:
+                if i not in self.results:
+                    self._guard(i, steps[i], self._refuse_writers)
+                if i in self.results:
+                    failed.note(self.results[i])
+            if mine and self.source.moved(set(group.source)):
+                moved = Result(steps[mine[0]], Status.BUSY, "it was written to while it was read")
+                failed.note(moved)
+            for i in mine:
+                waits = None if i in self.results else failed.stops(steps[i])
+                if waits is not None:
+                    self.results[i] = waits
+                    self._clean_up(i)
+
+    def _refuse_writers(self, _i: int, step: Transition) -> None:
+        """Whoever has a file of a database open for writing here has to close it first."""
+        if isinstance(step, Replace | Remove):
+            place = step.places[0] if isinstance(step, Replace) else step.place
+            with self.look.guarded(place, step.node):
+                pass
 
     def _guard(self, i: int, step: Transition, act: Callable[[int, Transition], None]) -> None:
         """Run one act; what goes wrong with one path stays with that path."""

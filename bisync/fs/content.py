@@ -79,6 +79,10 @@ class ContentSource(Protocol):
         """
         ...
 
+    def moved(self, nodes: set[NodeId]) -> bool:
+        """Whether files that are to be read at one instant moved on while they were read."""
+        ...
+
 
 def chunks_of(fd: int, size: int, buffer: bytearray, start: int = 0) -> Iterator[Chunk]:
     """The content of an open file from ``start`` to ``size``, in order.
@@ -161,7 +165,7 @@ def read_version(
     """
     if scan is None:
         space = buffer if buffer is not None else bytearray(_BUFFER)
-        scan = functools.partial(_read_all, sink=sink, space=space)
+        scan = functools.partial(read_all, sink=sink, space=space)
     wait = _FIRST_WAIT
     for attempt in range(_TRIES):
         if attempt:
@@ -214,11 +218,16 @@ def _read_once(
     return Version(before.st_size, digest, before, writer)
 
 
-def _read_all(
-    fd: int, size: int, *, sink: Callable[[Chunk], None] | None, space: bytearray
+def read_all(
+    fd: int,
+    size: int,
+    *,
+    sink: Callable[[Chunk], None] | None = None,
+    space: bytearray | None = None,
 ) -> bytes | None:
+    """Read an open file in order; its content digest, ``None`` if it ended before ``size``."""
     hasher = ContentHasher()
-    for chunk in chunks_of(fd, size, space):
+    for chunk in chunks_of(fd, size, space if space is not None else bytearray(_BUFFER)):
         if chunk.data is None:
             hasher.update_zeros(chunk.length)
         else:

@@ -9,10 +9,14 @@ from typing import Any
 
 from bisync.errors import EndpointError, NoSpaceError, StateFormatError
 
-FORMAT = 2  # of state.db; a newer one is refused, an older one migrated
+FORMAT = 3  # of state.db; a newer one is refused, an older one migrated
 _CACHE_KIB = 24 * 1024  # bounds memory, whatever the size of the tree
 
-SCHEMA = """
+COMPANION = "substr(name, -4)=x'2d77616c' OR substr(name, -8)=x'2d6a6f75726e616c'"
+"""A file name that ends in ``-wal`` or ``-journal``."""
+
+SCHEMA = (
+    """
 CREATE TABLE IF NOT EXISTS meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS node(
     id INTEGER PRIMARY KEY, kind INTEGER NOT NULL, handle BLOB NOT NULL, ino INTEGER NOT NULL,
@@ -25,6 +29,9 @@ CREATE TABLE IF NOT EXISTS name(
     parent INTEGER NOT NULL, name BLOB NOT NULL, node INTEGER NOT NULL, stamp BLOB NOT NULL,
     PRIMARY KEY(parent, name)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS name_node ON name(node);
+CREATE INDEX IF NOT EXISTS name_companion ON name(parent, name) WHERE """
+    + COMPANION
+    + """;
 CREATE TABLE IF NOT EXISTS mark(
     seq INTEGER PRIMARY KEY AUTOINCREMENT, node INTEGER NOT NULL, pair INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS forgotten(node INTEGER PRIMARY KEY);
@@ -85,6 +92,7 @@ CREATE TABLE IF NOT EXISTS conflict(
     payload TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS choice(id TEXT PRIMARY KEY, take TEXT NOT NULL) WITHOUT ROWID;
 """
+)
 
 
 class StateDamagedError(EndpointError):
@@ -158,7 +166,7 @@ class Database:
         run("PRAGMA synchronous=FULL")
         run(f"PRAGMA cache_size=-{_CACHE_KIB}")
         run("PRAGMA wal_autocheckpoint=4000")
-        if found < FORMAT:  # what an older format lacks is nothing but tables
+        if found < FORMAT:  # what an older format lacks is nothing but tables and indexes
             run("BEGIN IMMEDIATE")
             for statement in SCHEMA.split(";"):
                 if statement.strip():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from bisync.core.node import ROOT, Attributes, Content, Kind, Node, NodeId, Place
 from bisync.core.rows import xattrs_from_text, xattrs_to_text
-from bisync.fs.database import Database
+from bisync.fs.database import COMPANION, Database
 
 _STAMP = struct.Struct("<QqqqIIII")
 _WIDE_STAMP = struct.Struct("<QqQQIIII")
@@ -110,6 +110,10 @@ class Index:
             if row is not None:
                 found[place] = row[0]
         return found
+
+    def companions(self) -> list[Place]:
+        """The places of all journals of databases, by an index of their own."""
+        return self.db.execute(f"SELECT parent, name FROM name WHERE {COMPANION}").fetchall()
 
     def children(self, ids: Iterable[NodeId]) -> dict[NodeId, list[tuple[bytes, NodeId]]]:
         """What each directory holds."""

@@ -16,20 +16,17 @@ from bisync.core.ignore import reserved
 from bisync.core.node import Kind, NodeId
 from bisync.core.path import STORE_DIR, display
 from bisync.errors import (
-    BusyError,
     EndpointError,
-    PathError,
-    StaleError,
     UsageError,
 )
 from bisync.fs.archive import PairState, pair_states
-from bisync.fs.bases import Bases, may_serve
+from bisync.fs.bases import may_serve
 from bisync.fs.conflicts import ConflictList
-from bisync.fs.content import BIG, Chunk, Version, read_version
+from bisync.fs.contents import Contents
 from bisync.fs.database import FORMAT, Database, StateDamagedError, is_sound
 from bisync.fs.facts import FILE as FACTS
 from bisync.fs.facts import PairFacts, RootFacts, facts
-from bisync.fs.index import Index, Seen
+from bisync.fs.index import Index
 from bisync.fs.root import OPEN_DIR, Directories, Root
 from bisync.fs.stage import Stage
 from bisync.fs.statefolder import Marker, StateFolder
@@ -37,9 +34,7 @@ from bisync.fs.store import Store, has_room
 from bisync.fs.walk import Scanner, ScanResult, ScanRules
 
 if TYPE_CHECKING:
-    from bisync.delta.changes import ChangeSink
-    from bisync.fs.bigfile import Comparer, Lister
-    from bisync.fs.blocklist import BlockLists
+    pass
 
 log = logging.getLogger(__name__)
 _SAMPLE = 200  # names looked at to tell whether a tree is still the one the index knows
@@ -80,8 +75,7 @@ class Replica:
         self._store: Store | None = None
         self._index: Index | None = None
         self._directories: Directories | None = None
-        self._lists: BlockLists | None = None
-        self._bases: Bases | None = None
+        self._contents: Contents | None = None
         self._outside = -1  # what a store elsewhere is opened from
         try:
             self.folder = StateFolder(self.root, options.state_dir)
@@ -209,6 +203,7 @@ class Replica:
             self.db.close()
             self.db = None
         self._index = self._directories = None
+        self._close_contents()
         self.marker = None
 
     def new_identity(self) -> None:
@@ -339,6 +334,7 @@ class Replica:
             db.rollback()
             self._index = None
             self._directories = None
+            self._close_contents()
             raise
         if db.path is not None and not self._dry:
             db.commit()
@@ -349,146 +345,25 @@ class Replica:
     def keep_dry(self) -> None:
         """From now on commit nothing: everything is forgotten at the end."""
         self._dry = True
+        self._close_contents()
 
     # -- content -------------------------------------------------------------
 
-    def read(
-        self,
-        node: NodeId,
-        sink: Callable[[Chunk], None] | None = None,
-        restart: Callable[[], None] = lambda: None,
-        *,
-        refuse_writer: bool = False,
-        buffer: bytearray | None = None,
-    ) -> Version:
-        """Read one whole version of a file and record its digest.
-
-        Raises:
-            PathError: stale, busy or unreadable.
-        """
-        index = self.index
-        places, known = index.places(node), index.known(node)
-        if not places or known is None:
-            raise StaleError("it is not there any more")
-        dir_fd, name = self.directories.at(places[0])
-        row, seen = known
-        lister = self._lister(node, sink) if seen.size >= BIG else None
-        try:
-            version = read_version(
-                dir_fd,
-                name,
-                sink,
-                expect=seen.fits,
-                restart=restart,
-                refuse_writer=refuse_writer,
-                buffer=buffer,
-                scan=lister,
+    @property
+    def contents(self) -> Contents:
+        """Reads files."""
+        if self._contents is None:
+            state = self.folder.fd
+            self._contents = Contents(
+                self.index, self.directories, self.database, self.options, state, dry=self._dry
             )
-        except PathError as error:
-            if lister is not None:
-                lister.settle(proven=False)
-            if not isinstance(error, BusyError | StaleError):
-                raise
-            # It never rests. Where files can be cloned, one instant of it is to be had.
-            instant = self._instant(dir_fd, name, seen, lister)
-            if instant is None:
-                raise
-            version = instant
-        if lister is not None:
-            lister.settle(proven=True)
-            version = replace(version, blocks=lister.blocks)
-            self.lists.save(node, lister.blocks)
-        if row.content.digest != version.digest:
-            self.database.begin()
-            index.set_digest(node, row.version, version.size, version.digest)
-        if version.writer:
-            self.database.begin()
-            index.distrust(node)  # a file with a writer is never clean
-        return version
+        return self._contents
 
-    def _lister(self, node: NodeId, sink: Callable[[Chunk], None] | None) -> "Lister | Comparer":
-        """What reads a big file."""
-        from bisync.fs.bigfile import Comparer, Lister  # noqa: PLC0415 -- loads numpy
-
-        known, workers = self.lists.known(node), self.options.workers
-        if sink is not None or self._dry:
-            return Lister(known, workers=workers, sink=sink)
-        return Comparer(node, known, self.bases, workers=workers)
-
-    def _instant(
-        self, dir_fd: int, name: bytes, seen: Seen, lister: "Lister | Comparer | None"
-    ) -> Version | None:
-        """What a file is at this very moment; ``None`` where that cannot be frozen.
-
-        A file that has another size than a moment ago is being made, not lived in.
-        """
-        from bisync.fs.bigfile import Lister  # noqa: PLC0415 -- loads numpy
-
-        if lister is None or isinstance(lister, Lister):
-            return None
-        try:
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=dir_fd)
-        except OSError:
-            return None
-        try:
-            info = os.fstat(fd)
-            same = (info.st_ino, info.st_size) == (seen.ino, seen.size)
-            digest = lister.instant(fd) if same and stat.S_ISREG(info.st_mode) else None
-        finally:
-            os.close(fd)
-        if digest is None or lister.blocks.size != seen.size:
-            return None
-        return Version(seen.size, digest, info, writer=True, instant=True)
-
-    @property
-    def bases(self) -> Bases:
-        """Frozen clones of big files."""
-        if self._bases is None:
-            self._bases = Bases(self.folder.fd)
-        return self._bases
-
-    def send_changes(self, node: NodeId, sink: "ChangeSink") -> Version:
-        """Tell a receiver what its old version of a big file lacks.
-
-        Raises:
-            PathError: stale, busy or unreadable.
-        """
-        from bisync.fs.bigfile import BasisError, Sender  # noqa: PLC0415 -- loads numpy
-
-        places, known = self.index.places(node), self.index.known(node)
-        if not places or known is None:
-            raise StaleError("it is not there any more")
-        row, seen = known
-        blocks = self.lists.of(node, row.content.digest)
-        if blocks is None:
-            blocks = self.read(node).blocks
-        stop, workers = self.options.stop, self.options.workers
-        sender = Sender(sink, blocks, workers=workers, pace=lambda _length: stop())
-        dir_fd, name = self.directories.at(places[0])
-        try:
-            return read_version(dir_fd, name, expect=seen.fits, scan=sender)
-        except BasisError:
-            raise
-        except (BusyError, StaleError):
-            digest = row.content.digest
-            base = None if digest is None or blocks is None else self.bases.open(node, digest)
-            if base is None or digest is None:
-                raise
-        try:  # the instant that was read of a file that never rests
-            if sender(base, os.fstat(base).st_size) != digest:
-                raise StaleError("its base is not what it should be")
-            return Version(os.fstat(base).st_size, digest, os.fstat(base), writer=False)
-        finally:
-            os.close(base)
-
-    @property
-    def lists(self) -> "BlockLists":
-        """What is known of the blocks of big files."""
-        if self._lists is None:
-            from bisync.fs.blocklist import BlockLists  # noqa: PLC0415 -- loads numpy
-
-            self._lists = BlockLists(None if self._dry else self.folder.fd)
-        return self._lists
+    def _close_contents(self) -> None:
+        """What reads files has to begin anew: with another index, or without a trace."""
+        if self._contents is not None:
+            self._contents.close()
+            self._contents = None
 
     def tidy_big_files(self) -> None:
         """Forget block lists and bases that are of no use any more, and what a crash left of them.
@@ -516,30 +391,6 @@ class Replica:
             finally:
                 os.close(fd)
 
-    def look_at_content(self, node: NodeId) -> Version:
-        """Read a file that nobody wrote to since it was observed; nothing is recorded.
-
-        Raises:
-            PathError: stale, busy or unreadable.
-        """
-        places, known = self.index.places(node), self.index.known(node)
-        if not places or known is None:
-            raise StaleError("it is not there any more")
-        spot, expect = self.directories.at(places[0]), known[1].fits
-        return read_version(*spot, expect=expect, refuse_writer=True)
-
-    def is_as_observed(self, node: NodeId) -> bool:
-        """Whether a file is where and what it was when it was last observed."""
-        places, known = self.index.places(node), self.index.known(node)
-        if not places or known is None:
-            return False
-        try:
-            dir_fd, name = self.directories.at(places[0])
-            info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-        except (StaleError, OSError):
-            return False
-        return known[1].fits(info)
-
     def write_facts(self, pair: PairState, ended_ns: int, busy: tuple[str, ...], left: int) -> None:
         """Say of a pair what can be read without its peer and without the lock."""
         assert self.marker is not None
@@ -563,13 +414,13 @@ class Replica:
     def close(self) -> None:
         """Give everything back. What was not committed is forgotten."""
         parts = (
-            self._directories, self._store, self._stage, self._lists, self._bases, self.db,
+            self._directories, self._store, self._stage, self._contents, self.db,
         )  # fmt: skip
         for part in parts:
             if part is not None:
                 part.close()
         self._directories = self._store = self._stage = self.db = None
-        self._lists = self._bases = None
+        self._contents = None
         if self._outside >= 0:
             os.close(self._outside)
             self._outside = -1

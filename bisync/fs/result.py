@@ -1,5 +1,6 @@
 """How one transition ended."""
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -35,13 +36,19 @@ class Failed(dict[int, Result]):
     """What was not done so far, by archive number: the rest of such a node waits with it.
 
     After a save by backup that could not be followed, the name still has the old object: its
-    other names and attributes would be given to it at the wrong place.
+    other names and attributes would be given to it at the wrong place. Of what belongs together,
+    nothing more is done either.
     """
+
+    def __init__(self, together: Iterable[Collection[int]] = ()) -> None:
+        super().__init__()
+        self._with = {key: keys for keys in together for key in keys}
 
     def note(self, result: Result) -> None:
         """Remember a result that is not *done*."""
         if result.status is not Status.DONE:
-            self.update(dict.fromkeys(keys_of(result.step), result))
+            for key in keys_of(result.step):
+                self.update(dict.fromkeys(self._with.get(key, (key,)), result))
 
     def stops(self, step: Transition) -> Result | None:
         """The result of a step that has to wait; ``None`` if it may be tried."""

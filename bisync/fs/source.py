@@ -410,6 +410,10 @@ class SourceTree:
 
         return self._read(self.by_key[node], paced, restart)
 
+    def moved(self, nodes: set[int]) -> bool:  # noqa: ARG002 -- of the protocol
+        """Nothing is held in a source."""
+        return False
+
     def supply_changes(self, node: int, sink: "ChangeSink") -> Version:
         """Tell a receiver what its old version of a big file lacks."""
         from bisync.fs.bigfile import Sender  # noqa: PLC0415 -- loads numpy

@@ -14,7 +14,19 @@ from typing import Any
 from bisync.core.closure import close
 from bisync.core.conflict import Conflict
 from bisync.core.diff import Join, frozen_keys, join, wanted_digests
-from bisync.core.node import ROOT, SIDES, Agreed, Kind, Node, NodeId, Place, Side
+from bisync.core.groups import Group, mixes
+from bisync.core.node import (
+    ROOT,
+    SIDES,
+    Agreed,
+    AgreedPart,
+    Kind,
+    Node,
+    NodeId,
+    Part,
+    Place,
+    Side,
+)
 from bisync.core.plan import (
     DirectoryTime,
     Exchange,
@@ -34,11 +46,12 @@ from bisync.core.plan import (
 from bisync.core.planner import PENDING_TIME, Numbers, make_plan
 from bisync.core.reconcile import reconcile
 from bisync.core.resolve import Rules
-from bisync.endpoint.interface import Endpoint
+from bisync.endpoint.interface import Endpoint, Read
 from bisync.fs.result import Failed, Result, Status
 from bisync.fs.walk import ScanResult
 from bisync.session.commit import Ledger
 from bisync.session.config import Config, Fsync
+from bisync.session.groups import MIXED, Groups, together, unmixed
 from bisync.session.report import (
     ACTIONS,
     Change,
@@ -87,6 +100,8 @@ class Cycle:
         self.numbers = Numbers(
             (sides[0].numbers(), sides[1].numbers()), itertools.count(ledger.lead.next_key())
         )
+        self.groups = Groups(sides)
+        self.databases: list[Group] = []  # of the chunk in hand
         self.settled: tuple[set[NodeId], set[NodeId]] = (set(), set())
         self.stale: tuple[dict[NodeId, str], dict[NodeId, str]] = ({}, {})
         self.unfinished: tuple[dict[NodeId, str], dict[NodeId, str]] = ({}, {})  # for the next run
@@ -103,6 +118,7 @@ class Cycle:
 
     def run(self, marks: tuple[Iterable[NodeId], Iterable[NodeId]]) -> None:
         """Decide and do everything the marks call for, but removals."""
+        self.groups.look()
         for side in SIDES:
             for batch in _batches(marks[side], self.config.chunk):
                 todo = {n for n in batch if n not in self.settled[side]}
@@ -166,7 +182,13 @@ class Cycle:
         self.config.stop()
         marks: list[set[NodeId]] = [set(), set()]
         marks[side] = nodes
-        joined, held = self._decide_inputs((marks[0], marks[1]))
+        try:
+            self._chunk((marks[0], marks[1]), removals=removals)
+        finally:
+            self.groups.release()
+
+    def _chunk(self, marks: tuple[set[NodeId], set[NodeId]], *, removals: bool) -> None:
+        joined, held = self._decide_inputs(marks)
         plan = self._plan(joined, held, removals=removals)
         for s in SIDES:
             self.settled[s].update(joined.parts[s].names_of)
@@ -182,22 +204,27 @@ class Cycle:
         self._settle(plan, results)
 
     def _decide_inputs(self, marks: tuple[set[NodeId], set[NodeId]]) -> tuple[Join, dict[int, str]]:
-        agreed, parts = close(self.ledger.lead, (self.sides[0].view, self.sides[1].view), marks)
-        for part, archive in zip(parts, self.ledger.archives, strict=True):
-            part.halfway = archive.halfway()
+        agreed, parts = self._close(marks)
         joined = join(agreed, parts)
-        wanted = wanted_digests(joined, presume=self.rules.presume)
-        if not any(wanted):
-            return joined, frozen_keys(joined, self.frozen)
         waiting: list[tuple[Side, NodeId, str]] = []
+        self.databases, came = ([], []) if self.dry else self.groups.hold(joined)
+        for side, group, read in came:
+            members = [node for _, node in sorted(group.members[side].items())]
+            if read.status != "read":
+                self._note_read(side, replace(read, node=members[0] if members else ROOT))
+                waiting += [(side, node, read.reason) for node in members]
+                again = self.stale if read.status == "stale" else self.unfinished
+                again[side].update(dict.fromkeys(members, read.reason))
+            parts[side].nodes.update(self.sides[side].nodes(members))
+        if came:
+            joined = join(agreed, parts)
+        wanted = wanted_digests(joined, presume=self.rules.presume)
+        if not any(wanted) and not waiting:
+            return joined, frozen_keys(joined, self.frozen)
+        held_back = {node for _, node, _ in waiting}
         for side in SIDES:
-            for read in self.sides[side].read(sorted(wanted[side])):
-                if read.status == "stale":
-                    self.stale[side][read.node] = read.reason
-                elif read.reason:
-                    kind = "busy" if read.status == "read" else read.status
-                    self._met(side, kind, read.node, read.reason)
-                    self.unfinished[side][read.node] = read.reason
+            for read in self.sides[side].read(sorted(wanted[side] - held_back)):
+                self._note_read(side, read)
                 if read.status != "read":
                     waiting.append((side, read.node, read.reason))
             for node, fresh in self.sides[side].nodes(wanted[side]).items():
@@ -205,19 +232,66 @@ class Cycle:
                     parts[side].nodes[node] = fresh
         joined = join(agreed, parts)
         held = frozen_keys(joined, self.frozen)
+        for group in self.databases:
+            reasons = [
+                r for side, node, r in waiting if joined.key_of[side].get(node) in group.keys
+            ]
+            held |= dict.fromkeys(group.keys if reasons else (), (reasons or [""])[0])
         for side, node, reason in waiting:
             key = joined.key_of[side].get(node)
             if key is not None:
                 held[key] = reason
         return joined, held
 
+    def _close(
+        self, marks: tuple[set[NodeId], set[NodeId]]
+    ) -> tuple[AgreedPart, tuple[Part, Part]]:
+        """What decides about some nodes, and about the databases that they are files of."""
+        while True:
+            views = self.sides[0].view, self.sides[1].view
+            agreed, parts = close(self.ledger.lead, views, marks)
+            missing = self.groups.missing(parts)
+            if not any(missing):
+                break
+            marks = marks[0] | missing[0], marks[1] | missing[1]
+        for part, archive in zip(parts, self.ledger.archives, strict=True):
+            part.halfway = archive.halfway()
+        return agreed, parts
+
+    def _note_read(self, side: Side, read: Read) -> None:
+        """Something was read, or has to be later."""
+        if read.status == "stale":
+            self.stale[side][read.node] = read.reason
+        elif read.reason:
+            kind = "busy" if read.status == "read" else read.status
+            self._met(side, kind, read.node, read.reason)
+            self.unfinished[side][read.node] = read.reason
+
     def _plan(self, joined: Join, held: dict[int, str], *, removals: bool) -> Plan:
         def taken(side: Side, place: Place) -> bool:
             parent = joined.local_of[side].get(place[0])
             return parent is not None and bool(self.sides[side].view.at([(parent, place[1])]))
 
+        at_once = frozenset[int]().union(*(group.keys for group in self.databases))
         outcome = reconcile(joined, self.rules, held=held, taken=taken)
-        return make_plan(joined, outcome, self.numbers, removals=removals)
+        plan = make_plan(joined, outcome, self.numbers, removals=removals, at_once=at_once)
+        mixed = [group for group in self.databases if mixes(joined, plan, group)]
+        if mixed:
+            # Decide once more, each of them for one side.
+            rules, open_ = unmixed(joined, mixed, self.rules)
+            outcome = reconcile(joined, rules, held=held | open_, taken=taken)
+            plan = make_plan(joined, outcome, self.numbers, removals=removals, at_once=at_once)
+            for group in mixed:
+                if open_.keys() & group.keys or mixes(joined, plan, group):
+                    open_ |= dict.fromkeys(group.keys, MIXED)
+                    self._tell_met(Met("", "problem", self._path_of(joined, group), MIXED))
+            outcome = reconcile(joined, rules, held=held | open_, taken=taken)
+            plan = make_plan(joined, outcome, self.numbers, removals=removals, at_once=at_once)
+        return plan
+
+    @staticmethod
+    def _path_of(joined: Join, group: Group) -> bytes:
+        return joined.path(Side.ALPHA, group.place)
 
     def _note_plan(self, plan: Plan, joined: Join) -> None:
         for conflict in plan.conflicts:
@@ -258,7 +332,7 @@ class Cycle:
             later = set() if side is Side.BETA else keys_on[Side.BETA]
             logged = {k: row for k, row in rows.items() if k in keys_on[side] - later}
             one_by_one = self.config.fsync is Fsync.ALWAYS
-            if any(isinstance(step, Park) for step in steps):
+            if self.databases or any(isinstance(step, Park) for step in steps):
                 one_by_one = False  # a parked node has no name until its next step
             size = 1 if one_by_one else len(steps)
             failed = Failed()
@@ -273,6 +347,7 @@ class Cycle:
                     steps[start : start + size],
                     logged,
                     self.sides[side.other],
+                    together(plan, self.databases, side),
                 )
                 for result in done:
                     failed.note(result)

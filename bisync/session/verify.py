@@ -98,12 +98,12 @@ def _check(past: Retrospect, node: NodeId, out: Verified, rotten: list[tuple[byt
     if row is None or path is None:
         return
     try:
-        version = past.replica.look_at_content(node)
+        version = past.replica.contents.look_at_content(node)
     except BusyError:
         out.skipped += 1
         return
     except PathError as error:
-        if not past.replica.is_as_observed(node):
+        if not past.replica.contents.is_as_observed(node):
             out.skipped += 1  # written to since: the next run sees to it
         else:
             out.problems.append(Met("", "problem", path, error.reason))

@@ -1,0 +1,155 @@
+"""Hold a database's files still for reading: the content of all of them at one instant.
+
+Where files can be cloned, each is cloned, and the clones count if nothing moved from before the
+first to after the last. Elsewhere nothing can be held: what was read counts if nothing moved until
+all of it was read. The shared memory of SQLite's log moves with every reader and counts for
+nothing: who opens the copy makes it anew.
+"""
+
+import os
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bisync.core.groups import SHARED
+from bisync.core.node import NodeId
+from bisync.errors import BusyError, StaleError
+from bisync.fs.bases import Bases
+
+_TRIES = 10
+_FIRST_WAIT = 0.005  # seconds between tries, doubled each time up to
+_LONGEST_WAIT = 0.2
+
+Stamp = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class HeldFile:
+    """One file: its frozen clone, where there is one, and what it was when it was held."""
+
+    fd: int  # -1: it is read where it is
+    info: os.stat_result
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    dir_fd: int
+    names: list[bytes]
+    nodes: dict[bytes, NodeId]
+    stamps: dict[bytes, Stamp]
+
+
+class Holds:
+    """What is held of one replica."""
+
+    def __init__(self, bases: Callable[[], Bases]) -> None:
+        self._bases = bases
+        self._files: dict[NodeId, HeldFile] = {}
+        self._groups: list[_Group] = []
+
+    def get(self, node: NodeId) -> HeldFile | None:
+        """What is held of a node."""
+        return self._files.get(node)
+
+    def take(
+        self, dir_fd: int, names: list[bytes], nodes: dict[bytes, NodeId]
+    ) -> dict[NodeId, HeldFile]:
+        """Hold the files of one group.
+
+        Args:
+            dir_fd: their directory.
+            names: all names that files of the group may have.
+            nodes: those it has, by the index.
+
+        Raises:
+            StaleError: it has other files than that; observe again.
+            BusyError: it moved during every try.
+        """
+        wait = _FIRST_WAIT
+        for attempt in range(_TRIES):
+            if attempt:
+                time.sleep(wait)
+                wait = min(2 * wait, _LONGEST_WAIT)
+            files = self._try(dir_fd, names, nodes)
+            if files is not None:
+                self._files |= files
+                return files
+        if stamps(dir_fd, names).keys() != nodes.keys():
+            raise StaleError("files of the database came or went")
+        raise BusyError("the database was written to, at every try")
+
+    def _try(
+        self, dir_fd: int, names: list[bytes], nodes: dict[bytes, NodeId]
+    ) -> dict[NodeId, HeldFile] | None:
+        before = stamps(dir_fd, names)
+        if before.keys() != nodes.keys():
+            return None
+        files: dict[NodeId, HeldFile] = {}
+        try:
+            for name, node in nodes.items():
+                files[node] = self._freeze(dir_fd, name)
+        except FileNotFoundError:
+            pass
+        else:
+            if _still(before, stamps(dir_fd, names)):
+                self._groups.append(_Group(os.dup(dir_fd), names, nodes, before))
+                return files
+        for file in files.values():
+            _close(file)
+        return None
+
+    def _freeze(self, dir_fd: int, name: bytes) -> HeldFile:
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = os.open(name, flags, dir_fd=dir_fd)
+        try:
+            frozen = self._bases().freeze(fd)
+            if frozen is None:
+                os.fsync(fd)
+                return HeldFile(-1, os.fstat(fd))
+            self._bases().discard(frozen[1])  # it lives as long as it is open
+            return HeldFile(frozen[0], os.fstat(fd))
+        finally:
+            os.close(fd)
+
+    def moved(self, nodes: set[NodeId]) -> bool:
+        """Whether anything moved, of a group with these nodes, that is read where it is."""
+        for group in self._groups:
+            mine = set(group.nodes.values())
+            if not mine & nodes or all(self._files[node].fd >= 0 for node in mine):
+                continue
+            if not _still(group.stamps, stamps(group.dir_fd, group.names)):
+                return True
+        return False
+
+    def release(self) -> None:
+        """Let go of everything."""
+        for file in self._files.values():
+            _close(file)
+        for group in self._groups:
+            os.close(group.dir_fd)
+        self._files, self._groups = {}, []
+
+
+def stamps(dir_fd: int, names: list[bytes]) -> dict[bytes, Stamp]:
+    """What is there under some names: inode, size, times."""
+    found = {}
+    for name in names:
+        try:
+            info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            continue
+        if stat.S_ISREG(info.st_mode):
+            found[name] = info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
+    return found
+
+
+def _still(before: dict[bytes, Stamp], after: dict[bytes, Stamp]) -> bool:
+    return before.keys() == after.keys() and all(
+        before[name] == after[name] for name in before if not name.endswith(SHARED)
+    )
+
+
+def _close(file: HeldFile) -> None:
+    if file.fd >= 0:
+        os.close(file.fd)

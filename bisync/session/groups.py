@@ -1,0 +1,106 @@
+"""Databases in several files, in one run: read at one instant, decided and applied together."""
+
+from dataclasses import replace
+
+from bisync.core.diff import Join
+from bisync.core.groups import (
+    Group,
+    Stems,
+    Together,
+    changed,
+    groups_in,
+    names_of_group,
+    newest,
+    stem,
+)
+from bisync.core.node import SIDES, NodeId, Part, Side
+from bisync.core.plan import Plan
+from bisync.core.resolve import Policy, Rules
+from bisync.endpoint.interface import Endpoint, Read
+
+_SIDES = {Policy.ALPHA: Side.ALPHA, Policy.BETA: Side.BETA}
+MIXED = "both sides changed files of one database"
+
+
+class Groups:
+    """The databases of one run."""
+
+    def __init__(self, sides: tuple[Endpoint, Endpoint]) -> None:
+        self._sides = sides
+        self._stems: Stems = (set(), set())
+
+    def look(self) -> None:
+        """Where there are any; after each scan."""
+        for side in SIDES:
+            places = self._sides[side].companions()
+            self._stems[side].clear()
+            self._stems[side].update((parent, stem(name)) for parent, name in places)
+
+    def missing(self, parts: tuple[Part, Part]) -> tuple[set[NodeId], set[NodeId]]:
+        """Files of databases that a closure has others of."""
+        found: tuple[set[NodeId], set[NodeId]] = (set(), set())
+        for side in SIDES:
+            places = {
+                (parent, other)
+                for parent, name in parts[side].names
+                if (parent, stem(name)) in self._stems[side]
+                for other in names_of_group(stem(name))
+            }
+            if places:
+                there = self._sides[side].view.at(places).values()
+                found[side].update(node for node in there if node not in parts[side].nodes)
+        return found
+
+    def hold(self, joined: Join) -> tuple[list[Group], list[tuple[Side, Group, Read]]]:
+        """Hold the databases that a side changed, there.
+
+        Returns:
+            All databases of the closure, and what came of holding some of them.
+        """
+        groups = groups_in(joined, self._stems)
+        found = []
+        for group in groups:
+            for side in SIDES:
+                parent = joined.local_of[side].get(group.place[0])
+                if parent is None or not changed(joined, group, side):
+                    continue
+                names = names_of_group(group.place[1])
+                read = self._sides[side].hold(parent, names, group.members[side])
+                found.append((side, group, read))
+        return groups, found
+
+    def release(self) -> None:
+        """Let go of what was held."""
+        for side in self._sides:
+            side.release()
+
+
+def together(plan: Plan, groups: list[Group], side: Side) -> list[Together]:
+    """What a side has to apply as one."""
+    return [
+        Together(
+            frozenset(plan.archived.get(key, key) for key in group.keys),
+            tuple(group.members[side.other].values()),
+        )
+        for group in groups
+    ]
+
+
+def unmixed(joined: Join, groups: list[Group], rules: Rules) -> tuple[Rules, dict[int, str]]:
+    """Rules that give databases that both sides changed the files of one side, by the policy.
+
+    Returns:
+        The rules, and the keys for which there is no rule: a person has to say.
+    """
+    decisions: dict[bytes, Side | None] = dict(rules.decisions)
+    held: dict[int, str] = {}
+    for group in groups:
+        if rules.policy in (Policy.MANUAL, Policy.KEEP_BOTH):
+            held |= dict.fromkeys(group.keys, MIXED)
+            continue
+        winner = _SIDES.get(rules.policy) or newest(joined, group)
+        for key in group.keys:
+            for side in SIDES:
+                for place in joined.nodes[key].names[side] | joined.nodes[key].base:
+                    decisions.setdefault(joined.path(side, place), winner)
+    return replace(rules, decisions=decisions), held
