@@ -8,9 +8,10 @@ read at one instant, decided on together and applied together.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from bisync.core.conflict import Conflict, ConflictKind
 from bisync.core.diff import Join, Joined, same_version
 from bisync.core.node import SIDES, Kind, NodeId, Place, Side
-from bisync.core.plan import Plan, SetAttributes, keys_of
+from bisync.core.reconcile import Outcome
 
 JOURNALS = (b"-wal", b"-journal")
 SHARED = b"-shm"  # an index of the log in shared memory; made anew by the first who opens it
@@ -121,17 +122,41 @@ def newest(j: Join, group: Group) -> Side:
     return Side.ALPHA if times[0] >= times[1] else Side.BETA
 
 
-def mixes(j: Join, plan: Plan, group: Group) -> bool:
-    """Whether a plan would make a database of files from both sides."""
-    keys = {
-        plan.archived.get(key, key)
-        for key in group.keys
-        if not all(_says_nothing(j.nodes[key], side) for side in SIDES)
-    }
-    sides = {
-        side
-        for side in SIDES
-        for step in plan.steps[side]
-        if not isinstance(step, SetAttributes) and keys & set(keys_of(step))
-    }
-    return len(sides) == 2
+def is_whole(j: Join, outcome: Outcome, group: Group) -> bool:
+    """Whether a database becomes, or stays, that of one side."""
+    keys = [key for key in group.keys if not all(_says_nothing(j.nodes[key], s) for s in SIDES)]
+    changed_keys = [key for key in keys if any(_is_changed(j.nodes[key], s) for s in SIDES)]
+    held = [key for key in changed_keys if outcome.verdicts[key].held]
+    if held:
+        return len(held) == len(changed_keys)  # then nothing is done
+    return any(all(_is_from(j, outcome, key, side) for key in keys) for side in SIDES)
+
+
+def _is_from(j: Join, outcome: Outcome, key: int, side: Side) -> bool:
+    verdict = outcome.verdicts[key]
+    if verdict.alive:
+        return verdict.source in (None, side)
+    return j.nodes[key].seen[side] is None
+
+
+def choose(j: Join, outcome: Outcome, group: Group, winner: Side) -> None:
+    """Let a database be that of one side: what that side has not goes, and is kept."""
+    for key in group.keys:
+        joined, verdict = j.nodes[key], outcome.verdicts[key]
+        if joined.seen[winner] is not None or not verdict.alive or verdict.held:
+            continue
+        loser = joined.node(winner.other)
+        place = min(joined.names[winner.other], key=lambda p: (p[1], p[0]))
+        verdict.alive, verdict.names, verdict.conflict = False, frozenset(), True
+        verdict.reason = "conflict: it goes with its database"
+        outcome.conflicts.append(
+            Conflict(
+                ConflictKind.CONTENT,
+                key,
+                j.path(winner.other, place),
+                winner,
+                "both sides wrote to one database",
+                loser.content,
+                loser.attributes.mtime_ns,
+            )
+        )

@@ -117,7 +117,8 @@ class Applier:
         todo = [(i, step) for i, step in enumerate(steps) if i not in self.results]
         if todo:
             self.hard = hard_directories([step for _, step in todo], self.t.index)
-            self.log.intend(todo, self.staged, self.outs, updates, self.hard)
+            keys = [group.keys for group in together]
+            self.log.intend(todo, self.staged, self.outs, updates, self.hard, keys)
             self.t.root.check()
             try:
                 for i, step in enumerate(steps):
@@ -168,8 +169,9 @@ class Applier:
         """Whoever has a file of a database open for writing here has to close it first."""
         if isinstance(step, Replace | Remove):
             place = step.places[0] if isinstance(step, Replace) else step.place
-            with self.look.guarded(place, step.node):
-                pass
+            if place in self.t.index.places(step.node):  # else it gets there in this batch
+                with self.look.guarded(place, step.node):
+                    pass
 
     def _guard(self, i: int, step: Transition, act: Callable[[int, Transition], None]) -> None:
         """Run one act; what goes wrong with one path stays with that path."""

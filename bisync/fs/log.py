@@ -5,6 +5,7 @@ flush. It is what recovery reads after a crash, and it stays until the archive h
 """
 
 import json
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from bisync.core.node import Kind, NodeId, Place
@@ -56,6 +57,7 @@ class ResultLog:
         outs: dict[int, bytes],
         updates: dict[int, str],
         softened: dict[NodeId, int],
+        together: Sequence[Collection[int]] = (),
     ) -> None:
         """Write down durably what is about to be done.
 
@@ -65,12 +67,18 @@ class ResultLog:
             outs: names below ``out/`` for what is displaced, by position.
             updates: rows for the ancestor by archive number, as JSON.
             softened: directories that will be writable for a moment, with their modes.
+            together: keys whose steps are done all, or none.
         """
         keys: set[int] = set()
+        group_of = {key: number for number, group in enumerate(together) for key in group}
         self.db.begin()
         for i, step in todo:
             keys.update(keys_of(step))
-            text = json.dumps(self._intent(step, staged.get(i), outs.get(i)), separators=(",", ":"))
+            row = self._intent(step, staged.get(i), outs.get(i))
+            if step.key in group_of:
+                row["with"] = group_of[step.key]
+                row["old"] = self._seen(step)
+            text = json.dumps(row, separators=(",", ":"))
             self.rows[i] = self.db.execute(_INSERT, (self.pair, text)).lastrowid or 0
         self.db.many(_INSERT, [(self.pair, updates[key]) for key in sorted(keys & updates.keys())])
         self.db.many(
@@ -147,9 +155,8 @@ class ResultLog:
                 row["path"] = self._path_text(step.places[0])
                 old = step.keep_node if step.keep is not None else step.node
                 row["displaces"] = old
-                known = self.index.identity(old)
-                if len(step.places) > 1 and known is not None:
-                    row["old"] = [known[0].hex(), known[1].size, known[1].mtime_ns]
+                if len(step.places) > 1:
+                    row["old"] = self._seen(step)
                 if step.keep is not None:
                     row["keep"] = place_to_row(step.keep)
                     row["keep_node"] = step.keep_node
@@ -161,6 +168,12 @@ class ResultLog:
             case SetAttributes():
                 pass
         return row
+
+    def _seen(self, step: Transition) -> list[Any] | None:
+        """What a step displaces, as it was when it was observed."""
+        node = step.keep_node if isinstance(step, Replace) and step.keep is not None else step.node
+        known = None if node is None else self.index.identity(node)
+        return None if known is None else [known[0].hex(), known[1].size, known[1].mtime_ns]
 
     def _path_text(self, place: Place) -> str:
         return self.index.place_path(place).decode("latin-1")

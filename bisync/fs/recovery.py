@@ -19,11 +19,12 @@ from bisync.fs.content import read_version
 from bisync.fs.copying import is_another_place, remove_object
 from bisync.fs.incoming import link_beside
 from bisync.fs.log import FAILED, place_from_row
-from bisync.fs.look import Looker
+from bisync.fs.look import Looker, hold
 from bisync.fs.meta import attributes_of, kind_of
 from bisync.fs.replica import Replica
 from bisync.linux.boot import boot_id
 from bisync.linux.filesystem import syncfs
+from bisync.linux.lease import Lease
 from bisync.linux.rename import ASIDE, rename_noreplace, swap
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ class _Recovery:
 
     def run(self) -> Recovered:
         self.replica.database.begin()
+        self._finish_databases()
         for intent in self.intents:
             if not intent.done:
                 self._undo_keep(intent.row)
@@ -159,7 +161,7 @@ class _Recovery:
         Only while the old object is in the stage and unwritten; an edit made through one of
         the names since is for the next plan.
         """
-        if "old" not in row:
+        if row["op"] != "Replace" or len(row["at"]) < 2 or row.get("old") is None:
             return
         new, (text, size, mtime_ns) = _handle(row), row["old"]
         old, places = bytes.fromhex(text), _places(row["at"])
@@ -185,6 +187,54 @@ class _Recovery:
             swap(spot[0], temp, dir_fd, name)
             os.fsync(dir_fd)
             os.unlink(temp, dir_fd=spot[0])
+
+    def _finish_databases(self) -> None:
+        """Files that belong together were replaced in part: the others follow.
+
+        Only if that can be done for all: where somebody was faster, the next plan decides.
+        """
+        groups: dict[tuple[int, int], list[dict[str, Any]]] = {}
+        for intent in self.intents:
+            if not intent.done and "with" in intent.row and intent.row["op"] != "SetAttributes":
+                groups.setdefault((intent.pair, intent.row["with"]), []).append(intent.row)
+        for rows in groups.values():
+            left = [row for row in rows if not self._was_performed(row)]
+            if len(left) < len(rows) and all(map(self._can_follow, left)):
+                for row in left:
+                    self._follow(row)
+
+    def _can_follow(self, row: dict[str, Any]) -> bool:
+        """Whether a step can still be done: what it needs is there, and nobody was faster."""
+        old = row["old"]
+        try:
+            if row["op"] in ("Make", "Replace"):
+                place = place_from_row(row["at"][0])
+                if len(row["at"]) > 1 or self.look.handle(*self._spot(row)) != _handle(row):
+                    return False
+            elif row["op"] == "Remove":
+                place = place_from_row(row["from"])
+            else:
+                return False
+            spot = self.replica.directories.at(place)
+            if row["op"] == "Make":
+                return "displaces" not in row and self._handle_at(place) is None
+            info = self.look.stat(*spot)
+            now = [self.look.handle(*spot).hex(), info.st_size, info.st_mtime_ns]
+            with hold(*spot) as held:
+                return "keep" not in row and now == old and held.lease is not Lease.REFUSED
+        except StaleError:
+            return False
+
+    def _follow(self, row: dict[str, Any]) -> None:
+        """Do a step; what it displaces goes to the store with the rest of the stage."""
+        if row["op"] == "Remove":
+            dir_fd, name = self.replica.directories.at(place_from_row(row["from"]))
+            self._to_store(dir_fd, name, row)
+        else:
+            dir_fd, name = self.replica.directories.at(place_from_row(row["at"][0]))
+            move = rename_noreplace if row["op"] == "Make" else swap
+            move(*self._spot(row), dir_fd, name)
+        os.fsync(dir_fd)
 
     def _undo_keep(self, row: dict[str, Any]) -> None:
         """A save by backup linked the old object to its new name and came no further."""

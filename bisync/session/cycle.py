@@ -7,14 +7,14 @@ the guard has seen how many they are.
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from bisync.core.closure import close
 from bisync.core.conflict import Conflict
 from bisync.core.diff import Join, frozen_keys, join, wanted_digests
-from bisync.core.groups import Group, mixes
+from bisync.core.groups import Group
 from bisync.core.node import (
     ROOT,
     SIDES,
@@ -44,14 +44,14 @@ from bisync.core.plan import (
     keys_of,
 )
 from bisync.core.planner import PENDING_TIME, Numbers, make_plan
-from bisync.core.reconcile import reconcile
+from bisync.core.reconcile import Outcome, reconcile
 from bisync.core.resolve import Rules
 from bisync.endpoint.interface import Endpoint, Read
 from bisync.fs.result import Failed, Result, Status
 from bisync.fs.walk import ScanResult
 from bisync.session.commit import Ledger
 from bisync.session.config import Config, Fsync
-from bisync.session.groups import MIXED, Groups, together, unmixed
+from bisync.session.groups import MIXED, Groups, settle, together
 from bisync.session.report import (
     ACTIONS,
     Change,
@@ -272,26 +272,15 @@ class Cycle:
             parent = joined.local_of[side].get(place[0])
             return parent is not None and bool(self.sides[side].view.at([(parent, place[1])]))
 
-        at_once = frozenset[int]().union(*(group.keys for group in self.databases))
-        outcome = reconcile(joined, self.rules, held=held, taken=taken)
-        plan = make_plan(joined, outcome, self.numbers, removals=removals, at_once=at_once)
-        mixed = [group for group in self.databases if mixes(joined, plan, group)]
-        if mixed:
-            # Decide once more, each of them for one side.
-            rules, open_ = unmixed(joined, mixed, self.rules)
-            outcome = reconcile(joined, rules, held=held | open_, taken=taken)
-            plan = make_plan(joined, outcome, self.numbers, removals=removals, at_once=at_once)
-            for group in mixed:
-                if open_.keys() & group.keys or mixes(joined, plan, group):
-                    open_ |= dict.fromkeys(group.keys, MIXED)
-                    self._tell_met(Met("", "problem", self._path_of(joined, group), MIXED))
-            outcome = reconcile(joined, rules, held=held | open_, taken=taken)
-            plan = make_plan(joined, outcome, self.numbers, removals=removals, at_once=at_once)
-        return plan
+        def judge(rules: Rules, more: Mapping[int, str]) -> Outcome:
+            return reconcile(joined, rules, held=held | dict(more), taken=taken)
 
-    @staticmethod
-    def _path_of(joined: Join, group: Group) -> bytes:
-        return joined.path(Side.ALPHA, group.place)
+        outcome = judge(self.rules, {})
+        outcome, left = settle(joined, outcome, self.databases, self.rules, judge)
+        for group in left:
+            self._tell_met(Met("", "problem", joined.path(Side.ALPHA, group.place), MIXED))
+        at_once = frozenset[int]().union(*(group.keys for group in self.databases))
+        return make_plan(joined, outcome, self.numbers, removals=removals, at_once=at_once)
 
     def _note_plan(self, plan: Plan, joined: Join) -> None:
         for conflict in plan.conflicts:

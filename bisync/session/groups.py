@@ -1,5 +1,6 @@
 """Databases in several files, in one run: read at one instant, decided and applied together."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from bisync.core.diff import Join
@@ -8,18 +9,21 @@ from bisync.core.groups import (
     Stems,
     Together,
     changed,
+    choose,
     groups_in,
+    is_whole,
     names_of_group,
     newest,
     stem,
 )
 from bisync.core.node import SIDES, NodeId, Part, Side
 from bisync.core.plan import Plan
+from bisync.core.reconcile import Outcome
 from bisync.core.resolve import Policy, Rules
 from bisync.endpoint.interface import Endpoint, Read
 
 _SIDES = {Policy.ALPHA: Side.ALPHA, Policy.BETA: Side.BETA}
-MIXED = "both sides changed files of one database"
+MIXED = "both sides wrote to one database: say which with --conflict alpha, beta or newest"
 
 
 class Groups:
@@ -86,21 +90,50 @@ def together(plan: Plan, groups: list[Group], side: Side) -> list[Together]:
     ]
 
 
-def unmixed(joined: Join, groups: list[Group], rules: Rules) -> tuple[Rules, dict[int, str]]:
-    """Rules that give databases that both sides changed the files of one side, by the policy.
+def settle(
+    joined: Join,
+    outcome: Outcome,
+    groups: list[Group],
+    rules: Rules,
+    again: Callable[[Rules, Mapping[int, str]], Outcome],
+) -> tuple[Outcome, list[Group]]:
+    """See to it that no database becomes half of one side's and half of the other's.
+
+    Args:
+        outcome: what each file should become, judged alone.
+        again: judges once more, with other rules, and keys that are left alone.
 
     Returns:
-        The rules, and the keys for which there is no rule: a person has to say.
+        The new outcome, and the databases that are left alone: a person has to decide.
     """
+    mixed = [group for group in groups if not is_whole(joined, outcome, group)]
+    if not mixed:
+        return outcome, []
     decisions: dict[bytes, Side | None] = dict(rules.decisions)
     held: dict[int, str] = {}
-    for group in groups:
+    winners = []
+    for group in mixed:
         if rules.policy in (Policy.MANUAL, Policy.KEEP_BOTH):
             held |= dict.fromkeys(group.keys, MIXED)
             continue
-        winner = _SIDES.get(rules.policy) or newest(joined, group)
+        winners.append((group, _SIDES.get(rules.policy) or _latest(joined, group, rules.policy)))
         for key in group.keys:
             for side in SIDES:
                 for place in joined.nodes[key].names[side] | joined.nodes[key].base:
-                    decisions.setdefault(joined.path(side, place), winner)
-    return replace(rules, decisions=decisions), held
+                    decisions.setdefault(joined.path(side, place), winners[-1][1])
+    forced = replace(rules, decisions=decisions)
+    while True:
+        outcome = again(forced, held)
+        for group, winner in winners:
+            choose(joined, outcome, group, winner)
+        left = [group for group, _ in winners if not is_whole(joined, outcome, group)]
+        if not left:
+            return outcome, [group for group in mixed if group.keys & held.keys()]
+        for group in left:
+            held |= dict.fromkeys(group.keys, MIXED)
+        winners = [(group, winner) for group, winner in winners if group not in left]
+
+
+def _latest(joined: Join, group: Group, policy: Policy) -> Side:
+    side = newest(joined, group)
+    return side.other if policy is Policy.OLDEST else side

@@ -1,0 +1,253 @@
+"""The files of a database are one thing: read at one instant, decided and applied together."""
+
+import contextlib
+import os
+import random
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import bisync
+from tests.trees import look, sync
+
+VERSIONS = int(os.environ.get("BISYNC_VERSIONS", "15"))
+SEED = int(os.environ.get("BISYNC_SEED", "1"))
+ACCOUNTS, BALANCE = 300, 1000
+Pair = tuple[Path, Path]
+
+
+class Bank:
+    """A database whose balances always have the same sum; one commit moves money."""
+
+    def __init__(self, path: Path, *, mode: str = "WAL", seed: int = SEED) -> None:
+        self.path = path
+        self.chance = random.Random(seed)
+        self.db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        self.db.execute(f"PRAGMA journal_mode={mode}")
+        self.db.execute("PRAGMA wal_autocheckpoint=60")
+        self.db.execute("CREATE TABLE IF NOT EXISTS account(id INTEGER PRIMARY KEY, v, pad)")
+        self.db.execute("BEGIN")
+        self.db.executemany(
+            "INSERT OR REPLACE INTO account VALUES(?, ?, randomblob(400))",
+            [(number, BALANCE) for number in range(ACCOUNTS)],
+        )
+        self.db.execute("COMMIT")
+
+    def move(self, times: int = 1) -> None:
+        for _ in range(times):
+            one, two = self.chance.sample(range(ACCOUNTS), 2)
+            self.db.execute("BEGIN")
+            for account, amount in ((one, -7), (two, 7)):
+                self.db.execute(
+                    "UPDATE account SET v=v+?, pad=randomblob(400) WHERE id=?", (amount, account)
+                )
+            self.db.execute("COMMIT")
+
+    def close(self) -> None:
+        self.db.close()
+
+
+def balances(folder: Path, copy: Path) -> list[int] | None:
+    """What a database holds for who opens a copy of its files; ``None``: it is broken."""
+    for file in copy.glob("*"):
+        file.unlink()
+    copy.mkdir(exist_ok=True)
+    for file in folder.glob("bank.db*"):
+        if not file.name.endswith("-shm"):
+            (copy / file.name).write_bytes(file.read_bytes())
+    with contextlib.closing(sqlite3.connect(copy / "bank.db")) as db:
+        try:
+            if db.execute("PRAGMA integrity_check").fetchone() != ("ok",):
+                return None
+            found = [v for (v,) in db.execute("SELECT v FROM account ORDER BY id")]
+        except sqlite3.DatabaseError:
+            return None
+    return found if (len(found), sum(found)) == (ACCOUNTS, ACCOUNTS * BALANCE) else None
+
+
+@contextlib.contextmanager
+def at_work(bank: Bank, *, pause: float) -> Iterator[None]:
+    """Money moves all the time, in a thread; the connection is closed at the end."""
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.wait(pause):
+            bank.move()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        bank.close()
+
+
+@pytest.mark.parametrize("mode", ["WAL", "DELETE"])
+def test_a_database_at_work(pair: Pair, tmp_path: Path, mode: str):
+    """Every version of the replica is an instant of it, or the run says that it has to wait."""
+    a, b = pair
+    bank = Bank(a / "bank.db", mode=mode)
+    seen = set()
+    with at_work(bank, pause=0.002 if mode == "WAL" else 0.02):
+        for _ in range(VERSIONS):
+            assert bisync.sync(a, b).exit_code in (0, 24)
+            if (b / "bank.db").exists():
+                found = balances(b, tmp_path / "copy")
+                assert found is not None
+                seen.add(tuple(found))
+    # Where files can be cloned, a busy database is no reason to wait.
+    clones = subprocess.run(
+        ["cp", "--reflink=always", a / "bank.db", a.parent / "probe"], check=False
+    )
+    if clones.returncode == 0 and mode == "WAL":
+        assert len(seen) > VERSIONS // 2
+    sync(a, b)
+    assert look(a) == look(b)
+    assert balances(b, tmp_path / "copy") == balances(a, tmp_path / "other")
+
+
+def test_a_log_goes_with_its_database(pair: Pair, tmp_path: Path):
+    """The last one who closes it writes the log into the file: one step, no old log left."""
+    a, b = pair
+    bank = Bank(a / "bank.db")
+    bank.move(20)
+    sync(a, b)
+    assert (b / "bank.db-wal").stat().st_size
+    bank.move(20)
+    bank.close()
+    assert not (a / "bank.db-wal").exists()
+    report = bisync.sync(a, b, bisync.Config(max_delete=bisync.DeleteLimit(count=0)))
+    assert report.exit_code in (0, 25)  # the shared memory may wait, the log must not
+    assert not (b / "bank.db-wal").exists()
+    assert balances(b, tmp_path / "copy") == balances(a, tmp_path / "other")
+
+
+@pytest.mark.parametrize("policy", list(bisync.Policy))
+def test_both_sides_wrote(pair: Pair, tmp_path: Path, policy: bisync.Policy):
+    """The database of one side, whole, or nothing until a person says; never half of each."""
+    a, b = pair
+    Bank(a / "bank.db").close()
+    sync(a, b)
+    one, two = Bank(a / "bank.db", seed=2), Bank(b / "bank.db", seed=3)
+    one.move(20)
+    two.move(20)
+    for bank in (one, two):  # one has its news in the log, one in the file
+        bank.db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+    two.close()
+    one.move(1)
+    subprocess.run(["cp", "-a", a / "bank.db-wal", tmp_path / "wal"], check=True)
+    one.close()
+    subprocess.run(["cp", "-a", tmp_path / "wal", a / "bank.db-wal"], check=True)
+    mine, theirs = (balances(x, tmp_path / "copy") for x in pair)
+    assert mine is not None and theirs is not None and mine != theirs
+    report = bisync.sync(a, b, bisync.Config(conflict=policy))
+    after = [balances(x, tmp_path / "copy") for x in pair]
+    match policy:
+        case bisync.Policy.MANUAL:
+            assert report.exit_code == 23
+            assert after == [mine, theirs]
+        case bisync.Policy.BETA:
+            assert after == [theirs, theirs]
+        case bisync.Policy.ALPHA:
+            assert after == [mine, mine]
+        case _:
+            assert after in ([mine, mine], [theirs, theirs])
+    if policy is bisync.Policy.KEEP_BOTH:
+        assert len(list(a.glob("bank.db.conflict*"))) == 1
+    if policy is not bisync.Policy.MANUAL:
+        assert report.conflicts
+        assert look(a) == look(b)
+        assert bisync.sync(a, b).exit_code == 0
+
+
+def test_a_reader_at_the_replica(pair: Pair, tmp_path: Path):
+    """Who only looks leaves an empty log; that is no version of the database."""
+    a, b = pair
+    bank = Bank(a / "bank.db")
+    bank.close()
+    sync(a, b)
+    bank = Bank(a / "bank.db", seed=5)
+    bank.move(30)
+    with contextlib.closing(sqlite3.connect(b / "bank.db")) as reader:
+        assert reader.execute("SELECT count(*) FROM account").fetchone() == (ACCOUNTS,)
+        wanted = balances(a, tmp_path / "copy")
+        sync(a, b, check=24)  # it is open at the replica: all of it waits
+        assert balances(a, tmp_path / "copy") == wanted
+        assert balances(b, tmp_path / "copy") not in (None, wanted)
+    bank.close()
+    sync(a, b)
+    assert balances(b, tmp_path / "copy") == wanted
+    assert look(a) == look(b)
+
+
+def test_a_file_that_only_looks_like_one(pair: Pair):
+    """Names that end like a journal's are files like others."""
+    a, b = pair
+    for name in ("x-wal", "y-journal", "z-shm", "-wal", "d-wal"):
+        (a / name).write_bytes(b"1")
+    (a / "d").mkdir()
+    sync(a, b)
+    (a / "x-wal").write_bytes(b"22")
+    (b / "y-journal").write_bytes(b"333")
+    (a / "z-shm").unlink()
+    (a / "d-wal").rename(a / "d/x")
+    sync(a, b)
+    assert look(a) == look(b)
+    assert (a / "y-journal").read_bytes() == b"333"
+    assert not (b / "z-shm").exists()
+
+
+KILLED = """
+import ctypes, os, signal, sys
+import bisync
+from bisync.fs import perform
+left = int(sys.argv[3])
+
+def before(act):
+    def wrapped(*words):
+        global left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return act(*words)
+    return wrapped
+
+for name in ("swap", "rename_noreplace"):
+    setattr(perform, name, before(getattr(perform, name)))
+print(bisync.sync(sys.argv[1], sys.argv[2]).exit_code)
+"""
+
+
+def test_killed_between_two_files(pair: Pair, tmp_path: Path):
+    """Recovery, before anything else, makes it the old database or the new one."""
+    a, b = pair
+    other = a.parent / "C"
+    other.mkdir()
+    codes = []
+    for left in range(7):
+        bank = Bank(a / "bank.db", seed=left)
+        bank.move(5)
+        assert bisync.sync(a, b).exit_code == bisync.sync(b, other).exit_code == 0
+        old = balances(b, tmp_path / "copy")
+        bank.move(30)
+        if left % 2:
+            bank.close()  # the log goes
+        new = balances(a, tmp_path / "copy")
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, a, b, str(left // 2)], check=False, capture_output=True
+        )
+        codes.append(done.returncode)
+        bisync.sync(b, other)  # another pair of the root: it recovers, and knows nothing of A
+        assert balances(b, tmp_path / "copy") in (old, new)
+        bank.close()
+        assert bisync.sync(a, b).exit_code == 0
+        assert balances(b, tmp_path / "copy") == new
+        assert look(a) == look(b)
+    assert codes.count(-9) >= 3
