@@ -13,6 +13,9 @@ from bisync.core.diff import Join, Joined, same_version
 from bisync.core.node import SIDES, Kind, NodeId, Place, Side
 from bisync.core.reconcile import Outcome
 
+MAGIC = {b"": b"SQLite format 3\0", b"-wal": b"\x37\x7f\x06", b"-journal": b"\xd9\xd5\x05\xf9"}
+"""What the files of a database begin with, by the end of their names (SQLite, "Database File
+Format", 2024, sections 1.3, 3 and 4.1)."""
 JOURNALS = (b"-wal", b"-journal")
 SHARED = b"-shm"  # an index of the log in shared memory; made anew by the first who opens it
 
@@ -143,7 +146,14 @@ def choose(j: Join, outcome: Outcome, group: Group, winner: Side) -> None:
     """Let a database be that of one side: what that side has not goes, and is kept."""
     for key in group.keys:
         joined, verdict = j.nodes[key], outcome.verdicts[key]
-        if joined.seen[winner] is not None or not verdict.alive or verdict.held:
+        theirs = joined.seen[winner]
+        only_theirs = joined.names[winner] == joined.base and not joined.names[winner.other]
+        if theirs is not None and only_theirs and not verdict.alive and not verdict.held:
+            verdict.alive, verdict.names, verdict.forget = True, joined.base, False
+            verdict.content, verdict.source = theirs.content, winner
+            verdict.attributes = [theirs.attributes, theirs.attributes]
+            verdict.reason = "conflict: it goes with its database"
+        if theirs is not None or not verdict.alive or verdict.held:
             continue
         loser = joined.node(winner.other)
         place = min(joined.names[winner.other], key=lambda p: (p[1], p[0]))

@@ -2,13 +2,14 @@
 
 import errno
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bisync.core.conflict import ConflictKind
-from bisync.core.groups import Together
+from bisync.core.groups import MAGIC, Together, stem
 from bisync.core.node import ROOT, Attributes, Node, NodeId, Place
 from bisync.core.path import display
 from bisync.core.plan import Transition
@@ -36,6 +37,8 @@ from bisync.linux.rename import rename_noreplace
 
 if TYPE_CHECKING:
     from bisync.delta.changes import ChangeSink
+
+log = logging.getLogger(__name__)
 
 
 class LocalEndpoint:
@@ -179,7 +182,18 @@ class LocalEndpoint:
 
     def companions(self) -> list[Place]:
         """The places of all journals of databases."""
-        return self.replica.index.companions()
+        return [place for place in self.replica.index.companions() if self._is_database(place)]
+
+    def _is_database(self, place: Place) -> bool:
+        """Whether a journal, or what it would be the journal of, begins as such files do."""
+        base = stem(place[1])
+        for end, magic in MAGIC.items():
+            try:
+                if self.replica.contents.begins((place[0], base + end), magic):
+                    return True
+            except (PathError, OSError) as error:
+                log.info("not-looked-at name=%s reason=%s", base + end, error)
+        return False
 
     def hold(self, parent: NodeId, names: list[bytes], nodes: dict[bytes, NodeId]) -> Read:
         """Let the files of one database be read at one instant."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
-from bisync.core.node import Content, Kind, Node, NodeId
+from bisync.core.node import Content, Kind, Node, NodeId, Place
 from bisync.errors import BusyError, PathError, StaleError
 from bisync.fs.bases import Bases
 from bisync.fs.content import BIG, Chunk, Version, read_all, read_version
@@ -260,6 +260,24 @@ class Contents:
             return Version(os.fstat(base).st_size, digest, os.fstat(base), writer=False)
         finally:
             os.close(base)
+
+    def begins(self, place: Place, magic: bytes) -> bool:
+        """Whether there is a regular file at a place that begins with some bytes.
+
+        Raises:
+            StaleError: its directory is not where it was.
+            OSError: it cannot be read.
+        """
+        dir_fd = self._directories.open(place[0])
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            fd = os.open(place[1], flags, dir_fd=dir_fd)
+        except FileNotFoundError:
+            return False
+        try:
+            return stat.S_ISREG(os.fstat(fd).st_mode) and os.pread(fd, len(magic), 0) == magic
+        finally:
+            os.close(fd)
 
     def look_at_content(self, node: NodeId) -> Version:
         """Read a file that nobody wrote to since it was observed; nothing is recorded.

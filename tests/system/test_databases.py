@@ -167,6 +167,33 @@ def test_both_sides_wrote(pair: Pair, tmp_path: Path, policy: bisync.Policy):
         assert bisync.sync(a, b).exit_code == 0
 
 
+@pytest.mark.parametrize("policy", [bisync.Policy.ALPHA, bisync.Policy.BETA])
+def test_one_side_closed_it_the_other_moved_its_log_on(
+    here: Pair, tmp_path: Path, policy: bisync.Policy
+):
+    """The log that one side has not any more stays with the other side's file, or goes."""
+    a, b = here
+    one = Bank(a / "bank.db")
+    one.db.execute("PRAGMA wal_autocheckpoint=0")
+    one.move(9)
+    sync(a, b)
+    one.move(9)
+    one.close()
+    log = (b / "bank.db-wal").read_bytes(), os.stat(b / "bank.db-wal").st_mtime_ns
+    with contextlib.closing(sqlite3.connect(b / "bank.db")) as two:
+        two.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        moved = (b / "bank.db").read_bytes()
+    (b / "bank.db").write_bytes(moved)
+    (b / "bank.db-wal").write_bytes(log[0])
+    mine, theirs = (balances(x, tmp_path / "copy") for x in here)
+    assert None not in (mine, theirs) and mine != theirs
+    report = bisync.sync(a, b, bisync.Config(conflict=policy))
+    assert report.exit_code == 0
+    wanted = mine if policy is bisync.Policy.ALPHA else theirs
+    assert [balances(x, tmp_path / "copy") for x in here] == [wanted, wanted]
+    assert look(a) == look(b)
+
+
 def test_a_reader_at_the_replica(pair: Pair, tmp_path: Path):
     """Who only looks leaves an empty log; that is no version of the database."""
     a, b = pair
@@ -190,16 +217,19 @@ def test_a_reader_at_the_replica(pair: Pair, tmp_path: Path):
 def test_a_file_that_only_looks_like_one(pair: Pair):
     """Names that end like a journal's are files like others."""
     a, b = pair
-    for name in ("x-wal", "y-journal", "z-shm", "-wal", "d-wal"):
+    for name in ("x", "x-wal", "y-journal", "z-shm", "-wal", "d-wal"):
         (a / name).write_bytes(b"1")
     (a / "d").mkdir()
     sync(a, b)
     (a / "x-wal").write_bytes(b"22")
+    (b / "x").write_bytes(b"4444")
     (b / "y-journal").write_bytes(b"333")
     (a / "z-shm").unlink()
     (a / "d-wal").rename(a / "d/x")
     sync(a, b)
     assert look(a) == look(b)
+    assert (a / "x").read_bytes() == b"4444"
+    assert (b / "x-wal").read_bytes() == b"22"
     assert (a / "y-journal").read_bytes() == b"333"
     assert not (b / "z-shm").exists()
 
