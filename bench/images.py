@@ -1,6 +1,7 @@
 """Disk images against rsync: a few small writes to a big file, local, on ext4, XFS and btrfs.
 
-Usage (as root): python -m bench.images [--rounds N] [--sizes MIB ...] [--pages N] [FILE_SYSTEM ...]
+Usage (as root): python -m bench.images [--rounds N] [--sizes MIB ...] [--pages N]
+                             [--changes ...] [--programs ...] [FILE_SYSTEM ...]
 
 A source and a replica for each program, on one loop-mounted file system each time. In each round
 the same pages are written to all sources, then the programs run in turn. *written* is what the
@@ -88,11 +89,13 @@ CHANGES: dict[str, Callable[[Path, int, int], None]] = {
 }
 
 
-def measure(folder: Path, kind: str, mib: int, pages: int, rounds: int, change: str) -> None:
+def measure(
+    folder: Path, kind: str, mib: int, pages: int, rounds: int, change: str, programs: list[str]
+) -> None:
     """One table row per program."""
-    with mounted(folder, kind, (len(PROGRAMS) * 3 * mib << 20) + (2 << 30)) as (root, device):
+    with mounted(folder, kind, (len(programs) * 3 * mib << 20) + (2 << 30)) as (root, device):
         roots = {
-            name: (root / str(n) / "A", root / str(n) / "B") for n, name in enumerate(PROGRAMS)
+            name: (root / str(n) / "A", root / str(n) / "B") for n, name in enumerate(programs)
         }
         first = next(iter(roots.values()))[0] / "image"
         for source, target in roots.values():
@@ -106,8 +109,8 @@ def measure(folder: Path, kind: str, mib: int, pages: int, rounds: int, change: 
             if source != first.parent:
                 subprocess.run(["cp", "--reflink=never", first, source], check=True)
             Figures().run([*PROGRAMS[name], f"{source}/", target])
-        found = {name: Figures() for name in PROGRAMS}
-        took: dict[str, list[int]] = {name: [] for name in PROGRAMS}
+        found = {name: Figures() for name in programs}
+        took: dict[str, list[int]] = {name: [] for name in programs}
         for number in range(-1, rounds):  # the first one is to warm up
             for name, (source, target) in roots.items():
                 CHANGES[change](source / "image", pages, number)
@@ -135,6 +138,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="*", default=[512, 2048])
     parser.add_argument("--pages", type=int, default=1000)
     parser.add_argument("--changes", nargs="*", choices=list(CHANGES), default=list(CHANGES))
+    parser.add_argument("--programs", nargs="*", choices=list(PROGRAMS), default=list(PROGRAMS))
     parser.add_argument("file_systems", nargs="*", default=list(MAKE))
     options = parser.parse_args()
     head = ("change", "fs", "MiB", "program", "wall s", "cpu s", "wall", "cpu", "written x")
@@ -143,7 +147,9 @@ def main() -> None:
         for change in options.changes:
             for kind in options.file_systems:
                 for mib in options.sizes:
-                    measure(folder, kind, mib, options.pages, options.rounds, change)
+                    measure(
+                        folder, kind, mib, options.pages, options.rounds, change, options.programs
+                    )
                     shutil.rmtree(folder / kind)
 
 

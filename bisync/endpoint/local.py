@@ -212,9 +212,11 @@ class LocalEndpoint:
         """Whether files that are to be read at one instant moved on while they were read."""
         return self.replica.contents.holds.moved(nodes)
 
-    def supply_changes(self, node: NodeId, sink: "ChangeSink") -> Version:
+    def supply_changes(
+        self, node: NodeId, sink: "ChangeSink", *, refuse_writer: bool = False
+    ) -> Version:
         """Tell the other side what its old version of a big file lacks."""
-        return self.replica.contents.send_changes(node, sink)
+        return self.replica.contents.send_changes(node, sink, refuse_writer=refuse_writer)
 
     def apply(
         self,

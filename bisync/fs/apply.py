@@ -69,7 +69,9 @@ class Applier:
         self.t = tools
         self.look = Looker(tools.root, tools.index, tools.directories)
         self.source = source
-        self.builder = Builder(self.look, tools.stage, source, tools.lists, tools.workers)
+        self.builder = Builder(
+            self.look, tools.stage, source, tools.lists, tools.workers, tools.stop
+        )
         self.record = Recorder(self.look, tools.db)
         self.log = ResultLog(tools.db, tools.index, pair)
         self.staged: dict[int, Staged] = {}  # by position in the batch
@@ -218,7 +220,12 @@ class Applier:
                 if isinstance(step, Replace) and not self.t.whole_files:
                     old = step.node if step.keep is None else step.keep_node
                 self.staged[i] = self.builder.build(
-                    step.content, step.attributes, step.source, new=isinstance(step, Make), old=old
+                    step.content,
+                    step.attributes,
+                    step.source,
+                    trace=b"%d %d" % (self.log.pair, step.source or 0),
+                    new=isinstance(step, Make),
+                    old=old,
                 )
                 self.made[step.node] = self.staged[i]
             case Link() if step.displaces is not None:

@@ -43,6 +43,7 @@ def list_blocks(
     *,
     workers: int = 1,
     sink: Callable[[Chunk], None] | None = None,
+    stop: Callable[[], None] = lambda: None,
 ) -> Blocks | None:
     """The list of an open file.
 
@@ -53,6 +54,7 @@ def list_blocks(
         old: a list of any earlier version, or an empty one; gives the seed.
         workers: threads; with a ``sink`` there is one.
         sink: gets every chunk, in order.
+        stop: called now and then; may end it all by an exception.
 
     Returns:
         ``None`` if the file ended before ``size``.
@@ -64,7 +66,7 @@ def list_blocks(
     collectors = [Collector(old.seed) for _ in spans]
 
     def work(span: tuple[int, int], collector: Collector) -> bool:
-        return _list_span(fd, span, old, collector, sink)
+        return _list_span(fd, span, old, collector, sink, stop)
 
     if len(spans) == 1:
         complete = work(spans[0], collectors[0])
@@ -97,10 +99,12 @@ def _list_span(
     old: Blocks,
     collector: Collector,
     sink: Callable[[Chunk], None] | None,
+    stop: Callable[[], None],
 ) -> bool:
     position, end = span
     known, find, prove = -1, b"", b""
     for chunk in chunks_of(fd, end, bytearray(_BUFFER), position):
+        stop()
         if sink is not None:
             sink(chunk)
         position += chunk.length
@@ -127,10 +131,15 @@ class Lister:
     """Reads a big file and lists its blocks; ``blocks`` has the list then."""
 
     def __init__(
-        self, old: Blocks, *, workers: int, sink: Callable[[Chunk], None] | None = None
+        self,
+        old: Blocks,
+        *,
+        workers: int,
+        sink: Callable[[Chunk], None] | None = None,
+        stop: Callable[[], None] = lambda: None,
     ) -> None:
         self.blocks = old
-        self._old, self._workers, self._sink = old, workers, sink
+        self._old, self._workers, self._sink, self._stop = old, workers, sink, stop
 
     @classmethod
     def fresh(cls, sink: Callable[[Chunk], None] | None, *, workers: int) -> "Lister":
@@ -139,7 +148,9 @@ class Lister:
 
     def __call__(self, fd: int, size: int) -> bytes | None:
         """The content digest; ``None`` if the file ended too early."""
-        blocks = list_blocks(fd, size, self._old, workers=self._workers, sink=self._sink)
+        blocks = list_blocks(
+            fd, size, self._old, workers=self._workers, sink=self._sink, stop=self._stop
+        )
         if blocks is None:
             return None
         self.blocks = blocks
@@ -152,10 +163,18 @@ class Lister:
 class Comparer:
     """Lists a big file that is known, by what its extents have not in common with its base."""
 
-    def __init__(self, node: NodeId, old: Blocks, bases: Bases, *, workers: int) -> None:
+    def __init__(
+        self,
+        node: NodeId,
+        old: Blocks,
+        bases: Bases,
+        *,
+        workers: int,
+        stop: Callable[[], None] = lambda: None,
+    ) -> None:
         self.blocks = old
         self._node, self._old, self._digest = node, old, old.digest()
-        self._bases, self._workers = bases, workers
+        self._bases, self._workers, self._stop = bases, workers, stop
         self._waiting: tuple[int, bytes] | None = None
 
     def __call__(self, fd: int, size: int) -> bytes | None:
@@ -211,7 +230,7 @@ class Comparer:
     def _list(self, fd: int, size: int, there: bytes | None) -> bytes | None:
         only = self._candidates(there, size) if there is not None else None
         if only is None:
-            blocks = list_blocks(fd, size, self._old, workers=self._workers)
+            blocks = list_blocks(fd, size, self._old, workers=self._workers, stop=self._stop)
         else:
             blocks = _list_some(fd, size, self._old, only)
         if blocks is None:
@@ -244,14 +263,17 @@ class Sender:
         *,
         workers: int,
         pace: Callable[[int], None],
+        stop: Callable[[], None] = lambda: None,
     ) -> None:
         self.blocks = blocks
-        self._sink, self._workers, self._pace = sink, workers, pace
+        self._sink, self._workers, self._pace, self._stop = sink, workers, pace, stop
 
     def __call__(self, fd: int, size: int) -> bytes | None:
         """The content digest; ``None`` if the file ended too early."""
         if self.blocks is None or self.blocks.size != size:
-            self.blocks = list_blocks(fd, size, Blocks(0, 0), workers=self._workers)
+            self.blocks = list_blocks(
+                fd, size, Blocks(0, 0), workers=self._workers, stop=self._stop
+            )
             if self.blocks is None:
                 return None
         send_changes(self.blocks, self._sink, Reader(fd), self._pace, BACKEND)
@@ -308,17 +330,26 @@ class Finder:
 class Patch:
     """Makes the new version of a file from the old one: a ``ChangeSink``."""
 
-    def __init__(self, fd: int, basis: int, old: Blocks, backend: Backend = BACKEND) -> None:
+    def __init__(
+        self,
+        fd: int,
+        basis: int,
+        old: Blocks,
+        *,
+        backend: Backend = BACKEND,
+        stop: Callable[[], None] = lambda: None,
+    ) -> None:
         """
         Args:
-            fd: an empty file, open for writing.
+            fd: an empty file, open for writing; or the old version itself, if nobody else has it.
             basis: the old version, open for reading.
             old: its list.
+            stop: called now and then; may end it all by an exception.
         """
         self.key = secrets.randbits(64)
         self.old = old
         self.literal = 0  # bytes that came
-        self._fd, self._basis, self._backend = fd, basis, backend
+        self._fd, self._basis, self._backend, self._stop = fd, basis, backend, stop
         self._size = old.size
         self._cloned = False
         self._read = Reader(basis)
@@ -332,8 +363,11 @@ class Patch:
         Raises:
             BasisError: the old content is not what its list says.
         """
-        os.ftruncate(self._fd, 0)
-        self._cloned = clone(self._basis, self._fd)
+        if self._fd == self._basis:
+            self._cloned = True
+        else:
+            os.ftruncate(self._fd, 0)
+            self._cloned = clone(self._basis, self._fd)
         os.ftruncate(self._fd, size)
         self._size, self.literal = size, 0
         self._before, self._changed = (-1, b""), Collector(self.old.seed)
@@ -347,6 +381,7 @@ class Patch:
         """Copy old blocks that stay; what is copied anyway is also looked at."""
         stop = min(end * BLOCK_SIZE, self._size, self.old.size)
         for chunk in chunks_of(self._basis, stop, self._space, first * BLOCK_SIZE):
+            self._stop()
             if chunk.data is None:
                 continue
             write_chunk(self._fd, chunk)

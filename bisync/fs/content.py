@@ -71,7 +71,9 @@ class ContentSource(Protocol):
         """
         ...
 
-    def supply_changes(self, node: NodeId, sink: "ChangeSink") -> Version:
+    def supply_changes(
+        self, node: NodeId, sink: "ChangeSink", *, refuse_writer: bool = False
+    ) -> Version:
         """Tell a receiver with an older version of a big file all that differs.
 
         Raises:

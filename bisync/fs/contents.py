@@ -173,7 +173,12 @@ class Contents:
         size = os.fstat(held.fd).st_size
         blocks = None
         if size >= BIG:
-            lister = Lister(self.lists.known(row.id), workers=self._options.workers, sink=sink)
+            lister = Lister(
+                self.lists.known(row.id),
+                workers=self._options.workers,
+                sink=sink,
+                stop=self._options.stop,
+            )
             digest = lister(held.fd, size)
             blocks = lister.blocks
             self.lists.save(row.id, blocks)
@@ -193,8 +198,8 @@ class Contents:
 
         known, workers = self.lists.known(node), self._options.workers
         if sink is not None or self._dry:
-            return Lister(known, workers=workers, sink=sink)
-        return Comparer(node, known, self.bases, workers=workers)
+            return Lister(known, workers=workers, sink=sink, stop=self._options.stop)
+        return Comparer(node, known, self.bases, workers=workers, stop=self._options.stop)
 
     def _instant(
         self, dir_fd: int, name: bytes, seen: Seen, lister: "Lister | Comparer | None"
@@ -221,7 +226,9 @@ class Contents:
             return None
         return Version(seen.size, digest, info, writer=True, instant=True)
 
-    def send_changes(self, node: NodeId, sink: "ChangeSink") -> Version:
+    def send_changes(
+        self, node: NodeId, sink: "ChangeSink", *, refuse_writer: bool = False
+    ) -> Version:
         """Tell a receiver what its old version of a big file lacks.
 
         Raises:
@@ -235,9 +242,9 @@ class Contents:
         row, seen = known
         blocks = self.lists.of(node, row.content.digest)
         if blocks is None:
-            blocks = self.read(node).blocks
+            blocks = self.read(node, refuse_writer=refuse_writer).blocks
         stop, workers = self._options.stop, self._options.workers
-        sender = Sender(sink, blocks, workers=workers, pace=lambda _length: stop())
+        sender = Sender(sink, blocks, workers=workers, pace=lambda _length: stop(), stop=stop)
         held = self.holds.get(node)
         if held is not None and held.fd >= 0:
             digest = sender(held.fd, os.fstat(held.fd).st_size)
@@ -246,7 +253,9 @@ class Contents:
             return Version(os.fstat(held.fd).st_size, digest, held.info, writer=False)
         dir_fd, name = self._directories.at(places[0])
         try:
-            return read_version(dir_fd, name, expect=seen.fits, scan=sender)
+            return read_version(
+                dir_fd, name, expect=seen.fits, refuse_writer=refuse_writer, scan=sender
+            )
         except BasisError:
             raise
         except (BusyError, StaleError):

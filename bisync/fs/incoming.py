@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from bisync.core.node import Attributes, Content, Kind, NodeId, XAttrs
-from bisync.errors import StaleError
+from bisync.delta.digest import BLOCK_SIZE
+from bisync.errors import Interrupted, StaleError
 from bisync.fs.content import BIG, Chunk, ContentSource, Version
 from bisync.fs.copying import write_chunk
 from bisync.fs.look import Looker
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from bisync.fs.blocklist import BlockLists
 
 log = logging.getLogger(__name__)
+LARGE = 64 << 20  # bytes; of a file with so many, a cut run's work is worth keeping
 
 
 @dataclass(slots=True)
@@ -61,12 +64,14 @@ class Builder:
         source: ContentSource,
         lists: Callable[[], "BlockLists"],
         workers: int,
+        stop: Callable[[], None],
     ) -> None:
         self.look = look
         self.stage = stage
         self.source = source
         self.lists = lists
         self.workers = workers
+        self.stop = stop
 
     def build(
         self,
@@ -74,12 +79,14 @@ class Builder:
         attributes: Attributes,
         source: NodeId | None,
         *,
+        trace: bytes,
         new: bool,
         old: NodeId | None = None,
     ) -> Staged:
         """Build one object with its attributes; a file's content comes from ``source``.
 
         Args:
+            trace: the same in the next run, to find what this one leaves if it is cut.
             new: nobody has this file here yet, so it waits until its writer has closed it.
             old: a file here that it may be made from.
 
@@ -89,7 +96,7 @@ class Builder:
         stage, folder = self.stage, self.stage.incoming
         if content.kind is Kind.FILE:
             assert source is not None
-            return self._fetch(content, attributes, source, new=new, old=old)
+            return self._fetch(content, attributes, source, trace=trace, new=new, old=old)
         name = Stage.name()
         match content.kind:
             case Kind.DIR:
@@ -120,6 +127,7 @@ class Builder:
         attributes: Attributes,
         source: NodeId,
         *,
+        trace: bytes,
         new: bool,
         old: NodeId | None,
     ) -> Staged:
@@ -129,12 +137,24 @@ class Builder:
             try:
                 with self._basis(old) as basis:
                     if basis is not None:
-                        fill = partial(_by_changes, self.source, source, basis=basis)
+                        fill = partial(
+                            _by_changes, self.source, source, basis=basis, stop=self.stop
+                        )
                         return self._finish(content, attributes, fill)
             except BasisError as error:
                 log.info("basis-not-used node=%d reason=%s", old, error)
-        fill = partial(_as_a_whole, self.source, source, size=content.size, new=new)
-        return self._finish(content, attributes, fill)
+        if content.size >= LARGE:
+            from bisync.fs.bigfile import BasisError  # noqa: PLC0415 -- loads numpy
+
+            fill = partial(
+                _go_on, self.source, source, new=new, workers=self.workers, stop=self.stop
+            )
+            try:
+                return self._finish(content, attributes, fill, trace)
+            except BasisError as error:
+                log.info("partial-not-used node=%d reason=%s", source, error)
+        fill = partial(_as_a_whole, self.source, source, size=content.size, new=new, stop=self.stop)
+        return self._finish(content, attributes, fill, trace if content.size >= LARGE else None)
 
     @contextmanager
     def _basis(self, old: NodeId) -> Iterator[tuple[int, "Blocks"] | None]:
@@ -168,13 +188,23 @@ class Builder:
             os.close(fd)
 
     def _finish(
-        self, content: Content, attributes: Attributes, fill: Callable[[int], "_Filled"]
+        self,
+        content: Content,
+        attributes: Attributes,
+        fill: Callable[[int], "_Filled"],
+        trace: bytes | None = None,
     ) -> Staged:
-        """A new file in the stage: filled, verified, dressed."""
+        """A new file in the stage: filled, verified, dressed.
+
+        Args:
+            trace: of a file so large that what arrived stays for the next run if this one is cut.
+        """
         stage = self.stage
-        name, fd = stage.create()
+        name, fd = stage.create() if trace is None else stage.partial(trace)
         try:
             filled = fill(fd)
+            if trace is not None:
+                name = stage.complete(name)
             version = filled.version
             if content.digest is not None and version.digest != content.digest:
                 raise StaleError("its content is not what was observed")
@@ -182,9 +212,10 @@ class Builder:
             missed = self._dress(fd, b"", Kind.FILE, attributes)
             handle = self.look.root.handles.read(fd, b"")
             info, found = os.fstat(fd), read_xattrs(fd, b"")
-        except BaseException:
+        except BaseException as error:
             os.close(fd)
-            stage.discard(name)
+            if trace is None or not isinstance(error, Interrupted):
+                stage.discard(name)
             raise
         stage.finish(fd)
         verified = Content(Kind.FILE, version.size, version.digest)
@@ -217,7 +248,15 @@ class _Filled:
     blocks: "Blocks | None" = None
 
 
-def _as_a_whole(source: ContentSource, node: NodeId, fd: int, *, size: int, new: bool) -> _Filled:
+def _as_a_whole(
+    source: ContentSource,
+    node: NodeId,
+    fd: int,
+    *,
+    size: int,
+    new: bool,
+    stop: Callable[[], None],
+) -> _Filled:
     finder = None
     if size >= BIG:
         from bisync.fs.bigfile import Finder  # noqa: PLC0415 -- loads numpy
@@ -225,6 +264,7 @@ def _as_a_whole(source: ContentSource, node: NodeId, fd: int, *, size: int, new:
         finder = Finder()
 
     def sink(chunk: Chunk) -> None:
+        stop()
         write_chunk(fd, chunk)
         if finder is not None:
             finder.take(chunk)
@@ -240,13 +280,43 @@ def _as_a_whole(source: ContentSource, node: NodeId, fd: int, *, size: int, new:
     return _Filled(version, version.size, blocks)
 
 
+def _go_on(
+    source: ContentSource,
+    node: NodeId,
+    fd: int,
+    *,
+    new: bool,
+    workers: int,
+    stop: Callable[[], None],
+) -> _Filled:
+    """Go on with what a cut run left, if it did."""
+    from bisync.delta.blocks import Blocks  # noqa: PLC0415 -- loads numpy
+    from bisync.fs.bigfile import list_blocks  # noqa: PLC0415 -- loads numpy
+
+    size = os.fstat(fd).st_size // BLOCK_SIZE * BLOCK_SIZE
+    if size == 0:
+        return _as_a_whole(source, node, fd, size=LARGE, new=new, stop=stop)
+    os.ftruncate(fd, size)
+    fresh = Blocks(0, secrets.randbits(64))
+    blocks = list_blocks(fd, size, fresh, workers=workers, stop=stop)
+    if blocks is None:
+        raise StaleError("what had arrived became shorter")
+    return _by_changes(source, node, fd, basis=(fd, blocks), new=new, stop=stop)
+
+
 def _by_changes(
-    source: ContentSource, node: NodeId, fd: int, *, basis: tuple[int, "Blocks"]
+    source: ContentSource,
+    node: NodeId,
+    fd: int,
+    *,
+    basis: tuple[int, "Blocks"],
+    new: bool = False,
+    stop: Callable[[], None],
 ) -> _Filled:
     from bisync.fs.bigfile import BasisError, Patch  # noqa: PLC0415 -- loads numpy
 
-    patch = Patch(fd, *basis)
-    version = source.supply_changes(node, patch)
+    patch = Patch(fd, *basis, stop=stop)
+    version = source.supply_changes(node, patch, refuse_writer=new)
     blocks = patch.blocks()
     if blocks.digest() != version.digest:
         raise BasisError("what was made is not what was sent")

@@ -22,6 +22,7 @@ from bisync.fs.log import FAILED, place_from_row
 from bisync.fs.look import Looker, hold
 from bisync.fs.meta import attributes_of, kind_of
 from bisync.fs.replica import Replica
+from bisync.fs.stage import PARTIAL
 from bisync.linux.boot import boot_id
 from bisync.linux.filesystem import syncfs
 from bisync.linux.lease import Lease
@@ -323,6 +324,8 @@ class _Recovery:
         incoming = {row["in"].encode(): row for row in rows if "in" in row}
         outgoing = {row["out"].encode(): row for row in rows if "out" in row}
         for name in map(os.fsencode, os.listdir(stage.incoming)):
+            if name.startswith(PARTIAL):
+                continue  # the next run may go on with it
             found = incoming.get(name.removesuffix(ASIDE))
             if not name.endswith(ASIDE) and self._is_unused(name, found):
                 remove_object(stage.incoming, name)

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import stat
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -370,6 +371,7 @@ class Replica:
 
         A base takes room: it goes with its version, and when there is little room at all.
         """
+        self.stage.tidy(room=has_room(self.folder.fd), now_ns=time.time_ns())
         for folder in (b"blocks", b"bases"):
             try:
                 fd = os.open(folder, OPEN_DIR, dir_fd=self.folder.fd)

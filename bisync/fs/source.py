@@ -414,15 +414,18 @@ class SourceTree:
         """Nothing is held in a source."""
         return False
 
-    def supply_changes(self, node: int, sink: "ChangeSink") -> Version:
+    def supply_changes(
+        self, node: int, sink: "ChangeSink", *, refuse_writer: bool = False
+    ) -> Version:
         """Tell a receiver what its old version of a big file lacks."""
+        del refuse_writer
         from bisync.fs.bigfile import Sender  # noqa: PLC0415 -- loads numpy
 
         def pace(length: int) -> None:
             self.rules.stop()
             self.rules.pace(length)
 
-        sender = Sender(sink, None, workers=self.rules.workers, pace=pace)
+        sender = Sender(sink, None, workers=self.rules.workers, pace=pace, stop=self.rules.stop)
         return self._read(self.by_key[node], None, lambda: None, sender)
 
     def digest(self, seen: Seen) -> bytes | None:

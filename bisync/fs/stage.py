@@ -6,12 +6,15 @@ holds what was displaced and is on its way to the store, and parked nodes.
 """
 
 import contextlib
+import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 
 from bisync.fs.root import OPEN_DIR
 from bisync.linux.filesystem import syncfs
 
+PARTIAL = b"part-"  # begins the names of files that have not arrived whole
+_FORGOTTEN_NS = 7 * 86_400 * 10**9
 _FSYNC_EACH = 64  # up to this many files one by one, more by one flush of the file system
 
 
@@ -37,6 +40,30 @@ class Stage:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         fd = os.open(name, flags, 0o600, dir_fd=self.incoming)
         return name, fd
+
+    def partial(self, trace: bytes) -> tuple[bytes, int]:
+        """The file for what arrives of a large file, with what a cut run left in it.
+
+        Args:
+            trace: who wants to make the same file finds it by that.
+        """
+        name = PARTIAL + hashlib.blake2b(trace, digest_size=16).hexdigest().encode()
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        return name, os.open(name, flags, 0o600, dir_fd=self.incoming)
+
+    def complete(self, name: bytes) -> bytes:
+        """A partial file is whole now: it gets a name like all others."""
+        new = self.name()
+        os.rename(name, new, src_dir_fd=self.incoming, dst_dir_fd=self.incoming)
+        return new
+
+    def tidy(self, *, room: bool, now_ns: int) -> None:
+        """Remove partial files that nobody came back for, or all when there is no room."""
+        for name in map(os.fsencode, os.listdir(self.incoming)):
+            if name.startswith(PARTIAL):
+                age = now_ns - os.stat(name, dir_fd=self.incoming).st_mtime_ns
+                if not room or age > _FORGOTTEN_NS:
+                    os.unlink(name, dir_fd=self.incoming)
 
     def finish(self, fd: int) -> None:
         """The file is complete; it becomes durable with the next :meth:`flush`."""

@@ -2,7 +2,10 @@
 
 import os
 import random
+import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -268,3 +271,58 @@ def test_random_edits(pair: Pair):
         if size >= 5 * MIB:
             assert report.literal_bytes <= bound, f"seed {SEED}, round {rounds}"
     assert rounds >= 3
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+@pytest.mark.parametrize("command", ["sync", "mirror"])
+def test_a_cut_copy_goes_on(here: tuple[Path, Path], how: str, command: str):
+    """What had arrived of a large file is not sent again."""
+    a, b = here
+    size = 256 << 20
+    with (a / "image").open("wb") as file:
+        for _ in range(size >> 20):
+            file.write(random.randbytes(1 << 20))
+    words = [command, "--json", f"{a}/", b]
+    process = subprocess.Popen([sys.executable, "-m", "bisync", *words], stdout=subprocess.DEVNULL)
+    incoming = b / ".bisync/in"
+    while not any(part.stat().st_size > size // 4 for part in incoming.glob("part-*")):
+        assert process.poll() is None, "it was done before it could be cut"
+    process.send_signal(signal.SIGINT if how == "stopped" else signal.SIGKILL)
+    assert process.wait() == (130 if how == "stopped" else -9)
+    assert list(incoming.glob("part-*"))
+    assert not (b / "image").exists()
+    report = run(*words)
+    assert (b / "image").read_bytes() == (a / "image").read_bytes()
+    assert report.summary["literal_bytes"] < size * 4 // 5
+    assert not list(incoming.iterdir())
+
+
+def test_a_part_of_another_file(here: tuple[Path, Path]):
+    """The source was made anew since the copy was cut: what fits is used, all is right."""
+    a, b = here
+    data = random.randbytes(80 << 20)
+    (a / "image").write_bytes(data)
+    process = subprocess.Popen([sys.executable, "-m", "bisync", "sync", a, b])
+    incoming = b / ".bisync/in"
+    while not any(part.stat().st_size > len(data) // 4 for part in incoming.glob("part-*")):
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    (a / "image").write_bytes(b"other" * 1000 + data[:70_000_000])
+    sync(a, b)
+    assert (b / "image").read_bytes() == (a / "image").read_bytes()
+    assert not list(incoming.iterdir())
+
+
+def test_parts_do_not_stay_for_ever(here: tuple[Path, Path]):
+    """Nobody came back for a week."""
+    a, b = here
+    sync(a, b)
+    old, new = b / ".bisync/in/part-old", b / ".bisync/in/part-new"
+    for path in (old, new):
+        path.write_bytes(b"x")
+    os.utime(old, (0, 0))
+    (a / "f").write_bytes(b"x")
+    sync(a, b)
+    assert not old.exists()
+    assert new.exists()
