@@ -32,6 +32,7 @@ class Output:
         self._plain_progress = progress and not as_json and not sys.stderr.isatty()
         self._status: Any = None
         self._last = 0.0
+        self._file = "", 0.0, 0  # in hand: its name, when and where it was first seen
 
     def __enter__(self) -> "Output":
         if self._progress:
@@ -64,13 +65,29 @@ class Output:
         if now - self._last < _REFRESH_S:
             return
         self._last = now
-        text = f"{event.phase}: {event.done} entries"
-        if event.bytes:
-            text += f", {human_size(event.bytes)}"
+        if event.phase == "file":
+            text = self._of_file(event, now)
+        else:
+            text = f"{event.phase}: {event.done} entries"
+            if event.bytes:
+                text += f", {human_size(event.bytes)}"
         if self._status is not None:
             self._status.update(text)
         elif self._plain_progress:
             print(text, file=sys.stderr)
+
+    def _of_file(self, event: Progress, now: float) -> str:
+        """How far one file is, how fast, and how much longer; from when it was first seen on."""
+        name, began, at = self._file
+        if name != event.name or event.bytes < at:
+            self._file = name, began, at = event.name, now, event.bytes
+        text = f"{event.name}: {human_size(event.bytes)} of {human_size(event.total)}"
+        text += f", {human_size(event.bytes - event.literal)} matched"
+        rate = (event.bytes - at) / (now - began) if now > began else 0.0
+        if rate > 0:
+            left = (event.total - event.bytes) / rate
+            text += f", {human_size(int(rate))}/s, {left:.0f} s left"
+        return text
 
     def _show(self, event: Event) -> None:
         match event:

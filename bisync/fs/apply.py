@@ -22,7 +22,7 @@ from bisync.errors import BusyError, Interrupted, PathError, StaleError
 from bisync.fs.content import ContentSource
 from bisync.fs.copying import remove_object
 from bisync.fs.database import Database
-from bisync.fs.incoming import Builder, Staged
+from bisync.fs.incoming import Arrived, Builder, Staged, not_told
 from bisync.fs.index import Index
 from bisync.fs.log import ResultLog
 from bisync.fs.look import Looker
@@ -60,6 +60,7 @@ class Tools:
     boot: str = ""  # this boot of the machine; what it did not flush is looked at after another
     stop: Callable[[], None] = lambda: None
     whole_files: bool = False
+    arrived: Arrived = not_told
 
 
 class Applier:
@@ -70,7 +71,7 @@ class Applier:
         self.look = Looker(tools.root, tools.index, tools.directories)
         self.source = source
         self.builder = Builder(
-            self.look, tools.stage, source, tools.lists, tools.workers, tools.stop
+            self.look, tools.stage, source, tools.lists, tools.workers, tools.stop, tools.arrived
         )
         self.record = Recorder(self.look, tools.db)
         self.log = ResultLog(tools.db, tools.index, pair)
@@ -224,6 +225,7 @@ class Applier:
                     step.attributes,
                     step.source,
                     trace=b"%d %d" % (self.log.pair, step.source or 0),
+                    name=(step.place if isinstance(step, Make) else step.places[0])[1],
                     new=isinstance(step, Make),
                     old=old,
                 )

@@ -338,6 +338,7 @@ class Patch:
         *,
         backend: Backend = BACKEND,
         stop: Callable[[], None] = lambda: None,
+        arrived: Callable[[int, int], None] = lambda _done, _literal: None,
     ) -> None:
         """
         Args:
@@ -345,11 +346,13 @@ class Patch:
             basis: the old version, open for reading.
             old: its list.
             stop: called now and then; may end it all by an exception.
+            arrived: told how far it is: (bytes done, bytes that had to come).
         """
         self.key = secrets.randbits(64)
         self.old = old
         self.literal = 0  # bytes that came
         self._fd, self._basis, self._backend, self._stop = fd, basis, backend, stop
+        self._arrived = arrived
         self._size = old.size
         self._cloned = False
         self._read = Reader(basis)
@@ -472,6 +475,7 @@ class Patch:
         ):
             self._write(offset + start, memoryview(data)[start:end])
         self.literal += sum(len(piece) for _, piece in pieces if isinstance(piece, memoryview))
+        self._arrived(offset + length, self.literal)
         self._changed.add(block, finding(data, self.old.seed), proof)
 
     def _write(self, offset: int, data: memoryview) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from bisync.core.node import Attributes, Content, Kind, NodeId, XAttrs
 from bisync.delta.digest import BLOCK_SIZE
@@ -26,6 +26,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 LARGE = 64 << 20  # bytes; of a file with so many, a cut run's work is worth keeping
+
+
+Arrived: TypeAlias = Callable[[bytes, int, int, int], None]
+"""Told how far one large file is: its name, bytes done, bytes in all, bytes that had to come."""
+
+
+def not_told(_name: bytes, _done: int, _total: int, _literal: int) -> None:
+    """Nobody wants to know."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Watch:
+    """Who is asked whether to go on, and told how far a file is."""
+
+    stop: Callable[[], None]
+    arrived: Callable[[int, int], None]  # bytes done, bytes that had to come
 
 
 @dataclass(slots=True)
@@ -65,6 +81,7 @@ class Builder:
         lists: Callable[[], "BlockLists"],
         workers: int,
         stop: Callable[[], None],
+        arrived: Arrived,
     ) -> None:
         self.look = look
         self.stage = stage
@@ -72,6 +89,7 @@ class Builder:
         self.lists = lists
         self.workers = workers
         self.stop = stop
+        self.arrived = arrived
 
     def build(
         self,
@@ -80,6 +98,7 @@ class Builder:
         source: NodeId | None,
         *,
         trace: bytes,
+        name: bytes,
         new: bool,
         old: NodeId | None = None,
     ) -> Staged:
@@ -87,6 +106,7 @@ class Builder:
 
         Args:
             trace: the same in the next run, to find what this one leaves if it is cut.
+            name: of the file, to tell how far it is.
             new: nobody has this file here yet, so it waits until its writer has closed it.
             old: a file here that it may be made from.
 
@@ -96,7 +116,13 @@ class Builder:
         stage, folder = self.stage, self.stage.incoming
         if content.kind is Kind.FILE:
             assert source is not None
-            return self._fetch(content, attributes, source, trace=trace, new=new, old=old)
+
+            def arrived(done: int, literal: int) -> None:
+                if content.size >= LARGE:
+                    self.arrived(name, done, content.size, literal)
+
+            watch = _Watch(self.stop, arrived)
+            return self._fetch(content, attributes, source, watch, trace=trace, new=new, old=old)
         name = Stage.name()
         match content.kind:
             case Kind.DIR:
@@ -126,6 +152,7 @@ class Builder:
         content: Content,
         attributes: Attributes,
         source: NodeId,
+        watch: _Watch,
         *,
         trace: bytes,
         new: bool,
@@ -137,23 +164,19 @@ class Builder:
             try:
                 with self._basis(old) as basis:
                     if basis is not None:
-                        fill = partial(
-                            _by_changes, self.source, source, basis=basis, stop=self.stop
-                        )
+                        fill = partial(_by_changes, self.source, source, watch, basis=basis)
                         return self._finish(content, attributes, fill)
             except BasisError as error:
                 log.info("basis-not-used node=%d reason=%s", old, error)
         if content.size >= LARGE:
             from bisync.fs.bigfile import BasisError  # noqa: PLC0415 -- loads numpy
 
-            fill = partial(
-                _go_on, self.source, source, new=new, workers=self.workers, stop=self.stop
-            )
+            fill = partial(_go_on, self.source, source, watch, new=new, workers=self.workers)
             try:
                 return self._finish(content, attributes, fill, trace)
             except BasisError as error:
                 log.info("partial-not-used node=%d reason=%s", source, error)
-        fill = partial(_as_a_whole, self.source, source, size=content.size, new=new, stop=self.stop)
+        fill = partial(_as_a_whole, self.source, source, watch, size=content.size, new=new)
         return self._finish(content, attributes, fill, trace if content.size >= LARGE else None)
 
     @contextmanager
@@ -251,11 +274,11 @@ class _Filled:
 def _as_a_whole(
     source: ContentSource,
     node: NodeId,
+    watch: _Watch,
     fd: int,
     *,
     size: int,
     new: bool,
-    stop: Callable[[], None],
 ) -> _Filled:
     finder = None
     if size >= BIG:
@@ -264,8 +287,9 @@ def _as_a_whole(
         finder = Finder()
 
     def sink(chunk: Chunk) -> None:
-        stop()
+        watch.stop()
         write_chunk(fd, chunk)
+        watch.arrived(chunk.offset + chunk.length, chunk.offset + chunk.length)
         if finder is not None:
             finder.take(chunk)
 
@@ -283,11 +307,11 @@ def _as_a_whole(
 def _go_on(
     source: ContentSource,
     node: NodeId,
+    watch: _Watch,
     fd: int,
     *,
     new: bool,
     workers: int,
-    stop: Callable[[], None],
 ) -> _Filled:
     """Go on with what a cut run left, if it did."""
     from bisync.delta.blocks import Blocks  # noqa: PLC0415 -- loads numpy
@@ -295,27 +319,27 @@ def _go_on(
 
     size = os.fstat(fd).st_size // BLOCK_SIZE * BLOCK_SIZE
     if size == 0:
-        return _as_a_whole(source, node, fd, size=LARGE, new=new, stop=stop)
+        return _as_a_whole(source, node, watch, fd, size=LARGE, new=new)
     os.ftruncate(fd, size)
     fresh = Blocks(0, secrets.randbits(64))
-    blocks = list_blocks(fd, size, fresh, workers=workers, stop=stop)
+    blocks = list_blocks(fd, size, fresh, workers=workers, stop=watch.stop)
     if blocks is None:
         raise StaleError("what had arrived became shorter")
-    return _by_changes(source, node, fd, basis=(fd, blocks), new=new, stop=stop)
+    return _by_changes(source, node, watch, fd, basis=(fd, blocks), new=new)
 
 
 def _by_changes(
     source: ContentSource,
     node: NodeId,
+    watch: _Watch,
     fd: int,
     *,
     basis: tuple[int, "Blocks"],
     new: bool = False,
-    stop: Callable[[], None],
 ) -> _Filled:
     from bisync.fs.bigfile import BasisError, Patch  # noqa: PLC0415 -- loads numpy
 
-    patch = Patch(fd, *basis, stop=stop)
+    patch = Patch(fd, *basis, stop=watch.stop, arrived=watch.arrived)
     version = source.supply_changes(node, patch, refuse_writer=new)
     blocks = patch.blocks()
     if blocks.digest() != version.digest:

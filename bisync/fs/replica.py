@@ -27,6 +27,7 @@ from bisync.fs.contents import Contents
 from bisync.fs.database import FORMAT, Database, StateDamagedError, is_sound
 from bisync.fs.facts import FILE as FACTS
 from bisync.fs.facts import PairFacts, RootFacts, facts
+from bisync.fs.incoming import Arrived, not_told
 from bisync.fs.index import Index
 from bisync.fs.root import OPEN_DIR, Directories, Root
 from bisync.fs.stage import Stage
@@ -53,6 +54,7 @@ class Options:
     whole_files: bool = False  # never make a new version of a file from the old one
     fsync: bool = True
     stop: Callable[[], None] = lambda: None
+    arrived: Arrived = not_told
 
 
 class Replica:

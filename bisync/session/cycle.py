@@ -102,6 +102,7 @@ class Cycle:
         )
         self.groups = Groups(sides)
         self.databases: list[Group] = []  # of the chunk in hand
+        self.applied = 0  # steps done so far
         self.settled: tuple[set[NodeId], set[NodeId]] = (set(), set())
         self.stale: tuple[dict[NodeId, str], dict[NodeId, str]] = ({}, {})
         self.unfinished: tuple[dict[NodeId, str], dict[NodeId, str]] = ({}, {})  # for the next run
@@ -342,6 +343,9 @@ class Cycle:
                     failed.note(result)
                     self._count(side, result)
                 results[side].extend(done)
+                self.applied += len(done)
+                moved = self.report.bytes_sent + self.report.bytes_received
+                self.tell(Progress("apply", self.applied, moved))
         return results
 
     def _settle(self, plan: Plan, results: tuple[list[Result], list[Result]]) -> None:
@@ -570,10 +574,6 @@ class Cycle:
                 self._count_step(side, step)
                 self.report.changes.append(change)
                 self.tell(change)
-
-    def progress(self, phase: str, done: int) -> None:
-        """Tell how far the run is."""
-        self.tell(Progress(phase, done))
 
 
 def _batches(nodes: Iterable[NodeId], size: int) -> Iterator[list[NodeId]]:

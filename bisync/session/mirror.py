@@ -10,7 +10,7 @@ from bisync.core.items import Item
 from bisync.core.mirror import Doomed, Mirror, MirrorPlan
 from bisync.core.node import ROOT, Kind, NodeId, Side
 from bisync.core.pairing import Pairing, Pairs
-from bisync.core.path import STORE_DIR
+from bisync.core.path import STORE_DIR, display
 from bisync.core.plan import Park, Remove, Replace, Transition, keys_of
 from bisync.core.safety import HOUR_NS, DeleteLimit, withhold
 from bisync.core.safety import Wanted as WantedDeletions
@@ -141,6 +141,9 @@ class MirrorRun:
             fsync=c.fsync,
             whole_files=c.whole_files,
             stop=c.stop,
+            arrived=lambda name, done, total, literal: self.tell(
+                Progress("file", 0, done, display(name), total, literal)
+            ),
         )
 
     def _walk(self, name: bytes | None) -> SourceTree:

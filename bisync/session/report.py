@@ -38,11 +38,18 @@ class Met:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far the run is; ``phase`` is scan, read or apply."""
+    """How far the run is; ``phase`` is scan, read, apply, or file: one large file.
+
+    ``done`` counts entries. Of a file, ``name`` is its name, ``bytes`` what of ``total`` is done,
+    ``literal`` what of it had to come from the other side.
+    """
 
     phase: str
     done: int
     bytes: int = 0
+    name: str = ""
+    total: int = 0
+    literal: int = 0
 
 
 Event: TypeAlias = Change | Met | Conflict | Progress
@@ -172,7 +179,14 @@ def event_to_json(event: Event) -> dict[str, Any]:
                 "phase": event.phase,
                 "done": event.done,
                 "bytes": event.bytes,
+                **_file_progress(event),
             }
+
+
+def _file_progress(event: Progress) -> dict[str, object]:
+    if event.phase != "file":
+        return {}
+    return {"name": event.name, "total": event.total, "literal": event.literal}
 
 
 ACTIONS: dict[type[Transition], str] = {

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Self
 
 from bisync.core.ignore import Matcher
+from bisync.core.path import display
 from bisync.endpoint.local import LocalEndpoint
 from bisync.errors import BisyncError, Interrupted, UsageError
 from bisync.fs.database import StateDamagedError, translated
@@ -12,7 +13,7 @@ from bisync.fs.replica import Options
 from bisync.fs.root import enclosing_root
 from bisync.fs.walk import ScanRules
 from bisync.session.config import Config, Fsync
-from bisync.session.report import Listener, Report
+from bisync.session.report import Listener, Progress, Report
 from bisync.session.run import Pairing, Run
 
 
@@ -145,7 +146,11 @@ class Session:
             workers=c.workers,
             fsync=c.fsync is not Fsync.NEVER,
             stop=c.stop,
+            arrived=self._arrived,
         )
+
+    def _arrived(self, name: bytes, done: int, total: int, literal: int) -> None:
+        self.listener(Progress("file", 0, done, display(name), total, literal))
 
     def _set_state_aside(self) -> bool:
         """Put away what cannot be read; whether anything could not."""

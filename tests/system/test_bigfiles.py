@@ -326,3 +326,21 @@ def test_parts_do_not_stay_for_ever(here: tuple[Path, Path]):
     sync(a, b)
     assert not old.exists()
     assert new.exists()
+
+
+@pytest.mark.parametrize("command", ["sync", "mirror"])
+def test_how_far_a_large_file_is(here: tuple[Path, Path], command: str):
+    """Its name, bytes done of all, what had not to come."""
+    a, b = here
+    (a / "image").write_bytes(random.randbytes(80 << 20))
+    words = [sys.executable, "-m", "bisync", command, "--progress", f"{a}/", b]
+    shown = subprocess.run(words, check=True, capture_output=True, text=True).stderr
+    assert "image: " in shown
+    assert " of 80.0 MiB, 0 B matched" in shown
+    told: list[bisync.Progress] = []
+    (a / "image").write_bytes(random.randbytes(80 << 20))
+    bisync.Session(a, b, listener=lambda e: isinstance(e, bisync.Progress) and told.append(e)).run()
+    of_file = [event for event in told if event.phase == "file"]
+    assert (of_file[-1].name, of_file[-1].bytes) == ("image", 80 << 20)
+    assert of_file[-1].literal == of_file[-1].total == 80 << 20
+    assert [event.bytes for event in of_file] == sorted(event.bytes for event in of_file)
