@@ -5,12 +5,13 @@ SQLite keeps what is not yet in the database file, or no longer, in ``NAME-wal``
 read at one instant, decided on together and applied together.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from bisync.core.conflict import Conflict, ConflictKind
 from bisync.core.diff import Join, Joined, same_version
 from bisync.core.node import SIDES, Kind, NodeId, Place, Side
+from bisync.core.plan import Make, Remove, Replace, Transition
 from bisync.core.reconcile import Outcome
 
 MAGIC = {b"": b"SQLite format 3\0", b"-wal": b"\x37\x7f\x06", b"-journal": b"\xd9\xd5\x05\xf9"}
@@ -48,6 +49,33 @@ class Together:
 
     keys: frozenset[int]
     source: tuple[NodeId, ...]  # the members on the side that has the content
+
+
+def databases_in(
+    steps: Sequence[Transition], database: Callable[[int], tuple[int, bytes] | None]
+) -> list[Together]:
+    """What of a mirror's steps belongs together.
+
+    Args:
+        database: which one a file of the source belongs to, by its key; ``None``: none.
+    """
+    places: dict[Place, list[tuple[int, int | None]]] = {}
+    for step in steps:
+        match step:
+            case Make() | Remove():
+                place = step.place
+            case Replace():
+                place = step.places[0]
+            case _:
+                continue
+        source = None if isinstance(step, Remove) else step.source
+        places.setdefault((place[0], stem(place[1])), []).append((step.key, source))
+    found = []
+    for members in places.values():
+        sources = tuple(source for _, source in members if source is not None)
+        if any(database(source) is not None for source in sources):
+            found.append(Together(frozenset(key for key, _ in members), sources))
+    return found
 
 
 Stems = tuple[set[Place], set[Place]]

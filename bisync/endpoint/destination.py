@@ -1,7 +1,8 @@
 """The destination of a mirror: a tree on this machine with a memory of its source."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from bisync.core.groups import Together
 from bisync.core.node import ROOT, NodeId
 from bisync.core.past import Past
 from bisync.core.plan import Transition, nodes_of
@@ -83,11 +84,16 @@ class Destination:
         except PathError:
             return None
 
-    def apply(self, steps: list[Transition], source: ContentSource) -> list[Result]:
+    def apply(
+        self,
+        steps: list[Transition],
+        source: ContentSource,
+        together: Sequence[Together] = (),
+    ) -> list[Result]:
         """Perform transitions."""
         nodes = {node for step in steps for node in nodes_of(step)}
         before = self._past(nodes)
-        results = self.side.apply_for(_NO_PAIR, steps, {}, source)
+        results = self.side.apply_for(_NO_PAIR, steps, {}, source, together)
         after = self._past(nodes)
         changed = [n for n in sorted(nodes) if before.get(n) != after.get(n)]
         log = OperationLog(self.side.replica.database)

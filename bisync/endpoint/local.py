@@ -227,7 +227,7 @@ class LocalEndpoint:
         together: Sequence[Together] = (),
     ) -> list[Result]:
         """Perform transitions."""
-        return self._applier(archive.pair, source).run(steps, updates, together)
+        return self.apply_for(archive.pair, steps, updates, source, together)
 
     def apply_for(
         self,
@@ -235,9 +235,10 @@ class LocalEndpoint:
         steps: list[Transition],
         updates: dict[int, str],
         source: ContentSource,
+        together: Sequence[Together] = (),
     ) -> list[Result]:
         """Perform transitions for a pair, or for none (0)."""
-        return self._applier(pair, source).run(steps, updates)
+        return self._applier(pair, source).run(steps, updates, together)
 
     def _applier(self, pair: int, source: ContentSource) -> Applier:
         r = self.replica

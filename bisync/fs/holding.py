@@ -92,7 +92,7 @@ class Holds:
         except FileNotFoundError:
             pass
         else:
-            if _still(before, stamps(dir_fd, names)):
+            if are_still(before, stamps(dir_fd, names)):
                 self._groups.append(_Group(os.dup(dir_fd), names, nodes, before))
                 return files
         for file in files.values():
@@ -118,7 +118,7 @@ class Holds:
             mine = set(group.nodes.values())
             if not mine & nodes or all(self._files[node].fd >= 0 for node in mine):
                 continue
-            if not _still(group.stamps, stamps(group.dir_fd, group.names)):
+            if not are_still(group.stamps, stamps(group.dir_fd, group.names)):
                 return True
         return False
 
@@ -144,7 +144,8 @@ def stamps(dir_fd: int, names: list[bytes]) -> dict[bytes, Stamp]:
     return found
 
 
-def _still(before: dict[bytes, Stamp], after: dict[bytes, Stamp]) -> bool:
+def are_still(before: dict[bytes, Stamp], after: dict[bytes, Stamp]) -> bool:
+    """Whether files of a database are the same, and nobody wrote to them."""
     return before.keys() == after.keys() and all(
         before[name] == after[name] for name in before if not name.endswith(SHARED)
     )

@@ -5,29 +5,35 @@ first one counts, as rsync has it.
 """
 
 import errno
+import logging
 import os
 import stat
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from bisync.core.filters import Filters
+from bisync.core.groups import JOURNALS, MAGIC, names_of_group, stem
 from bisync.core.ignore import reserved
 from bisync.core.node import ROOT, Content, Kind
 from bisync.core.path import STATE_DIR, STORE_DIR
 from bisync.core.wish import Seen, Wish
 from bisync.errors import PathError, StaleError, UsageError
 from bisync.fs.content import BIG, Chunk, Scan, Version, read_version
+from bisync.fs.holding import are_still, stamps
 from bisync.fs.meta import attributes_of, kind_of, read_xattrs
 from bisync.fs.root import OPEN_DIR
+from bisync.fs.wanted import All, Shallow, Wanted
 from bisync.linux.filesystem import fs_uuid, subvolume
 from bisync.linux.handle import HandleReader
 
 if TYPE_CHECKING:
     from bisync.delta.changes import ChangeSink
+
+log = logging.getLogger(__name__)
 
 
 _HELD = 64  # descriptors of directories
@@ -65,15 +71,6 @@ class _Origin:
     path: bytes
 
 
-@dataclass(slots=True)
-class Wanted:
-    """A node of ``--files-from``: itself, and what is asked for below it."""
-
-    below: dict[bytes, "Wanted"] = field(default_factory=dict)
-    whole: bool = False  # named itself, not only on the way
-    contents: bool = False  # named with a slash: what it holds, too
-
-
 @dataclass(frozen=True, slots=True)
 class Rules:
     """How sources are walked."""
@@ -102,6 +99,7 @@ class SourceTree:
         self._next = ROOT + 1
         self._handles = HandleReader()
         self._held: OrderedDict[_Origin, int] = OrderedDict()
+        self._beside: tuple[int, dict[bytes, Seen]] = -1, {}  # the directory asked about last
         self._where: dict[int, tuple[_Origin, bytes]] = {}  # of an entry: directory and name
         self._groups: dict[tuple[int, int], int] = {}
         self._devices: dict[int, int] = {}
@@ -118,8 +116,8 @@ class SourceTree:
         while stack:
             key, path, origins, names = stack.pop()
             self.rules.stop()
-            everything = names is None or isinstance(names, _All)
-            whole = self.rules.wish.recursive if everything else isinstance(names, _Shallow)
+            everything = names is None or isinstance(names, All)
+            whole = self.rules.wish.recursive if everything else isinstance(names, Shallow)
             listed = Listed(key, path, whole)
             subdirs = self._list(listed, origins, names)
             self.listings.append(listed)
@@ -195,24 +193,24 @@ class SourceTree:
     def _goes_on(self, below: Wanted | None) -> bool:
         if below is None:
             return self.rules.wish.recursive
-        return bool(below.below) or isinstance(below, (_All, _Shallow))
+        return bool(below.below) or isinstance(below, (All, Shallow))
 
     def _below(self, wanted: Wanted | None, name: bytes, *, implied: bool) -> Wanted | None:
         """What is wanted of a directory; ``implied``: it is only on the way to something."""
         node = None if wanted is None else wanted.below.get(name)
-        if wanted is None or (isinstance(wanted, _All) and node is None):
+        if wanted is None or (isinstance(wanted, All) and node is None):
             return None
         if node is None or implied:
             return node or Wanted()
-        if isinstance(wanted, _All) or (node.whole and self.rules.wish.recursive):
-            return _All(node.below) if node.below else None
-        return _Shallow(node.below) if node.whole and node.contents else node
+        if isinstance(wanted, All) or (node.whole and self.rules.wish.recursive):
+            return All(node.below) if node.below else None
+        return Shallow(node.below) if node.whole and node.contents else node
 
     def _names(self, fd: int, alone: bytes | None, wanted: Wanted | None) -> list[bytes]:
         if alone is not None:
             return [alone]
         found: set[bytes] = set() if wanted is None else set(wanted.below)
-        if wanted is None or isinstance(wanted, (_All, _Shallow)):
+        if wanted is None or isinstance(wanted, (All, Shallow)):
             found.update(map(os.fsencode, os.listdir(fd)))
         return sorted(found)
 
@@ -243,7 +241,7 @@ class SourceTree:
         node = None if wanted is None else wanted.below.get(name)
         implied = False  # --files-from names only things below it: no filter is asked about it
         if node is not None and node.below:
-            implied = hidden or not (node.whole or isinstance(wanted, _All))
+            implied = hidden or not (node.whole or isinstance(wanted, All))
         if hidden and not implied:
             return
         below = _Origin(origin.start, origin.path + b"/" + name if origin.path else name)
@@ -410,8 +408,50 @@ class SourceTree:
 
         return self._read(self.by_key[node], paced, restart)
 
-    def moved(self, nodes: set[int]) -> bool:  # noqa: ARG002 -- of the protocol
-        """Nothing is held in a source."""
+    def database(self, key: int) -> tuple[int, bytes] | None:
+        """Which database a file belongs to: the key of the directory, and the name."""
+        seen = self.by_key[key]
+        files = self._siblings(seen)
+        base = stem(seen.name)
+        if not any(base + end in files for end in JOURNALS):
+            return None
+        try:
+            for end, magic in MAGIC.items():
+                if base + end in files and self._begins(seen, base + end, magic):
+                    return seen.parent, base
+        except (PathError, OSError) as error:
+            log.info("not-looked-at name=%s reason=%s", base, error)
+        return None
+
+    def _siblings(self, seen: Seen) -> dict[bytes, Seen]:
+        if self._beside[0] != seen.parent:
+            entries = next(each.entries for each in self.listings if each.key == seen.parent)
+            self._beside = seen.parent, {one.name: one for one in entries}
+        return self._beside[1]
+
+    def _begins(self, seen: Seen, name: bytes, magic: bytes) -> bool:
+        fd = os.open(
+            name,
+            os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK,
+            dir_fd=self._open(self._where[seen.key][0]),
+        )
+        try:
+            return stat.S_ISREG(os.fstat(fd).st_mode) and os.pread(fd, len(magic), 0) == magic
+        finally:
+            os.close(fd)
+
+    def moved(self, nodes: set[int]) -> bool:
+        """Whether files of one database are not, or not all, what they were when walked."""
+        for seen in (self.by_key[node] for node in nodes):
+            names = names_of_group(stem(seen.name))
+            there = stamps(self._open(self._where[seen.key][0]), names)
+            walked = {
+                name: (one.ino, one.content.size, one.attributes.mtime_ns, one.ctime_ns)
+                for name, one in self._siblings(seen).items()
+                if name in names and one.kind is Kind.FILE
+            }
+            if not are_still(walked, there):
+                return True
         return False
 
     def supply_changes(
@@ -514,14 +554,6 @@ _Inside = tuple[_Origin, Filters]
 """Where a directory lies, and the rules as they stand above it."""
 
 
-class _Shallow(Wanted):
-    """What a directory holds, but nothing below that unless it is named."""
-
-
-class _All(Wanted):
-    """All that is below a directory, and what is named there even if a rule hides its parents."""
-
-
 def _reason(error: Exception) -> str:
     if isinstance(error, PathError):
         return error.reason
@@ -569,25 +601,6 @@ def _start(text: bytes, folder: bytes, only: bytes | None) -> Start:
     except BaseException:
         os.close(fd)
         raise
-
-
-def wanted_files(names: Iterator[bytes]) -> Wanted:
-    """The tree of ``--files-from``."""
-    root = Wanted()
-    for text in names:
-        parts = [p for p in text.split(b"/") if p not in (b"", b".")]
-        if b".." in parts:
-            raise UsageError(f"--files-from: {os.fsdecode(text)!r} leads out of the source")
-        node = root
-        for part in parts:
-            node = node.below.setdefault(part, Wanted())
-        if parts:
-            node.whole = True
-            root.whole = root.whole or text.startswith(b"./")
-            node.contents = node.contents or text.endswith((b"/", b"/."))
-        else:
-            root.contents = root.whole = True
-    return root
 
 
 class Pace:

@@ -3,8 +3,10 @@
 import contextlib
 import os
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from bisync.core.groups import Together, databases_in
 from bisync.core.ignore import Matcher
 from bisync.core.items import Item
 from bisync.core.mirror import Doomed, Mirror, MirrorPlan
@@ -349,8 +351,10 @@ class MirrorRun:
 
     def _apply(self, side: Destination, tree: SourceTree, plan: MirrorPlan) -> list[Result]:
         results: list[Result] = []
-        for batch in _batches(plan.plan.steps[Side.BETA]):
-            done = side.apply(batch, tree)
+        steps = plan.plan.steps[Side.BETA]
+        databases = databases_in(steps, tree.database)
+        for batch, mine in _batches(steps, databases):
+            done = side.apply(batch, tree, mine)
             for result in done:
                 self._tell_result(side, plan, result)
             results += done
@@ -520,21 +524,33 @@ def _failed(results: list[Result]) -> set[int]:
     return {k for r in results if r.status is not Status.DONE for k in keys_of(r.step)}
 
 
-def _batches(steps: list[Transition]) -> Iterator[list[Transition]]:
-    """Steps in batches; a parked node gets its name again in the same one."""
+def _batches(
+    steps: list[Transition], databases: list[Together]
+) -> Iterator[tuple[list[Transition], list[Together]]]:
+    """Steps in batches, with the databases in them.
+
+    A parked node gets its name again, and a database is done, in the batch that began it.
+    """
+    of_key = {key: group for group in databases for key in group.keys}
+    left = Counter(of_key[step.key] for step in steps if step.key in of_key)
     batch: list[Transition] = []
     parked: set[NodeId] = set()
+    begun: set[Together] = set()
     for step in steps:
         batch.append(step)
         if isinstance(step, Park):
             parked.add(step.node)
         elif not isinstance(step, Replace):
             parked.discard(step.node)
-        if len(batch) >= _BATCH and not parked:
-            yield batch
-            batch = []
+        group = of_key.get(step.key)
+        if group is not None:
+            begun.add(group)
+            left[group] -= 1
+        if len(batch) >= _BATCH and not parked and not any(left[group] for group in begun):
+            yield batch, list(begun)
+            batch, begun = [], set()
     if batch:
-        yield batch
+        yield batch, list(begun)
 
 
 def mirror_at(

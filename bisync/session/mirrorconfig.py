@@ -8,7 +8,7 @@ from bisync.core.items import Item
 from bisync.core.node import Kind
 from bisync.core.retention import Retention
 from bisync.core.wish import Seen, Wish
-from bisync.fs.source import Wanted
+from bisync.fs.wanted import Wanted
 from bisync.session.report import Report
 
 

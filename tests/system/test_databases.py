@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import bisync
-from tests.trees import look, sync
+from tests.trees import look, run, sync
 
 VERSIONS = int(os.environ.get("BISYNC_VERSIONS", "15"))
 SEED = int(os.environ.get("BISYNC_SEED", "1"))
@@ -281,3 +281,32 @@ def test_killed_between_two_files(pair: Pair, tmp_path: Path):
         assert balances(b, tmp_path / "copy") == new
         assert look(a) == look(b)
     assert codes.count(-9) >= 3
+
+
+def test_a_mirror_of_a_database(pair: Pair, tmp_path: Path):
+    """All files of one instant, or none: `mirror` too."""
+    a, b = pair
+    words = ("mirror", "-a", "--delete", "--json", f"{a}/", b)
+    bank = Bank(a / "bank.db")
+    seen = set()
+    with at_work(bank, pause=0.05):
+        for _ in range(VERSIONS):
+            run(*words, check=(0, 24))
+            if (b / "bank.db").exists():
+                found = balances(b, tmp_path / "copy")
+                assert found is not None
+                seen.add(tuple(found))
+    assert seen
+    run(*words)  # the log goes, with the last change of the file
+    assert not (b / "bank.db-wal").exists()
+    assert balances(b, tmp_path / "copy") == balances(a, tmp_path / "other")
+    before = look(b)
+    with contextlib.closing(sqlite3.connect(b / "bank.db")) as reader:
+        reader.execute("SELECT count(*) FROM account").fetchone()
+        bank = Bank(a / "bank.db", seed=9)
+        bank.move(30)
+        run(*words, check=24)  # it is open at the destination: all of it waits
+        assert look(b)["bank.db"] == before["bank.db"]
+    bank.close()
+    run(*words)
+    assert look(a) == look(b)

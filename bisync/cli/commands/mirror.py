@@ -16,7 +16,7 @@ from bisync.core.filters import Filters, parse_filters
 from bisync.core.retention import Retention
 from bisync.core.wish import Wish
 from bisync.errors import UsageError
-from bisync.fs.source import Wanted, wanted_files
+from bisync.fs.wanted import Wanted, wanted_files
 from bisync.session.mirror import mirror
 from bisync.session.mirrorconfig import MirrorConfig
 
