@@ -59,23 +59,23 @@ def databases_in(
     Args:
         database: which one a file of the source belongs to, by its key; ``None``: none.
     """
-    places: dict[Place, list[tuple[int, int | None]]] = {}
+    found: dict[Place, tuple[set[int], list[int]]] = {}
     for step in steps:
-        match step:
-            case Make() | Remove():
-                place = step.place
-            case Replace():
-                place = step.places[0]
-            case _:
-                continue
-        source = None if isinstance(step, Remove) else step.source
-        places.setdefault((place[0], stem(place[1])), []).append((step.key, source))
-    found = []
-    for members in places.values():
-        sources = tuple(source for _, source in members if source is not None)
-        if any(database(source) is not None for source in sources):
-            found.append(Together(frozenset(key for key, _ in members), sources))
-    return found
+        if isinstance(step, Make | Replace) and step.source is not None:
+            place = step.place if isinstance(step, Make) else step.places[0]
+            of = database(step.source) if step.content.kind is Kind.FILE else None
+            if of is not None:
+                keys, sources = found.setdefault((place[0], of[1]), (set(), []))
+                keys.add(step.key)
+                sources.append(step.source)
+    for step in steps:
+        if isinstance(step, Remove):
+            parent, name = step.place
+            for base in (name, stem(name)):
+                if (parent, base) in found:
+                    found[parent, base][0].add(step.key)
+                    break
+    return [Together(frozenset(keys), tuple(sources)) for keys, sources in found.values()]
 
 
 Stems = tuple[set[Place], set[Place]]
@@ -86,32 +86,33 @@ def groups_in(j: Join, stems: Stems) -> list[Group]:
     """The databases that a closure has files of."""
     found: dict[Place, set[int]] = {}
     for key, joined in j.nodes.items():
-        if not _is_file(joined):
+        if joined.is_dir:
             continue
         for parent, name in joined.base.union(*joined.names):
-            base = stem(name)
-            if any((j.local_of[s].get(parent), base) in stems[s] for s in SIDES):
-                found.setdefault((parent, base), set()).add(key)
+            for base in (name, stem(name)):  # a database may be called like a journal itself
+                if any((j.local_of[s].get(parent), base) in stems[s] for s in SIDES):
+                    found.setdefault((parent, base), set()).add(key)
+                    break
     return [
         Group(place, frozenset(keys), (_members(j, place, keys, 0), _members(j, place, keys, 1)))
         for place, keys in sorted(found.items())
     ]
 
 
-def _is_file(joined: Joined) -> bool:
-    nodes = [node for node in (*joined.seen, joined.agreed) if node is not None]
-    return all(node.content.kind is Kind.FILE for node in nodes)
-
-
 def _members(j: Join, place: Place, keys: Iterable[int], side: int) -> dict[bytes, NodeId]:
-    found = {}
+    found: dict[bytes, NodeId] = {}
     for key in keys:
         joined = j.nodes[key]
         node = joined.seen[side]
-        for parent, name in joined.names[side]:
-            if node is not None and parent == place[0] and stem(name) == place[1]:
-                found[name] = node.id
+        if node is not None and node.kind is Kind.FILE:
+            found.update((name, node.id) for _, name in _here(joined.names[side], place))
     return found
+
+
+def _here(names: Iterable[Place], place: Place) -> set[Place]:
+    """Those of some names that are a database's."""
+    mine = names_of_group(place[1])
+    return {(parent, name) for parent, name in names if parent == place[0] and name in mine}
 
 
 def changed(j: Join, group: Group, side: Side) -> bool:
@@ -119,82 +120,110 @@ def changed(j: Join, group: Group, side: Side) -> bool:
 
     Not the shared memory, and not by a journal that is empty: a reader leaves one.
     """
-    return any(_is_changed(j.nodes[key], side) for key in group.keys)
+    return any(_is_changed(j.nodes[key], group, side) for key in group.keys)
 
 
-def _is_changed(joined: Joined, side: Side) -> bool:
+def _is_changed(joined: Joined, group: Group, side: Side) -> bool:
     node = joined.seen[side]
-    if _says_nothing(joined, side):
+    if _says_nothing(joined, group, side):
         return False
     if joined.agreed is None:
         return node is not None
     if node is None or not joined.names[side]:
         return not joined.halfway[side] and not joined.forgotten[side]
-    return not same_version(node, joined.agreed, side)
+    return not same_version(node, joined.agreed, side) or joined.claims(side) != joined.base
 
 
-def _says_nothing(joined: Joined, side: Side) -> bool:
-    names = [name for _, name in joined.base.union(*joined.names)]
-    if all(name.endswith(SHARED) for name in names):
+def _says_nothing(joined: Joined, group: Group, side: Side) -> bool:
+    ends = [
+        name[len(group.place[1]) :]
+        for _, name in _here(joined.base.union(*joined.names), group.place)
+    ]
+    if all(end == SHARED for end in ends):
         return True
     node = joined.seen[side]
-    empty = node is not None and node.content.size == 0
-    return empty and all(name.endswith(JOURNALS) for name in names)
+    empty = node is not None and node.kind is Kind.FILE and node.content.size == 0
+    return empty and all(end in JOURNALS for end in ends)
 
 
-def newest(j: Join, group: Group) -> Side:
+def latest(j: Join, group: Group) -> Side:
     """The side on which a database was written to last."""
     times = [0, 0]
     for joined in (j.nodes[key] for key in group.keys):
         for side in SIDES:
             node = joined.seen[side]
-            if node is not None and not _says_nothing(joined, side):
+            if node is not None and not _says_nothing(joined, group, side):
                 times[side] = max(times[side], node.attributes.mtime_ns)
     return Side.ALPHA if times[0] >= times[1] else Side.BETA
 
 
+def only_side(group: Group) -> Side | None:
+    """The only side that has the database's own file: an edit beats a deletion."""
+    there = [side for side in SIDES if group.place[1] in group.members[side]]
+    return there[0] if len(there) == 1 else None
+
+
 def is_whole(j: Join, outcome: Outcome, group: Group) -> bool:
     """Whether a database becomes, or stays, that of one side."""
-    keys = [key for key in group.keys if not all(_says_nothing(j.nodes[key], s) for s in SIDES)]
-    changed_keys = [key for key in keys if any(_is_changed(j.nodes[key], s) for s in SIDES)]
-    held = [key for key in changed_keys if outcome.verdicts[key].held]
+    keys = [k for k in group.keys if not all(_says_nothing(j.nodes[k], group, s) for s in SIDES)]
+    moving = [k for k in keys if any(_is_changed(j.nodes[k], group, s) for s in SIDES)]
+    held = [key for key in moving if outcome.verdicts[key].held]
     if held:
-        return len(held) == len(changed_keys)  # then nothing is done
-    return any(all(_is_from(j, outcome, key, side) for key in keys) for side in SIDES)
+        return len(held) == len(moving)  # then nothing is done
+    return any(all(_is_from(j, outcome, group, key, side) for key in keys) for side in SIDES)
 
 
-def _is_from(j: Join, outcome: Outcome, key: int, side: Side) -> bool:
-    verdict = outcome.verdicts[key]
-    if verdict.alive:
-        return verdict.source in (None, side)
-    return j.nodes[key].seen[side] is None
+def _is_from(j: Join, outcome: Outcome, group: Group, key: int, side: Side) -> bool:
+    joined, verdict = j.nodes[key], outcome.verdicts[key]
+    names = _here(verdict.names if verdict.alive else (), group.place)
+    if joined.seen[side] is None or not names:
+        return not names and not _here(joined.names[side], group.place)
+    same = names == _here(joined.names[side], group.place)
+    return same and verdict.source in (None, side)
 
 
 def choose(j: Join, outcome: Outcome, group: Group, winner: Side) -> None:
-    """Let a database be that of one side: what that side has not goes, and is kept."""
+    """Let a database be that of one side; what goes of the other's is kept as the loser."""
     for key in group.keys:
         joined, verdict = j.nodes[key], outcome.verdicts[key]
-        theirs = joined.seen[winner]
-        only_theirs = joined.names[winner] == joined.base and not joined.names[winner.other]
-        if theirs is not None and only_theirs and not verdict.alive and not verdict.held:
-            verdict.alive, verdict.names, verdict.forget = True, joined.base, False
+        if verdict.held or all(_says_nothing(joined, group, side) for side in SIDES):
+            continue
+        theirs, other = joined.seen[winner], joined.seen[winner.other]
+        if theirs is None:
+            if not verdict.alive or other is None:
+                continue
+            verdict.names -= _here(verdict.names, group.place)  # a link elsewhere is its own
+            verdict.alive = bool(verdict.names)
+        elif _is_from(j, outcome, group, key, winner):
+            continue
+        else:
+            verdict.alive, verdict.forget = True, False
+            verdict.names = (verdict.names - _here(verdict.names, group.place)) | _here(
+                joined.names[winner], group.place
+            )
             verdict.content, verdict.source = theirs.content, winner
             verdict.attributes = [theirs.attributes, theirs.attributes]
-            verdict.reason = "conflict: it goes with its database"
-        if theirs is not None or not verdict.alive or verdict.held:
-            continue
-        loser = joined.node(winner.other)
-        place = min(joined.names[winner.other], key=lambda p: (p[1], p[0]))
-        verdict.alive, verdict.names, verdict.conflict = False, frozenset(), True
+        verdict.conflict = True
         verdict.reason = "conflict: it goes with its database"
-        outcome.conflicts.append(
-            Conflict(
-                ConflictKind.CONTENT,
-                key,
-                j.path(winner.other, place),
-                winner,
-                "both sides wrote to one database",
-                loser.content,
-                loser.attributes.mtime_ns,
+        if other is not None and not any(c.key == key for c in outcome.conflicts):
+            names = joined.names[winner.other]
+            place = min(_here(names, group.place) or names, key=lambda p: (p[1], p[0]))
+            outcome.conflicts.append(
+                Conflict(
+                    ConflictKind.CONTENT,
+                    key,
+                    j.path(winner.other, place),
+                    winner,
+                    "both sides wrote to one database",
+                    other.content,
+                    other.attributes.mtime_ns,
+                )
             )
-        )
+
+
+def logs_of(j: Join, outcome: Outcome, group: Group) -> set[int]:
+    """The keys of what goes without being a deletion: logs of a database that stays."""
+    own = {key for key in group.keys if group.place in j.nodes[key].base.union(*j.nodes[key].names)}
+    if any(outcome.verdicts[key].alive for key in own):
+        return set(group.keys - own)
+    return set()

@@ -46,6 +46,11 @@ class ChangeSink(Holder, Protocol):
     old: Blocks
     """What it has; the finding digests are its own business."""
 
+    @property
+    def searchable(self) -> bool:
+        """Whether moved content may be taken from its version."""
+        ...
+
     def begin(self, size: int, changed: NDArray[np.int64]) -> None:
         """The new version has ``size`` bytes. Called once, before anything else.
 
@@ -79,7 +84,8 @@ def send_changes(
     Args:
         new: the list of the version to send.
         read: gives a stretch of it: (offset, length). Valid until the next one.
-        pace: called before so many bytes are sent; may wait, or end it all.
+        pace: called before so many bytes are sent, and with 0 now and then; may wait, or end
+            it all.
 
     Raises:
         StaleError: what was read is not what the list says.
@@ -105,11 +111,14 @@ class _Changes:
     def send(self) -> None:
         changed = np.fromiter(differing(self._old, self._new), np.int64)
         self._sink.begin(self._new.size, changed)
-        stretches = [run for run in self._runs(changed.tolist()) if self._may_have_moved(run)]
+        stretches: list[range] = []
+        if self._sink.searchable:
+            stretches = [run for run in self._runs(changed.tolist()) if self._may_have_moved(run)]
         if stretches:
-            search = Search(self._new, self._old, self._read, self._backend)
+            search = Search(self._new, self._old, self._read, self._backend, self._pace)
             self._copies = self._refined(search.run(stretches, self._sink))
         for block in changed.tolist():
+            self._pace(0)
             proof = self._new.prove(block)
             if is_zero_block(proof, self._new.length(block)):
                 self._sink.zero(block, proof)

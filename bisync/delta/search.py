@@ -17,6 +17,7 @@ prints and sums one is kept, and what failed to prove is not tried again.
 """
 
 import bisect
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -26,13 +27,14 @@ from numpy.typing import NDArray
 
 from bisync.delta.backend import PRINT_SPAN, Backend, Offsets, Sums, SumTable
 from bisync.delta.blocks import Blocks, is_zero_block
-from bisync.delta.digest import BLOCK_SIZE, block_digest
+from bisync.delta.digest import BLOCK_SIZE, GROUP_BLOCKS, block_digest
 
 FIRST_ANCHORS = 4_096  # 64 KiB of answer
 ALL_ANCHORS = 65_536  # 1 MiB
 MOST_SUMS = 4_096  # blocks of the old version whose rolling sums are asked for
 MOST_ROLLED = 64 << 20  # bytes searched at every offset; more are sent faster than searched
 _TILE = 1 << 20  # bytes looked at in one step
+_MOST_ANCHORS = 4_096  # looked at per step; 256 are to be expected
 _FAILURES = 8  # proofs that may fail per block of the new version
 
 
@@ -97,16 +99,18 @@ class Search:
         old: Blocks,
         read: Callable[[int, int], memoryview],
         backend: Backend,
+        pace: Callable[[int], None] = lambda _bytes: None,
     ) -> None:
         """
         Args:
             new: the list of the version that is searched.
             old: the list of the other one; only its proving digests are used.
             read: gives a stretch of the new version: (offset, length), valid until the next one.
+            pace: called with 0 now and then; may end it all.
         """
         self.copies: list[Copy] = []  # in order, none over another
         self._new, self._old = new, old
-        self._read, self._backend = read, backend
+        self._read, self._backend, self._pace = read, backend, pace
 
     def run(self, stretches: Sequence[range], holder: Holder) -> list[Copy]:
         """Search runs of blocks that do not match in place; see :attr:`copies`."""
@@ -129,7 +133,10 @@ class Search:
         left: list[tuple[int, int]] = []
         for start, end in spans:
             at = start
-            for copy in [*self.copies, Copy(end, end, 0)]:
+            first = max(bisect.bisect(self.copies, Copy(start, start, 0)) - 1, 0)
+            for copy in itertools.chain(
+                itertools.islice(self.copies, first, None), [Copy(end, end, 0)]
+            ):
                 if copy.end <= start:
                     continue
                 stop = min(copy.start, end)
@@ -155,10 +162,14 @@ class Search:
 
         def candidates(data: NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
             found = self._backend.anchors(data)
-            marks = self._backend.prints(data, found)
+            # Where many offsets are anchors the content repeats itself, and a few say as much.
+            found = found[:: len(found) // _MOST_ANCHORS + 1]
+            marks, first = np.unique(self._backend.prints(data, found), return_index=True)
+            found = found[first]
             at = np.searchsorted(prints, marks)
             at[at == len(prints)] = 0
-            for hit in np.flatnonzero(prints[at] == marks):
+            hits = np.flatnonzero(prints[at] == marks)
+            for hit in hits[np.argsort(found[hits])]:
                 yield int(found[hit]), int(offsets[at[hit]])
 
         for start, end in spans:
@@ -166,13 +177,16 @@ class Search:
 
     def _by_sums(self, spans: list[tuple[int, int]], holder: Holder) -> None:
         used = {copy.old // BLOCK_SIZE for copy in self.copies}
-        blocks = [
+        whole = self._old.size // BLOCK_SIZE
+        unused = (
             block
-            for block in range(self._old.size // BLOCK_SIZE)
+            for group in sorted(self._old.groups)  # those that are missing hold zeros
+            for block in range(group * GROUP_BLOCKS, min((group + 1) * GROUP_BLOCKS, whole))
             if block not in used
             and not (block < self._new.count and self._old.prove(block) == self._new.prove(block))
             and not is_zero_block(self._old.prove(block), BLOCK_SIZE)
-        ][:MOST_SUMS]
+        )
+        blocks = list(itertools.islice(unused, MOST_SUMS))
         if not blocks:
             return
         first: dict[int, int] = {}
@@ -202,6 +216,7 @@ class Search:
         """
         at, tried = start, _Tried()
         while at + window <= end:
+            self._pace(0)
             length = min(_TILE + window - 1, end - at)
             # A copy: proving reads through the same buffer.
             data = np.frombuffer(bytes(self._read(at, length)), np.uint8)
@@ -252,6 +267,7 @@ class Search:
         at = block * BLOCK_SIZE + shift
         if at < low or at + length > high:
             return False
+        self._pace(0)
         data = self._read(at, length)
         if len(data) == length and block_digest(data) == self._old.prove(block):
             return True

@@ -199,7 +199,9 @@ class LocalEndpoint:
         """Let the files of one database be read at one instant."""
 
         def act() -> str:
-            self.replica.contents.hold(parent, names, nodes)
+            path, matcher = self.replica.index.place_path, self.replica.options.rules.matcher
+            here = [n for n in names if not matcher.ignores(path((parent, n)), is_dir=False)]
+            self.replica.contents.hold(parent, here, nodes)
             return ""
 
         return self._tried(parent, act)

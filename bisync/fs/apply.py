@@ -123,10 +123,18 @@ class Applier:
             keys = [group.keys for group in together]
             self.log.intend(todo, self.staged, self.outs, updates, self.hard, keys)
             self.t.root.check()
+            of_key = {key: group for group in together for key in group.keys}
+            begun: set[Together] = set()
             try:
                 for i, step in enumerate(steps):
                     if i not in self.results:
-                        self.t.stop()
+                        group = of_key.get(step.key)
+                        if group is None or group not in begun:
+                            self.t.stop()
+                        if group is not None and group not in begun:
+                            self._look_for_writers(group, i, steps)
+                            begun.add(group)
+                    if i not in self.results:
                         self._guard(i, step, self._perform)
                     self.failed.note(self.results[i])
             except Interrupted:
@@ -155,8 +163,6 @@ class Applier:
             failed = Failed([group.keys])
             mine = [i for i, step in enumerate(steps) if group.keys & set(keys_of(step))]
             for i in mine:
-                if i not in self.results:
-                    self._guard(i, steps[i], self._refuse_writers)
                 if i in self.results:
                     failed.note(self.results[i])
             if mine and self.source.moved(set(group.source)):
@@ -167,6 +173,21 @@ class Applier:
                 if waits is not None:
                     self.results[i] = waits
                     self._clean_up(i)
+
+    def _look_for_writers(self, group: Together, begin: int, steps: list[Transition]) -> None:
+        """A writer of any file of a database stops all its steps, before the first is done."""
+        failed = Failed([group.keys])
+        mine = [i for i in range(begin, len(steps)) if group.keys & set(keys_of(steps[i]))]
+        for i in mine:
+            if i not in self.results:
+                self._guard(i, steps[i], self._refuse_writers)
+            if i in self.results:
+                failed.note(self.results[i])
+        for i in mine:
+            waits = None if i in self.results else failed.stops(steps[i])
+            if waits is not None:
+                self.results[i] = waits
+                self._clean_up(i)
 
     def _refuse_writers(self, _i: int, step: Transition) -> None:
         """Whoever has a file of a database open for writing here has to close it first."""

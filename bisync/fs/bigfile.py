@@ -265,19 +265,19 @@ class Sender:
         pace: Callable[[int], None],
         stop: Callable[[], None] = lambda: None,
     ) -> None:
-        self.blocks = blocks
+        self._blocks = blocks
         self._sink, self._workers, self._pace, self._stop = sink, workers, pace, stop
 
     def __call__(self, fd: int, size: int) -> bytes | None:
         """The content digest; ``None`` if the file ended too early."""
-        if self.blocks is None or self.blocks.size != size:
-            self.blocks = list_blocks(
-                fd, size, Blocks(0, 0), workers=self._workers, stop=self._stop
-            )
-            if self.blocks is None:
+        blocks = self._blocks
+        if blocks is None or blocks.size != size:
+            # Made anew in each try: what an earlier one read may be of two instants.
+            blocks = list_blocks(fd, size, Blocks(0, 0), workers=self._workers, stop=self._stop)
+            if blocks is None:
                 return None
-        send_changes(self.blocks, self._sink, Reader(fd), self._pace, BACKEND)
-        return self.blocks.digest()
+        send_changes(blocks, self._sink, Reader(fd), self._pace, BACKEND)
+        return blocks.digest()
 
 
 class Reader:
@@ -354,11 +354,16 @@ class Patch:
         self._fd, self._basis, self._backend, self._stop = fd, basis, backend, stop
         self._arrived = arrived
         self._size = old.size
-        self._cloned = False
+        self._cloned = self._begun = False
         self._read = Reader(basis)
         self._space = bytearray(_BUFFER)
         self._before: tuple[int, bytes] = -1, b""  # the block pages() was asked for
         self._changed = Collector(old.seed)
+
+    @property
+    def searchable(self) -> bool:
+        """Whether the old version stays what it is while the new one is made."""
+        return self._fd != self._basis
 
     def begin(self, size: int, changed: NDArray[np.int64]) -> None:
         """Begin, or begin again: with what both versions have in common.
@@ -367,11 +372,14 @@ class Patch:
             BasisError: the old content is not what its list says.
         """
         if self._fd == self._basis:
+            if self._begun:
+                raise BasisError("the old version was overwritten by an earlier try")
             self._cloned = True
         else:
             os.ftruncate(self._fd, 0)
             self._cloned = clone(self._basis, self._fd)
         os.ftruncate(self._fd, size)
+        self._begun = True
         self._size, self.literal = size, 0
         self._before, self._changed = (-1, b""), Collector(self.old.seed)
         if not self._cloned:

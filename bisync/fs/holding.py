@@ -66,6 +66,8 @@ class Holds:
             StaleError: it has other files than that; observe again.
             BusyError: it moved during every try.
         """
+        if any(node in self._files for node in nodes.values()):
+            raise BusyError("it is part of two databases")
         wait = _FIRST_WAIT
         for attempt in range(_TRIES):
             if attempt:
@@ -75,7 +77,7 @@ class Holds:
             if files is not None:
                 self._files |= files
                 return files
-        if stamps(dir_fd, names).keys() != nodes.keys():
+        if not _are(stamps(dir_fd, names), nodes):
             raise StaleError("files of the database came or went")
         raise BusyError("the database was written to, at every try")
 
@@ -83,14 +85,19 @@ class Holds:
         self, dir_fd: int, names: list[bytes], nodes: dict[bytes, NodeId]
     ) -> dict[NodeId, HeldFile] | None:
         before = stamps(dir_fd, names)
-        if before.keys() != nodes.keys():
+        if not _are(before, nodes):
             return None
         files: dict[NodeId, HeldFile] = {}
         try:
             for name, node in nodes.items():
-                files[node] = self._freeze(dir_fd, name)
+                if node not in files:
+                    files[node] = self._freeze(dir_fd, name)
         except FileNotFoundError:
             pass
+        except BaseException:
+            for file in files.values():
+                _close(file)
+            raise
         else:
             if are_still(before, stamps(dir_fd, names)):
                 self._groups.append(_Group(os.dup(dir_fd), names, nodes, before))
@@ -144,11 +151,17 @@ def stamps(dir_fd: int, names: list[bytes]) -> dict[bytes, Stamp]:
     return found
 
 
+def _are(there: dict[bytes, Stamp], nodes: dict[bytes, NodeId]) -> bool:
+    """Whether the files that are there are those that are known, but for the shared memory."""
+    return {n for n in there if not n.endswith(SHARED)} == {
+        n for n in nodes if not n.endswith(SHARED)
+    }
+
+
 def are_still(before: dict[bytes, Stamp], after: dict[bytes, Stamp]) -> bool:
     """Whether files of a database are the same, and nobody wrote to them."""
-    return before.keys() == after.keys() and all(
-        before[name] == after[name] for name in before if not name.endswith(SHARED)
-    )
+    names = {name for name in {*before, *after} if not name.endswith(SHARED)}
+    return all(before.get(name) == after.get(name) for name in names)
 
 
 def _close(file: HeldFile) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from bisync.core.node import Attributes, Content, Kind, NodeId, XAttrs
 from bisync.delta.digest import BLOCK_SIZE
-from bisync.errors import Interrupted, StaleError
+from bisync.errors import BusyError, Interrupted, StaleError
 from bisync.fs.content import BIG, Chunk, ContentSource, Version
 from bisync.fs.copying import write_chunk
 from bisync.fs.look import Looker
@@ -237,7 +237,7 @@ class Builder:
             info, found = os.fstat(fd), read_xattrs(fd, b"")
         except BaseException as error:
             os.close(fd)
-            if trace is None or not isinstance(error, Interrupted):
+            if trace is None or not may_go_on(error):
                 stage.discard(name)
             raise
         stage.finish(fd)
@@ -280,6 +280,7 @@ def _as_a_whole(
     size: int,
     new: bool,
 ) -> _Filled:
+    os.ftruncate(fd, 0)
     finder = None
     if size >= BIG:
         from bisync.fs.bigfile import Finder  # noqa: PLC0415 -- loads numpy
@@ -315,17 +316,32 @@ def _go_on(
 ) -> _Filled:
     """Go on with what a cut run left, if it did."""
     from bisync.delta.blocks import Blocks  # noqa: PLC0415 -- loads numpy
-    from bisync.fs.bigfile import list_blocks  # noqa: PLC0415 -- loads numpy
+    from bisync.fs.bigfile import BasisError, list_blocks  # noqa: PLC0415 -- loads numpy
 
     size = os.fstat(fd).st_size // BLOCK_SIZE * BLOCK_SIZE
+    os.ftruncate(fd, size)
     if size == 0:
         return _as_a_whole(source, node, watch, fd, size=LARGE, new=new)
-    os.ftruncate(fd, size)
     fresh = Blocks(0, secrets.randbits(64))
     blocks = list_blocks(fd, size, fresh, workers=workers, stop=watch.stop)
     if blocks is None:
         raise StaleError("what had arrived became shorter")
-    return _by_changes(source, node, watch, fd, basis=(fd, blocks), new=new)
+    filled = _by_changes(source, node, watch, fd, basis=(fd, blocks), new=new)
+    # What was changed in place is looked at: its list must not be all that says what it is.
+    assert filled.blocks is not None
+    made = list_blocks(fd, filled.version.size, filled.blocks, workers=workers, stop=watch.stop)
+    if made is None or made.digest() != filled.version.digest:
+        raise BasisError("what was made of a cut copy is not what was sent")
+    return filled
+
+
+def may_go_on(error: BaseException) -> bool:
+    """Whether what arrived until an error is of use for another try."""
+    from bisync.fs.bigfile import BasisError  # noqa: PLC0415 -- loads numpy
+
+    if isinstance(error, BasisError):
+        return False
+    return isinstance(error, Interrupted | BusyError | StaleError)
 
 
 def _by_changes(

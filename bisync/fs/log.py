@@ -8,6 +8,7 @@ import json
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from bisync.core.groups import SHARED, names_of_group, stem
 from bisync.core.node import Kind, NodeId, Place
 from bisync.core.plan import (
     Exchange,
@@ -78,6 +79,9 @@ class ResultLog:
             if step.key in group_of:
                 row["with"] = group_of[step.key]
                 row["old"] = self._seen(step)
+                row["before"] = self._group_before(step)
+                if (new := staged.get(i)) is not None:
+                    row["mtime"] = new.info.st_mtime_ns
             text = json.dumps(row, separators=(",", ":"))
             self.rows[i] = self.db.execute(_INSERT, (self.pair, text)).lastrowid or 0
         self.db.many(_INSERT, [(self.pair, updates[key]) for key in sorted(keys & updates.keys())])
@@ -169,11 +173,31 @@ class ResultLog:
                 pass
         return row
 
+    def _group_before(self, step: Transition) -> list[Any]:
+        """What is under all names of a database before anything is done: name, state or null."""
+        match step:
+            case Make() | Remove():
+                parent, name = step.place
+            case Replace():
+                parent, name = step.places[0]
+            case _:
+                return []
+        places = {(parent, n) for base in (name, stem(name)) for n in names_of_group(base)}
+        there = self.index.at(places)
+        return [
+            [place_to_row(place), self._state(there[place]) if place in there else None]
+            for place in sorted(places)
+            if not place[1].endswith(SHARED)
+        ]
+
+    def _state(self, node: NodeId) -> list[Any] | None:
+        known = self.index.identity(node)
+        return None if known is None else [known[0].hex(), known[1].size, known[1].mtime_ns]
+
     def _seen(self, step: Transition) -> list[Any] | None:
         """What a step displaces, as it was when it was observed."""
         node = step.keep_node if isinstance(step, Replace) and step.keep is not None else step.node
-        known = None if node is None else self.index.identity(node)
-        return None if known is None else [known[0].hex(), known[1].size, known[1].mtime_ns]
+        return None if node is None else self._state(node)
 
     def _path_text(self, place: Place) -> str:
         return self.index.place_path(place).decode("latin-1")

@@ -200,9 +200,44 @@ class _Recovery:
                 groups.setdefault((intent.pair, intent.row["with"]), []).append(intent.row)
         for rows in groups.values():
             left = [row for row in rows if not self._was_performed(row)]
-            if len(left) < len(rows) and all(map(self._can_follow, left)):
-                for row in left:
-                    self._follow(row)
+            if not left or len(left) == len(rows):
+                continue
+            try:
+                if self._is_untouched(rows) and all(map(self._can_follow, left)):
+                    for row in left:
+                        self._follow(row)
+                    continue
+            except (PathError, OSError) as error:
+                log.warning("database-not-finished path=%s reason=%s", left[0]["path"], error)
+            # Somebody worked with what was there: what was taken out would not fit any more.
+            for row in rows:
+                row["astray"] = True
+
+    def _is_untouched(self, rows: list[dict[str, Any]]) -> bool:
+        """Whether each file of a database is what it was before its step, or is after it."""
+        after: dict[Place, list[Any] | None] = {}
+        before: dict[Place, list[Any] | None] = {}
+        for row in rows:
+            before.update((place_from_row(place), state) for place, state in row["before"])
+            if row["op"] == "Remove":
+                after[place_from_row(row["from"])] = None
+            elif row["op"] in ("Make", "Replace"):
+                after[place_from_row(row["at"][0])] = [row["handle"], row["size"], row["mtime"]]
+            else:
+                return False
+        for place, state in before.items():
+            now = self._state_at(place)
+            if now != state and not (place in after and now == after[place]):
+                return False
+        return True
+
+    def _state_at(self, place: Place) -> list[Any] | None:
+        try:
+            spot = self.replica.directories.at(place)
+            info = self.look.stat(*spot)
+            return [self.look.handle(*spot).hex(), info.st_size, info.st_mtime_ns]
+        except (StaleError, FileNotFoundError):
+            return None
 
     def _can_follow(self, row: dict[str, Any]) -> bool:
         """Whether a step can still be done: what it needs is there, and nobody was faster."""
@@ -297,7 +332,9 @@ class _Recovery:
             handle = self.look.handle(dir_fd, name)
         except StaleError:
             return
-        if "in" not in row:
+        if "in" not in row and "astray" in row:
+            self._to_store(dir_fd, name, row)
+        elif "in" not in row:
             self._bring_back(dir_fd, name, row)
         elif _handle(row) in (None, handle):
             remove_object(dir_fd, name)
@@ -333,7 +370,8 @@ class _Recovery:
                 self._to_store(stage.incoming, name, found)
         for name in map(os.fsencode, os.listdir(stage.displaced)):
             found = outgoing.get(name)
-            if found is not None and found["op"] in ("Park", "Remove", "Unlink"):
+            back = found is not None and "astray" not in found
+            if found is not None and back and found["op"] in ("Park", "Remove", "Unlink"):
                 self._bring_back(stage.displaced, name, found)
             else:
                 self._to_store(stage.displaced, name, found)

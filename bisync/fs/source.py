@@ -4,6 +4,7 @@ Several sources are one tree: their directories of one name are merged, of anyth
 first one counts, as rsync has it.
 """
 
+import contextlib
 import errno
 import logging
 import os
@@ -412,8 +413,9 @@ class SourceTree:
         """Which database a file belongs to: the key of the directory, and the name."""
         seen = self.by_key[key]
         files = self._siblings(seen)
-        base = stem(seen.name)
-        if not any(base + end in files for end in JOURNALS):
+        bases = (seen.name, stem(seen.name))
+        base = next((b for b in bases if any(b + end in files for end in JOURNALS)), b"")
+        if not base:
             return None
         try:
             for end, magic in MAGIC.items():
@@ -425,8 +427,8 @@ class SourceTree:
 
     def _siblings(self, seen: Seen) -> dict[bytes, Seen]:
         if self._beside[0] != seen.parent:
-            entries = next(each.entries for each in self.listings if each.key == seen.parent)
-            self._beside = seen.parent, {one.name: one for one in entries}
+            every = next(each.entries for each in self.listings if each.key == seen.parent)
+            self._beside = seen.parent, {one.name: one for one in every}
         return self._beside[1]
 
     def _begins(self, seen: Seen, name: bytes, magic: bytes) -> bool:
@@ -441,9 +443,10 @@ class SourceTree:
             os.close(fd)
 
     def moved(self, nodes: set[int]) -> bool:
-        """Whether files of one database are not, or not all, what they were when walked."""
+        """Whether files of one database are not all what they were when walked."""
         for seen in (self.by_key[node] for node in nodes):
-            names = names_of_group(stem(seen.name))
+            belongs = self.database(seen.key)
+            names = names_of_group(seen.name if belongs is None else belongs[1])
             there = stamps(self._open(self._where[seen.key][0]), names)
             walked = {
                 name: (one.ino, one.content.size, one.attributes.mtime_ns, one.ctime_ns)
@@ -470,10 +473,9 @@ class SourceTree:
 
     def digest(self, seen: Seen) -> bytes | None:
         """The digest of a file; ``None`` if it cannot be read now."""
-        try:
+        with contextlib.suppress(PathError):
             return self._read(seen, None, lambda: None).digest
-        except PathError:
-            return None
+        return None
 
     @property
     def by_key(self) -> dict[int, Seen]:

@@ -7,12 +7,16 @@ holds what was displaced and is on its way to the store, and parked nodes.
 
 import contextlib
 import hashlib
+import logging
 import os
+import stat
 from concurrent.futures import ThreadPoolExecutor
 
+from bisync.fs.copying import remove_object
 from bisync.fs.root import OPEN_DIR
 from bisync.linux.filesystem import syncfs
 
+log = logging.getLogger(__name__)
 PARTIAL = b"part-"  # begins the names of files that have not arrived whole
 _FORGOTTEN_NS = 7 * 86_400 * 10**9
 _FSYNC_EACH = 64  # up to this many files one by one, more by one flush of the file system
@@ -48,6 +52,12 @@ class Stage:
             trace: who wants to make the same file finds it by that.
         """
         name = PARTIAL + hashlib.blake2b(trace, digest_size=16).hexdigest().encode()
+        try:
+            info = os.stat(name, dir_fd=self.incoming, follow_symlinks=False)
+            if not stat.S_ISREG(info.st_mode) or info.st_nlink > 1:
+                remove_object(self.incoming, name)
+        except FileNotFoundError:
+            pass
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         return name, os.open(name, flags, 0o600, dir_fd=self.incoming)
 
@@ -60,10 +70,14 @@ class Stage:
     def tidy(self, *, room: bool, now_ns: int) -> None:
         """Remove partial files that nobody came back for, or all when there is no room."""
         for name in map(os.fsencode, os.listdir(self.incoming)):
-            if name.startswith(PARTIAL):
-                age = now_ns - os.stat(name, dir_fd=self.incoming).st_mtime_ns
-                if not room or age > _FORGOTTEN_NS:
-                    os.unlink(name, dir_fd=self.incoming)
+            if not name.startswith(PARTIAL):
+                continue
+            try:
+                info = os.stat(name, dir_fd=self.incoming, follow_symlinks=False)
+                if not room or now_ns - info.st_mtime_ns > _FORGOTTEN_NS:
+                    remove_object(self.incoming, name)
+            except OSError as error:
+                log.info("part-not-removed name=%s reason=%s", name, error)
 
     def finish(self, fd: int) -> None:
         """The file is complete; it becomes durable with the next :meth:`flush`."""

@@ -14,7 +14,7 @@ from typing import Any
 from bisync.core.closure import close
 from bisync.core.conflict import Conflict
 from bisync.core.diff import Join, frozen_keys, join, wanted_digests
-from bisync.core.groups import Group
+from bisync.core.groups import Group, logs_of
 from bisync.core.node import (
     ROOT,
     SIDES,
@@ -208,7 +208,8 @@ class Cycle:
         agreed, parts = self._close(marks)
         joined = join(agreed, parts)
         waiting: list[tuple[Side, NodeId, str]] = []
-        self.databases, came = ([], []) if self.dry else self.groups.hold(joined)
+        self.databases = self.groups.among(joined)
+        came = [] if self.dry else self.groups.hold(joined, self.databases)
         for side, group, read in came:
             members = [node for _, node in sorted(group.members[side].items())]
             if read.status != "read":
@@ -280,7 +281,7 @@ class Cycle:
         outcome, left = settle(joined, outcome, self.databases, self.rules, judge)
         for group in left:
             self._tell_met(Met("", "problem", joined.path(Side.ALPHA, group.place), MIXED))
-        at_once = frozenset[int]().union(*(group.keys for group in self.databases))
+        at_once = set[int]().union(*(logs_of(joined, outcome, g) for g in self.databases))
         return make_plan(joined, outcome, self.numbers, removals=removals, at_once=at_once)
 
     def _note_plan(self, plan: Plan, joined: Join) -> None:

@@ -12,8 +12,9 @@ from bisync.core.groups import (
     choose,
     groups_in,
     is_whole,
+    latest,
     names_of_group,
-    newest,
+    only_side,
     stem,
 )
 from bisync.core.node import SIDES, NodeId, Part, Side
@@ -47,21 +48,21 @@ class Groups:
             places = {
                 (parent, other)
                 for parent, name in parts[side].names
-                if (parent, stem(name)) in self._stems[side]
-                for other in names_of_group(stem(name))
+                for base in (name, stem(name))
+                if (parent, base) in self._stems[side]
+                for other in names_of_group(base)
             }
             if places:
                 there = self._sides[side].view.at(places).values()
                 found[side].update(node for node in there if node not in parts[side].nodes)
         return found
 
-    def hold(self, joined: Join) -> tuple[list[Group], list[tuple[Side, Group, Read]]]:
-        """Hold the databases that a side changed, there.
+    def among(self, joined: Join) -> list[Group]:
+        """All databases of a closure."""
+        return groups_in(joined, self._stems) if any(self._stems) else []
 
-        Returns:
-            All databases of the closure, and what came of holding some of them.
-        """
-        groups = groups_in(joined, self._stems)
+    def hold(self, joined: Join, groups: list[Group]) -> list[tuple[Side, Group, Read]]:
+        """Hold the databases that a side changed, there; what came of it."""
         found = []
         for group in groups:
             for side in SIDES:
@@ -71,7 +72,7 @@ class Groups:
                 names = names_of_group(group.place[1])
                 read = self._sides[side].hold(parent, names, group.members[side])
                 found.append((side, group, read))
-        return groups, found
+        return found
 
     def release(self) -> None:
         """Let go of what was held."""
@@ -113,10 +114,16 @@ def settle(
     held: dict[int, str] = {}
     winners = []
     for group in mixed:
-        if rules.policy in (Policy.MANUAL, Policy.KEEP_BOTH):
+        side = only_side(group)
+        if side is None and rules.policy in (Policy.MANUAL, Policy.KEEP_BOTH):
             held |= dict.fromkeys(group.keys, MIXED)
             continue
-        winners.append((group, _SIDES.get(rules.policy) or _latest(joined, group, rules.policy)))
+        if side is None:
+            side = _SIDES.get(rules.policy)
+        if side is None:
+            side = latest(joined, group)
+            side = side.other if rules.policy is Policy.OLDEST else side
+        winners.append((group, side))
         for key in group.keys:
             for side in SIDES:
                 for place in joined.nodes[key].names[side] | joined.nodes[key].base:
@@ -132,8 +139,3 @@ def settle(
         for group in left:
             held |= dict.fromkeys(group.keys, MIXED)
         winners = [(group, winner) for group, winner in winners if group not in left]
-
-
-def _latest(joined: Join, group: Group, policy: Policy) -> Side:
-    side = newest(joined, group)
-    return side.other if policy is Policy.OLDEST else side

@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -344,3 +345,122 @@ def test_how_far_a_large_file_is(here: tuple[Path, Path], command: str):
     assert (of_file[-1].name, of_file[-1].bytes) == ("image", 80 << 20)
     assert of_file[-1].literal == of_file[-1].total == 80 << 20
     assert [event.bytes for event in of_file] == sorted(event.bytes for event in of_file)
+
+
+def _cut_copy(a: Path, b: Path, size: int, *words: str) -> Path:
+    """A copy of ``a/image`` that is killed after a part of it; the part."""
+    (a / "image").write_bytes(random.randbytes(size))
+    command = [sys.executable, "-m", "bisync", *words, f"{a}/", b]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    incoming = b / ".bisync/in"
+    while not any(part.stat().st_size > size // 4 for part in incoming.glob("part-*")):
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    (part,) = incoming.glob("part-*")
+    return part
+
+
+@pytest.mark.parametrize("command", ["sync", "mirror"])
+def test_a_source_that_changes_while_a_cut_copy_goes_on(here: tuple[Path, Path], command: str):
+    """What a first try wrote over the part is no basis for a second one."""
+    a, b = here
+    _cut_copy(a, b, 80 << 20, command)
+    changes: list[str] = []
+
+    def change(event: object) -> None:
+        if isinstance(event, bisync.Progress) and event.phase == "file" and not changes:
+            changes.append(event.name)
+            with (a / "image").open("r+b") as file:
+                file.seek(70 << 20)
+                file.write(bytes(2 << 20))
+                file.seek(0, os.SEEK_END)
+                file.write(b"one line more")
+
+    if command == "sync":
+        bisync.Session(a, b, listener=change).run()
+    else:
+        bisync.mirror([f"{a}/"], b, listener=change)
+    assert changes
+    run(command, "--json", f"{a}/", b)
+    assert (b / "image").read_bytes() == (a / "image").read_bytes()
+
+
+@pytest.mark.parametrize("size", [1, 65_536, 131_072, 131_073])
+def test_a_part_of_any_size(here: tuple[Path, Path], size: int):
+    """Where the source has a hole now, nothing of the part shines through."""
+    a, b = here
+    part = _cut_copy(a, b, 80 << 20, "mirror")
+    os.truncate(part, size)
+    with (a / "image").open("r+b") as file:
+        file.write(bytes(1 << 20))
+    subprocess.run(["fallocate", "-d", a / "image"], check=False)
+    run("mirror", "--json", f"{a}/", b)
+    assert (b / "image").read_bytes() == (a / "image").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["dir", "symlink", "dangling", "fifo", "hard link"])
+def test_a_part_that_is_no_file_of_ours(here: tuple[Path, Path], tmp_path: Path, kind: str):
+    """It is removed, and nothing is written through it."""
+    a, b = here
+    part = _cut_copy(a, b, 80 << 20, "sync")
+    other = tmp_path / "other" if kind != "hard link" else b.parent / "other"
+    other.write_bytes(b"precious")
+    part.unlink()
+    match kind:
+        case "dir":
+            (part / "below").mkdir(parents=True)
+        case "symlink":
+            part.symlink_to(other)
+        case "dangling":
+            part.symlink_to(tmp_path / "nowhere")
+        case "fifo":
+            os.mkfifo(part)
+        case _:
+            os.link(other, part)
+    sync(a, b)
+    assert (b / "image").read_bytes() == (a / "image").read_bytes()
+    assert other.read_bytes() == b"precious"
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_busy_source_does_not_cost_the_part(here: tuple[Path, Path]):
+    """Somebody has the new file open for writing: next time it goes on where it was."""
+    a, b = here
+    part = _cut_copy(a, b, 80 << 20, "sync")
+    before = part.stat().st_size
+    with (a / "image").open("r+b"):
+        sync(a, b, check=24)
+    assert part.stat().st_size >= before // (128 << 10) * (128 << 10)
+    assert sync(a, b).summary["literal_bytes"] < 80 << 20
+
+
+def test_an_instant_that_was_torn_is_read_anew(here: tuple[Path, Path]):
+    """`mirror` meets a file that changes while it is listed: the list of that try is void."""
+    a, b = here
+    (a / "image").write_bytes(random.randbytes(64 << 20))
+    run("mirror", "-a", "--json", f"{a}/", b)
+    stop = threading.Event()
+
+    def write() -> None:
+        number = 0
+        with (a / "image").open("r+b", buffering=0) as file:
+            while not stop.wait(0.004):
+                number += 1
+                for at in (4096, 63 << 20):  # the end is never newer than the front
+                    os.pwrite(file.fileno(), b"%016d" % number, at)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        for _ in range(6):
+            run("mirror", "-a", "--json", f"{a}/", b, check=(0, 24))
+            data = (b / "image").read_bytes()
+            front, end = data[4096:4112], data[63 << 20 : (63 << 20) + 16]
+            if front.isdigit() and end.isdigit():
+                assert int(front) - int(end) in (0, 1)
+    finally:
+        stop.set()
+        thread.join()
+    run("mirror", "-a", "--json", f"{a}/", b)
+    assert (b / "image").read_bytes() == (a / "image").read_bytes()

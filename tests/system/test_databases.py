@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import bisync
+from bisync.errors import Interrupted
 from tests.trees import look, run, sync
 
 VERSIONS = int(os.environ.get("BISYNC_VERSIONS", "15"))
@@ -310,3 +311,163 @@ def test_a_mirror_of_a_database(pair: Pair, tmp_path: Path):
     bank.close()
     run(*words)
     assert look(a) == look(b)
+
+
+def left_behind(path: Path, *statements: str) -> None:
+    """Somebody writes to a database and dies: the log stays."""
+    program = (
+        "import os, sqlite3, sys\n"
+        "db = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "for statement in sys.argv[2:]: db.execute(statement)\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", program, path, *statements], check=False)
+    path.with_name(path.name + "-shm").unlink(missing_ok=True)
+
+
+def finished(path: Path, *statements: str) -> None:
+    """Somebody writes to a database and closes it: the log goes."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        for statement in statements:
+            db.execute(statement)
+
+
+def values(folder: Path, copy: Path, name: str = "x.db") -> list[str]:
+    """What is in the table ``t`` of a copy of a database."""
+    copy.mkdir(exist_ok=True)
+    for file in copy.glob("*"):
+        file.unlink()
+    for end in ("", "-wal", "-journal"):
+        if (folder / (name + end)).exists():
+            (copy / (name + end)).write_bytes((folder / (name + end)).read_bytes())
+    with contextlib.closing(sqlite3.connect(copy / name)) as db:
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        return [v for (v,) in db.execute("SELECT v FROM t ORDER BY rowid")]
+
+
+MAKE = ("PRAGMA journal_mode=WAL", "CREATE TABLE t(v, pad)", "INSERT INTO t VALUES('old', 0)")
+ADD = "INSERT INTO t VALUES('{}', randomblob(3000))"
+
+
+@pytest.mark.parametrize("how", ["closed", "log"])
+def test_somebody_works_with_half_of_it_after_a_crash(here: Pair, tmp_path: Path, how: str):
+    """Killed between the two files, and then used: what was committed there is not lost."""
+    a, b = here
+    left_behind(a / "x.db", *MAKE, "PRAGMA wal_checkpoint(PASSIVE)")
+    sync(a, b)
+    finished(a / "x.db", ADD.format("new"))
+    killed = KILLED.replace('("swap", "rename_noreplace")', '("swap",)')
+    done = subprocess.run([sys.executable, "-c", killed, a, b, "0"], check=False)
+    assert done.returncode == -9
+    (finished if how == "closed" else left_behind)(b / "x.db", ADD.format("precious"))
+    there = values(b, tmp_path / "copy")
+    assert "precious" in there
+    sync(a, b)
+    assert look(a) == look(b)
+    assert values(b, tmp_path / "copy") == there  # written last; what A had is kept
+    assert any(p.is_file() for p in (a / "rsync-rollback").rglob("x.db*"))
+
+
+def test_stopped_between_two_files(here: Pair, tmp_path: Path):
+    """A stop is not heard within a database."""
+    a, b = here
+    finished(a / "x.db", *MAKE)
+    sync(a, b)
+    for last in range(1, 60):
+        left_behind(a / "x.db", *[ADD.format(f"{last}-{n}") for n in range(20)])
+        old, new = (values(x, tmp_path / "copy") for x in (b, a))
+        calls = iter(range(last))
+
+        def stop(calls: Iterator[int] = calls) -> None:
+            if next(calls, None) is None:
+                raise Interrupted(2)
+
+        try:
+            bisync.sync(a, b, bisync.Config(stop=stop))
+        except Interrupted:
+            assert values(b, tmp_path / "copy") in (old, new)
+        else:
+            break
+        assert bisync.sync(a, b).exit_code == 0
+        assert values(b, tmp_path / "copy") == new
+    assert last > 3
+
+
+@pytest.mark.parametrize("policy", [bisync.Policy.ALPHA, bisync.Policy.BETA, bisync.Policy.NEWEST])
+@pytest.mark.parametrize("known", [True, False])
+def test_one_has_news_in_the_log_the_other_in_the_file(
+    here: Pair, tmp_path: Path, policy: bisync.Policy, known: bool
+):
+    """Each file was written to on one side only, and still it is one database."""
+    a, b = here
+    if known:
+        left_behind(a / "x.db", *MAKE, ADD.format("both"))
+        sync(a, b)
+        left_behind(a / "x.db", ADD.format("alpha"))
+    else:
+        left_behind(a / "x.db", *MAKE, ADD.format("alpha"))
+        finished(b / "x.db", *MAKE)
+    finished(b / "x.db", ADD.format("beta"))
+    wanted = values(a if policy is bisync.Policy.ALPHA else b, tmp_path / "copy")
+    report = bisync.sync(a, b, bisync.Config(conflict=policy))
+    assert report.exit_code == 0
+    assert report.conflicts
+    assert [values(x, tmp_path / "copy") for x in here] == [wanted, wanted]
+    assert look(a) == look(b)
+    assert bisync.sync(a, b).exit_code == 0
+
+
+@pytest.mark.parametrize("policy", list(bisync.Policy))
+def test_deleted_here_written_to_there(here: Pair, tmp_path: Path, policy: bisync.Policy):
+    """An edit of the log is an edit of the database, and beats its deletion."""
+    a, b = here
+    left_behind(a / "x.db", *MAKE)
+    sync(a, b)
+    for file in a.glob("x.db*"):
+        file.unlink()
+    left_behind(b / "x.db", ADD.format("edit"))
+    report = bisync.sync(a, b, bisync.Config(conflict=policy))
+    assert report.exit_code == 0
+    assert [values(x, tmp_path / "copy") for x in here] == [["old", "edit"]] * 2
+
+
+def test_databases_are_deleted_like_other_files(here: Pair):
+    """The guard counts them, logs and all."""
+    a, b = here
+    for number in range(4):
+        left_behind(a / f"{number}.db", *MAKE)
+    (a / "stays").write_bytes(b"x")
+    sync(a, b)
+    for file in a.glob("*.db*"):
+        file.unlink()
+    report = bisync.sync(a, b, bisync.Config(max_delete=bisync.DeleteLimit(count=3)))
+    assert (report.exit_code, report.deleted, report.withheld) == (25, 0, 8)
+    assert len(list(b.glob("*.db*"))) == 8
+
+
+@pytest.mark.parametrize("name", ["my-journal", "a-wal", "x.db"])
+def test_names_that_mislead(here: Pair, tmp_path: Path, name: str):
+    """A database that is called like a journal; shared memory that is left out."""
+    a, b = here
+    left_behind(a / name, *MAKE)
+    (a / f"{name}-shm").write_bytes(bytes(32768))
+    config = bisync.Config(ignore=bisync.Ignore(("*-shm",)))
+    for number in range(2):
+        assert bisync.sync(a, b, config).exit_code == 0
+        assert values(b, tmp_path / "copy", name) == values(a, tmp_path / "other", name)
+        left_behind(a / name, ADD.format(number))
+
+
+def test_a_link_to_a_log(here: Pair, tmp_path: Path):
+    """A log goes as a conflict's loser; a link that somebody made of it stays."""
+    a, b = here
+    left_behind(a / "x.db", *MAKE)
+    sync(a, b)
+    left_behind(a / "x.db", ADD.format("alpha"))
+    os.link(a / "x.db-wal", a / "snapshot")
+    finished(b / "x.db", ADD.format("beta"))
+    bisync.sync(a, b, bisync.Config(conflict=bisync.Policy.BETA))
+    assert "beta" in values(a, tmp_path / "copy")
+    sync(a, b)
+    assert (a / "snapshot").exists()
+    assert (b / "snapshot").exists()
