@@ -350,13 +350,20 @@ ADD = "INSERT INTO t VALUES('{}', randomblob(3000))"
 
 
 @pytest.mark.parametrize("how", ["closed", "log"])
-def test_somebody_works_with_half_of_it_after_a_crash(here: Pair, tmp_path: Path, how: str):
+@pytest.mark.parametrize("at", ["swap", "keep"])
+def test_somebody_works_with_half_of_it_after_a_crash(
+    here: Pair, tmp_path: Path, how: str, at: str
+):
     """Killed between the two files, and then used: what was committed there is not lost."""
     a, b = here
     left_behind(a / "x.db", *MAKE, "PRAGMA wal_checkpoint(PASSIVE)")
     sync(a, b)
     finished(a / "x.db", ADD.format("new"))
     killed = KILLED.replace('("swap", "rename_noreplace")', '("swap",)')
+    if at == "keep":
+        killed = killed.replace('("swap",)', "()").replace(
+            "print(", "perform.Performer._keep = before(perform.Performer._keep)\nprint("
+        )
     done = subprocess.run([sys.executable, "-c", killed, a, b, "0"], check=False)
     assert done.returncode == -9
     (finished if how == "closed" else left_behind)(b / "x.db", ADD.format("precious"))
