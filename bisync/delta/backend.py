@@ -94,7 +94,7 @@ class NumpyBackend:
                 view = np.frombuffer(data[at : at + 4 * words].tobytes(), np.dtype("<u4"))
                 hits = np.flatnonzero(view * np.uint32(ANCHOR_FACTOR) > np.uint32(ANCHOR_LIMIT))
                 found.append(hits * 4 + at)
-        return np.sort(np.concatenate(found)) if found else np.zeros(0, np.int64)
+        return np.sort(np.concatenate(found), kind="stable") if found else np.zeros(0, np.int64)
 
     def prints(self, data: Bytes, at: Offsets) -> Sums:
         """See :class:`Backend`."""

@@ -22,7 +22,7 @@ from bisync.errors import BusyError, Interrupted, PathError, StaleError
 from bisync.fs.content import ContentSource
 from bisync.fs.copying import remove_object
 from bisync.fs.database import Database
-from bisync.fs.incoming import Arrived, Builder, Staged, not_told
+from bisync.fs.incoming import LARGE, Arrived, Builder, Staged, not_told
 from bisync.fs.index import Index
 from bisync.fs.log import ResultLog
 from bisync.fs.look import Looker
@@ -112,8 +112,7 @@ class Applier:
             HaltError: the root is not what it was.
         """
         self.t.root.check()
-        for i, step in enumerate(steps):
-            self._guard(i, step, self._prepare)
+        stopped = self._prepare_all(steps)
         self._bind(steps, together)
         if self.t.fsync:
             self.t.stage.flush()
@@ -129,7 +128,7 @@ class Applier:
                 for i, step in enumerate(steps):
                     if i not in self.results:
                         group = of_key.get(step.key)
-                        if group is None or group not in begun:
+                        if not stopped and (group is None or group not in begun):
                             self.t.stop()
                         if group is not None and group not in begun:
                             self._look_for_writers(group, i, steps)
@@ -155,6 +154,22 @@ class Applier:
             self._make_durable()
             self._conclude()
         return [self.results[i] for i in range(len(steps))]
+
+    def _prepare_all(self, steps: list[Transition]) -> bool:
+        """Build what all steps need; whether a stop was asked for while a later one was built.
+
+        Then those before are still done if a large file is among them, whose copy took long.
+        """
+        for i, step in enumerate(steps):
+            try:
+                self._guard(i, step, self._prepare)
+            except Interrupted:
+                if all(one.content.size < LARGE for one in self.staged.values()):
+                    raise
+                for j in range(i, len(steps)):
+                    self.results[j] = Result(steps[j], Status.STALE, "stopped before it")
+                return True
+        return False
 
     def _bind(self, steps: list[Transition], together: Sequence[Together]) -> None:
         """Give up all steps of what belongs together if one of them cannot be done."""

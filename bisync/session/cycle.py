@@ -63,6 +63,7 @@ from bisync.session.report import (
 )
 
 _ROUNDS = 4  # how often what moved under our hands is looked at again
+_SLICE = 1 << 30  # bytes of content applied at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,21 +322,30 @@ class Cycle:
             if not steps:
                 continue
             later = set() if side is Side.BETA else keys_on[Side.BETA]
-            logged = {k: row for k, row in rows.items() if k in keys_on[side] - later}
-            one_by_one = self.config.fsync is Fsync.ALWAYS
-            if self.databases or any(isinstance(step, Park) for step in steps):
-                one_by_one = False  # a parked node has no name until its next step
-            size = 1 if one_by_one else len(steps)
-            failed = Failed()
-            for start in range(0, len(steps), size):
-                waits = failed.stops(steps[start]) if one_by_one else None
-                if waits is not None:
-                    self._count(side, waits)
-                    results[side].append(waits)
+            last = {key: n for n, step in enumerate(steps) for key in keys_of(step)}
+            failed, end = Failed(), 0
+            for some in self._slices(steps):
+                end += len(some)
+                ready = []
+                for step in some:
+                    waits = failed.stops(step)
+                    if waits is None:
+                        ready.append(step)
+                    else:
+                        self._count(side, waits)
+                        results[side].append(waits)
+                if not ready:
                     continue
+                # What is to be agreed on is logged with the last step that it depends on.
+                logged = {
+                    key: rows[key]
+                    for step in ready
+                    for key in keys_of(step)
+                    if key in rows and key not in later and key not in failed and last[key] < end
+                }
                 done = self.sides[side].apply(
                     self.ledger.archives[side],
-                    steps[start : start + size],
+                    ready,
                     logged,
                     self.sides[side.other],
                     together(plan, self.databases, side),
@@ -348,6 +358,23 @@ class Cycle:
                 moved = self.report.bytes_sent + self.report.bytes_received
                 self.tell(Progress("apply", self.applied, moved))
         return results
+
+    def _slices(self, steps: list[Transition]) -> Iterator[list[Transition]]:
+        """Steps that are applied at a time: so much content that losing its copy is no loss."""
+        whole = bool(self.databases) or any(isinstance(step, Park) for step in steps)
+        if whole:  # a parked node has no name until its next step
+            yield steps
+            return
+        some: list[Transition] = []
+        size = 0
+        for step in steps:
+            some.append(step)
+            size += step.content.size if isinstance(step, Make | Replace) else 0
+            if size >= _SLICE or self.config.fsync is Fsync.ALWAYS:
+                yield some
+                some, size = [], 0
+        if some:
+            yield some
 
     def _settle(self, plan: Plan, results: tuple[list[Result], list[Result]]) -> None:
         """Agree on what was done; queue the rest."""

@@ -13,7 +13,7 @@ from bisync.core.mirror import Doomed, Mirror, MirrorPlan
 from bisync.core.node import ROOT, Kind, NodeId, Side
 from bisync.core.pairing import Pairing, Pairs
 from bisync.core.path import STORE_DIR, display
-from bisync.core.plan import Park, Remove, Replace, Transition, keys_of
+from bisync.core.plan import Make, Park, Remove, Replace, Transition, keys_of
 from bisync.core.safety import HOUR_NS, DeleteLimit, withhold
 from bisync.core.safety import Wanted as WantedDeletions
 from bisync.core.wish import Held, Seen
@@ -32,6 +32,7 @@ from bisync.session.report import Change, Listener, Met, Progress, met_from
 from bisync.session.storemerge import is_store, merge_into
 
 _BATCH = 2000  # steps applied at a time
+_BATCH_SIZE = 1 << 30  # bytes of content
 _ROUNDS = 3  # how often what changed under our hands is looked at again
 _LIMIT = DeleteLimit()
 
@@ -536,6 +537,7 @@ def _batches(
     batch: list[Transition] = []
     parked: set[NodeId] = set()
     begun: set[Together] = set()
+    size = 0
     for step in steps:
         batch.append(step)
         if isinstance(step, Park):
@@ -546,9 +548,11 @@ def _batches(
         if group is not None:
             begun.add(group)
             left[group] -= 1
-        if len(batch) >= _BATCH and not parked and not any(left[group] for group in begun):
+        size += step.content.size if isinstance(step, Make | Replace) else 0
+        full = len(batch) >= _BATCH or size >= _BATCH_SIZE
+        if full and not parked and not any(left[group] for group in begun):
             yield batch, list(begun)
-            batch, begun = [], set()
+            batch, begun, size = [], set(), 0
     if batch:
         yield batch, list(begun)
 

@@ -13,8 +13,9 @@ import pytest
 
 import bisync
 from bisync.delta.blocks import Blocks
+from bisync.errors import Interrupted
 from bisync.fs.bigfile import Patch, Sender, list_blocks
-from tests.trees import kept, look, run, sync
+from tests.trees import edit, kept, look, put, run, sync
 
 Pair = tuple[Path, Path]
 MIB = 1 << 20
@@ -459,3 +460,47 @@ def test_each_try_has_a_list_of_its_own(tmp_path: Path):
         assert found is not None
         assert digest == found.digest()
     assert target.read_bytes() == path.read_bytes()
+
+
+def test_what_arrived_before_a_stop_is_there(here: tuple[Path, Path]):
+    """Two large files are whole when a stop is asked for in the third: they are put in place."""
+    a, b = here
+    for number in range(3):
+        (a / f"image{number}").write_bytes(random.randbytes(70 << 20))
+    told: list[str] = []
+
+    def listen(event: object) -> None:
+        if isinstance(event, bisync.Progress) and event.phase == "file":
+            told.append(event.name)
+
+    def stop() -> None:
+        if len(set(told)) == 3:
+            raise Interrupted(2)
+
+    with pytest.raises(Interrupted):
+        bisync.Session(a, b, bisync.Config(stop=stop), listener=listen).run()
+    assert len(list(b.glob("image*"))) == 2
+    assert sync(a, b).summary["literal_bytes"] <= 70 << 20
+    assert look(a) == look(b)
+
+
+@pytest.mark.parametrize("slice_", [1, 3, 1 << 30])
+def test_slices(here: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, slice_: int):
+    """Steps of one file in different slices: done in order, agreed on once, quiet after."""
+    a, b = here
+    monkeypatch.setattr("bisync.session.cycle._SLICE", slice_)
+    for number in range(6):
+        put(a / f"d{number}/f", b"%d" % number)
+    os.link(a / "d0/f", a / "link")
+    assert bisync.sync(a, b).exit_code == 0
+    (a / "d1").rename(a / "d9")
+    edit(a / "d9/f", b"edited")
+    (a / "d9/f").chmod(0o600)
+    (a / "d2/f").rename(a / "d3/moved")
+    put(a / "d2/f", b"new")
+    (b / "d4/f").unlink()
+    put(b / "d4/f/below", b"x")
+    assert bisync.sync(a, b).exit_code == 0
+    assert look(a) == look(b)
+    report = bisync.sync(a, b)
+    assert (report.created, report.updated, report.moves, report.conflicts) == (0, 0, 0, 0)
