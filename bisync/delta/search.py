@@ -28,11 +28,13 @@ from numpy.typing import NDArray
 from bisync.delta.backend import PRINT_SPAN, Backend, Offsets, Sums, SumTable
 from bisync.delta.blocks import Blocks, is_zero_block
 from bisync.delta.digest import BLOCK_SIZE, GROUP_BLOCKS, block_digest
+from bisync.errors import StaleError
 
 FIRST_ANCHORS = 4_096  # 64 KiB of answer
 ALL_ANCHORS = 65_536  # 1 MiB
 MOST_SUMS = 4_096  # blocks of the old version whose rolling sums are asked for
 MOST_ROLLED = 64 << 20  # bytes searched at every offset; more are sent faster than searched
+_SAMPLE = 32 << 10  # bytes of a block in which an anchor is looked for
 _TILE = 1 << 20  # bytes looked at in one step
 _MOST_ANCHORS = 4_096  # looked at per step; 256 are to be expected
 _FAILURES = 8  # proofs that may fail per block of the new version
@@ -61,6 +63,42 @@ class Holder(Protocol):
     def sums(self, blocks: Sequence[int]) -> Sums:
         """The rolling sums of some of its whole blocks."""
         ...
+
+
+def anchors_among(
+    count: int,
+    read: Callable[[int, int], memoryview],
+    near: Sequence[int],
+    most: int,
+    backend: Backend,
+) -> Anchors:
+    """What a holder answers that has ``count`` blocks; see :meth:`Holder.anchors`."""
+    starts, half = list(near[: most // 2]), most // 2
+    each = half // max(len(starts), 1)
+    some = [(block, each) for block in starts]
+    some += [(block, 1) for block in range(0, count, max(-(-count // half), 1))]
+    offsets, prints = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
+    for block, wanted in some:
+        length = BLOCK_SIZE if wanted > 1 else _SAMPLE
+        data = np.frombuffer(read(block * BLOCK_SIZE, length), np.uint8)
+        at = backend.anchors(data)[:wanted]
+        offsets.append(at + block * BLOCK_SIZE)
+        prints.append(backend.prints(data, at))
+    once, first = np.unique(np.concatenate(prints), return_index=True)
+    return Anchors(np.concatenate(offsets)[first], once)
+
+
+def sums_of(
+    blocks: Sequence[int], read: Callable[[int, int], memoryview], backend: Backend
+) -> Sums:
+    """The rolling sums of some whole blocks; see :meth:`Holder.sums`."""
+    found = [np.zeros(0, np.uint64)]
+    for block in blocks:
+        data = np.frombuffer(read(block * BLOCK_SIZE, BLOCK_SIZE), np.uint8)
+        if len(data) < BLOCK_SIZE:
+            raise StaleError("it is shorter than its list says")
+        found.append(backend.block_sums(data))
+    return np.concatenate(found)
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -6,17 +6,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
-import numpy as np
-from numpy.typing import NDArray
-
 from bisync.core.node import NodeId
-from bisync.delta.backend import BACKEND, Backend
+from bisync.delta.backend import BACKEND, Backend, Offsets, Sums
 from bisync.delta.blocks import Blocks, Collector, finding, is_zero_block
 from bisync.delta.changes import ChangeSink, Moved, Piece, Pieces, send_changes
 from bisync.delta.digest import BLOCK_SIZE, DIGEST_SIZE, GROUP_BLOCKS, block_digest
 from bisync.delta.extents import changed_blocks
 from bisync.delta.pages import page_digests
-from bisync.delta.search import Anchors
+from bisync.delta.search import Anchors, anchors_among, sums_of
 from bisync.errors import StaleError
 from bisync.fs.bases import SMALLEST, Bases
 from bisync.fs.content import Chunk, chunks_of
@@ -28,7 +25,6 @@ from bisync.linux.holes import punch
 _BUFFER = 8 * BLOCK_SIZE
 _MOST_EXTENTS = 50_000  # of a file with more, comparing and cloning cost more than reading
 _WORTH_THREADS = 32 << 20  # bytes
-_SAMPLE = 32 << 10  # bytes of a block in which an anchor is looked for
 _FIND = 16  # bytes of a finding digest
 
 
@@ -365,7 +361,7 @@ class Patch:
         """Whether the old version stays what it is while the new one is made."""
         return self._fd != self._basis
 
-    def begin(self, size: int, changed: NDArray[np.int64]) -> None:
+    def begin(self, size: int, changed: Offsets) -> None:
         """Begin, or begin again: with what both versions have in common.
 
         Raises:
@@ -384,7 +380,7 @@ class Patch:
         self._before, self._changed = (-1, b""), Collector(self.old.seed)
         if not self._cloned:
             end = min(self.old.count, -(-size // BLOCK_SIZE))
-            edges = [-1, *changed[: np.searchsorted(changed, end)].tolist(), end]
+            edges = [-1, *(block for block in changed.tolist() if block < end), end]
             for before, behind in pairwise(edges):
                 self._copy(before + 1, behind)
 
@@ -422,30 +418,11 @@ class Patch:
 
     def anchors(self, near: Sequence[int], most: int) -> Anchors:
         """See :class:`bisync.delta.search.Holder`."""
-        starts, half = list(near[: most // 2]), most // 2
-        each = half // max(len(starts), 1)
-        stride = -(-self.old.count // half)
-        some = [(block, each) for block in starts]
-        some += [(block, 1) for block in range(0, self.old.count, max(stride, 1))]
-        offsets, prints = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
-        for block, wanted in some:
-            length = BLOCK_SIZE if wanted > 1 else _SAMPLE
-            data = np.frombuffer(self._read(block * BLOCK_SIZE, length), np.uint8)
-            at = self._backend.anchors(data)[:wanted]
-            offsets.append(at + block * BLOCK_SIZE)
-            prints.append(self._backend.prints(data, at))
-        once, first = np.unique(np.concatenate(prints), return_index=True)
-        return Anchors(np.concatenate(offsets)[first], once)
+        return anchors_among(self.old.count, self._read, near, most, self._backend)
 
-    def sums(self, blocks: Sequence[int]) -> NDArray[np.uint64]:
+    def sums(self, blocks: Sequence[int]) -> Sums:
         """See :class:`bisync.delta.search.Holder`."""
-        found = [np.zeros(0, np.uint64)]
-        for block in blocks:
-            data = np.frombuffer(self._read(block * BLOCK_SIZE, BLOCK_SIZE), np.uint8)
-            if len(data) < BLOCK_SIZE:
-                raise BasisError("the replica's own file is not what was recorded")
-            found.append(self._backend.block_sums(data))
-        return np.concatenate(found)
+        return sums_of(blocks, self._read, self._backend)
 
     def put(self, block: int, proof: bytes, pieces: Pieces) -> None:
         """Write a block that differs.

@@ -21,9 +21,10 @@ from bisync.delta.digest import digest_of
 from bisync.endpoint.destination import Destination
 from bisync.errors import BisyncError, EndpointError, Interrupted, PathError
 from bisync.fs.memory import Lesson
+from bisync.fs.pace import Pace
 from bisync.fs.replica import Options
 from bisync.fs.result import Result, Status
-from bisync.fs.source import Pace, Rules, SourceTree, Start, open_source
+from bisync.fs.source import Rules, SourceTree, Start, open_source
 from bisync.fs.walk import ScanRules
 from bisync.session.mirrorconfig import MirrorConfig, MirrorReport
 from bisync.session.mirrorplace import MirrorPlace, backup_place, find_place, refuse_overlap

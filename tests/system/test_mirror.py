@@ -502,7 +502,7 @@ def test_the_table_of_words():
 
 def test_bandwidth_limit(here: Pair, monkeypatch: pytest.MonkeyPatch):
     """--bwlimit waits as long as the bytes need: the pace is asked for each of them."""
-    from bisync.fs.source import Pace  # noqa: PLC0415
+    from bisync.fs.pace import Pace  # noqa: PLC0415
 
     now, waits = [0.0], []
     monkeypatch.setattr("bisync.fs.source.time.sleep", waits.append)
