@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from bisync.core.closure import close
 from bisync.core.diff import join, wanted_digests
+from bisync.core.groups import JOURNALS, groups_in, logs_of, stem
 from bisync.core.node import (
     ROOT,
     SIDES,
@@ -37,6 +38,7 @@ from bisync.core.plan import (
 from bisync.core.planner import Numbers, make_plan
 from bisync.core.reconcile import Outcome, reconcile
 from bisync.core.resolve import Rules
+from bisync.session.groups import settle
 
 
 class Stale(Exception):
@@ -366,7 +368,10 @@ class MemoryArchive:
 class MemoryPair:
     """Two replicas and their ancestor; runs cycles."""
 
-    def __init__(self, rules: Rules | None = None) -> None:
+    def __init__(self, rules: Rules | None = None, *, databases: bool = False) -> None:
+        """``databases``: by their names alone, in the root."""
+        self.databases = databases
+        self.left = []  # databases that the last plan left alone
         self.sides = (MemoryReplica("alpha"), MemoryReplica("beta", 1_000_000))
         self.archive = MemoryArchive()
         self.rules = rules or Rules(replicas=("A", "B"))
@@ -388,9 +393,21 @@ class MemoryPair:
             parent = joined.local_of[side].get(place[0])
             return parent is not None and (parent, place[1]) in self.sides[side].at_place
 
-        outcome = reconcile(joined, self.rules, held={}, taken=taken)
+        def judge(rules, held):
+            return reconcile(joined, rules, held=dict(held), taken=taken)
+
+        outcome, at_once = judge(self.rules, {}), set()
+        if self.databases:
+            stems = tuple(
+                {(p, stem(name)) for p, name in s.at_place if name.endswith(JOURNALS)}
+                for s in self.sides
+            )
+            groups = groups_in(joined, stems)
+            outcome, self.left = settle(joined, outcome, groups, self.rules, judge)
+            at_once.update(*(logs_of(joined, outcome, group) for group in groups))
         numbers = Numbers((self.sides[0].count, self.sides[1].count), self.archive.count)
-        return make_plan(joined, outcome, numbers, removals=removals), outcome
+        plan = make_plan(joined, outcome, numbers, removals=removals, at_once=at_once)
+        return plan, outcome
 
     def guarded_cycle(self, marks=None) -> None:
         """A cycle as a session runs it: removals wait until the guard has counted them."""

@@ -18,7 +18,7 @@ KINDS = ("make", "edit", "save", "backup", "rename", "move", "swap", "mkdir", "r
 NAMES = [b"a", b"b", b"c", b"d"]
 
 
-def perturb(replica: MemoryReplica, ops, tokens) -> None:
+def perturb(replica: MemoryReplica, ops, tokens, names=NAMES) -> None:
     """Do what a user does; an operation that makes no sense here does nothing."""
     for kind, i, j in ops:
         places = sorted(replica.at_place)
@@ -26,7 +26,7 @@ def perturb(replica: MemoryReplica, ops, tokens) -> None:
             n for p in places if replica.node[n := replica.at_place[p]].kind is Kind.DIR
         ]
         files = [p for p in places if replica.node[replica.at_place[p]].kind is Kind.FILE]
-        target = (dirs[i % len(dirs)], NAMES[j % len(NAMES)])
+        target = (dirs[i % len(dirs)], names[j % len(names)])
         place = places[i % len(places)] if places else None
         some_file = files[i % len(files)] if files else None
         match kind:
@@ -47,7 +47,7 @@ def perturb(replica: MemoryReplica, ops, tokens) -> None:
                 if some_file not in replica.at_place:
                     replica.make(*some_file, file_content(next(tokens)))
             case "rename" if place:
-                new = (place[0], NAMES[j % len(NAMES)])
+                new = (place[0], names[j % len(names)])
                 if new not in replica.at_place:
                     replica.rename(place, new)
             case "move" if place and target not in replica.at_place:
@@ -295,3 +295,52 @@ def test_many_random_plans():
         seed += 1
     print(f"{plans} plans")
     assert plans > 1000
+
+
+DATABASE_OPS = st.lists(
+    st.tuples(
+        st.sampled_from(("make", "edit", "save", "rm", "touch")),
+        st.integers(0, 11),
+        st.integers(0, 3),
+    ),
+    max_size=6,
+)
+
+
+def database(replica: MemoryReplica) -> tuple:
+    """What its two files hold on a side."""
+    found = [replica.at_place.get((ROOT, name)) for name in (b"x", b"x-wal")]
+    return tuple(None if node is None else replica.node[node].content for node in found)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    start=DATABASE_OPS,
+    alpha=DATABASE_OPS,
+    beta=DATABASE_OPS,
+    policy=st.sampled_from(Policy),
+    guarded=st.booleans(),
+)
+def test_databases(start, alpha, beta, policy, guarded):
+    """A database becomes that of one side, or stays as it is on both; nothing is lost."""
+    tokens = token_source()
+    pair = MemoryPair(Rules(replicas=("A", "B"), policy=policy), databases=True)
+    names = [b"x", b"x-wal"]
+    perturb(pair.sides[0], start, tokens, names)
+    pair.cycle()
+    for replica, ops in zip(pair.sides, (alpha, beta), strict=True):
+        perturb(replica, ops, tokens, names)
+    before, contents = [database(replica) for replica in pair.sides], live_and_kept(pair)
+    for _ in range(2):
+        (pair.guarded_cycle if guarded else pair.cycle)()
+    after = [database(replica) for replica in pair.sides]
+    assert contents <= live_and_kept(pair)
+    if pair.left:
+        assert policy in (Policy.MANUAL, Policy.KEEP_BOTH)
+        assert after == before
+    elif policy not in (Policy.MANUAL, Policy.KEEP_BOTH):
+        assert after[0] == after[1]
+        assert after[0] in before
+        assert_converged(pair)
+    else:
+        assert all(one in before for one in after)
