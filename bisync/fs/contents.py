@@ -48,7 +48,9 @@ class Contents:
         *,
         dry: bool,
     ) -> None:
-        self.holds = Holds(lambda: self.bases)  # what is read at one instant
+        self.holds = Holds(
+            lambda: self.bases, lambda node: self._directories.open(node)
+        )  # what is read at one instant
         self._index, self._directories, self._db = index, directories, db
         self._options, self._state_fd, self._dry = options, state_fd, dry
         self._lists: BlockLists | None = None
@@ -138,7 +140,7 @@ class Contents:
         Raises:
             PathError: stale or busy.
         """
-        held = self.holds.take(self._directories.open(parent), names, nodes)
+        held = self.holds.take(parent, names, nodes)
         for node, file in held.items():
             known = self._index.known(node)
             if known is None:

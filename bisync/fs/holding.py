@@ -16,10 +16,13 @@ from bisync.core.groups import SHARED
 from bisync.core.node import NodeId
 from bisync.errors import BusyError, StaleError
 from bisync.fs.bases import Bases
+from bisync.linux.lease import Lease, probed
 
 _TRIES = 10
 _FIRST_WAIT = 0.005  # seconds between tries, doubled each time up to
 _LONGEST_WAIT = 0.2
+
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 Stamp = tuple[int, int, int, int]
 
@@ -34,7 +37,7 @@ class HeldFile:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    dir_fd: int
+    parent: NodeId
     names: list[bytes]
     nodes: dict[bytes, NodeId]
     stamps: dict[bytes, Stamp]
@@ -43,8 +46,8 @@ class _Group:
 class Holds:
     """What is held of one replica."""
 
-    def __init__(self, bases: Callable[[], Bases]) -> None:
-        self._bases = bases
+    def __init__(self, bases: Callable[[], Bases], directory: Callable[[NodeId], int]) -> None:
+        self._bases, self._directory = bases, directory
         self._files: dict[NodeId, HeldFile] = {}
         self._groups: list[_Group] = []
 
@@ -53,12 +56,12 @@ class Holds:
         return self._files.get(node)
 
     def take(
-        self, dir_fd: int, names: list[bytes], nodes: dict[bytes, NodeId]
+        self, parent: NodeId, names: list[bytes], nodes: dict[bytes, NodeId]
     ) -> dict[NodeId, HeldFile]:
         """Hold the files of one group.
 
         Args:
-            dir_fd: their directory.
+            parent: their directory.
             names: all names that files of the group may have.
             nodes: those it has, by the index.
 
@@ -73,25 +76,28 @@ class Holds:
             if attempt:
                 time.sleep(wait)
                 wait = min(2 * wait, _LONGEST_WAIT)
-            files = self._try(dir_fd, names, nodes)
+            files = self._try(parent, names, nodes)
             if files is not None:
                 self._files |= files
                 return files
-        if not _are(stamps(dir_fd, names), nodes):
+        if not _are(stamps(self._directory(parent), names), nodes):
             raise StaleError("files of the database came or went")
         raise BusyError("the database was written to, at every try")
 
     def _try(
-        self, dir_fd: int, names: list[bytes], nodes: dict[bytes, NodeId]
+        self, parent: NodeId, names: list[bytes], nodes: dict[bytes, NodeId]
     ) -> dict[NodeId, HeldFile] | None:
+        dir_fd = self._directory(parent)
         before = stamps(dir_fd, names)
         if not _are(before, nodes):
             return None
         files: dict[NodeId, HeldFile] = {}
         try:
+            # A clone costs a descriptor, and is of use only against somebody who may write.
+            act = self._freeze if any(_has_writer(dir_fd, name) for name in nodes) else _look
             for name, node in nodes.items():
                 if node not in files:
-                    files[node] = self._freeze(dir_fd, name)
+                    files[node] = act(dir_fd, name)
         except FileNotFoundError:
             pass
         except BaseException:
@@ -100,15 +106,14 @@ class Holds:
             raise
         else:
             if are_still(before, stamps(dir_fd, names)):
-                self._groups.append(_Group(os.dup(dir_fd), names, nodes, before))
+                self._groups.append(_Group(parent, names, nodes, before))
                 return files
         for file in files.values():
             _close(file)
         return None
 
     def _freeze(self, dir_fd: int, name: bytes) -> HeldFile:
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        fd = os.open(name, flags, dir_fd=dir_fd)
+        fd = os.open(name, _READ, dir_fd=dir_fd)
         try:
             frozen = self._bases().freeze(fd)
             if frozen is None:
@@ -125,7 +130,11 @@ class Holds:
             mine = set(group.nodes.values())
             if not mine & nodes or all(self._files[node].fd >= 0 for node in mine):
                 continue
-            if not are_still(group.stamps, stamps(group.dir_fd, group.names)):
+            try:
+                now = stamps(self._directory(group.parent), group.names)
+            except StaleError:
+                return True
+            if not are_still(group.stamps, now):
                 return True
         return False
 
@@ -133,9 +142,16 @@ class Holds:
         """Let go of everything."""
         for file in self._files.values():
             _close(file)
-        for group in self._groups:
-            os.close(group.dir_fd)
         self._files, self._groups = {}, []
+
+
+def _has_writer(dir_fd: int, name: bytes) -> bool:
+    with probed(dir_fd, name) as (_, lease):
+        return lease is not Lease.GRANTED
+
+
+def _look(dir_fd: int, name: bytes) -> HeldFile:
+    return HeldFile(-1, os.stat(name, dir_fd=dir_fd, follow_symlinks=False))
 
 
 def stamps(dir_fd: int, names: list[bytes]) -> dict[bytes, Stamp]:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import resource
 import sqlite3
 import subprocess
 import sys
@@ -478,3 +479,20 @@ def test_a_link_to_a_log(here: Pair, tmp_path: Path):
     sync(a, b)
     assert (a / "snapshot").exists()
     assert (b / "snapshot").exists()
+
+
+def test_more_databases_than_descriptors(here: Pair):
+    """Several hundred of them at first contact, as a home directory has; none has a writer."""
+    a, b = here
+    left_behind(a / "x.db", *MAKE)
+    for number in range(400):
+        for end in ("", "-wal"):
+            (a / f"{number}.db{end}").write_bytes((a / f"x.db{end}").read_bytes())
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        report = bisync.sync(a, b)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert (report.exit_code, report.created) == (0, 802)
+    assert look(a) == look(b)
