@@ -48,9 +48,7 @@ class Contents:
         *,
         dry: bool,
     ) -> None:
-        self.holds = Holds(
-            lambda: self.bases, lambda node: self._directories.open(node)
-        )  # what is read at one instant
+        self.holds = Holds(lambda: self.bases, directories.open)  # what is read at one instant
         self._index, self._directories, self._db = index, directories, db
         self._options, self._state_fd, self._dry = options, state_fd, dry
         self._lists: BlockLists | None = None
