@@ -505,7 +505,7 @@ def test_bandwidth_limit(here: Pair, monkeypatch: pytest.MonkeyPatch):
     from bisync.fs.pace import Pace  # noqa: PLC0415
 
     now, waits = [0.0], []
-    monkeypatch.setattr("bisync.fs.source.time.sleep", waits.append)
+    monkeypatch.setattr("bisync.fs.pace.time.sleep", waits.append)
     pace = Pace(1000, clock=lambda: now[0])
     for _ in range(10):
         pace(1000)
