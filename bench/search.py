@@ -99,7 +99,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     with place() as folder:
-        data = random.Random(1).randbytes(options.mib << 20)
+        chance = random.Random(1)
+        data = b"".join(chance.randbytes(1 << 20) for _ in range(options.mib))
         (folder / "old").write_bytes(data)
         (folder / "new").write_bytes(b"7 bytes" + data)
         took: dict[str, list[float]] = {name: [] for name in WORKS}
