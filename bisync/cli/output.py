@@ -31,7 +31,7 @@ class Output:
         self._progress = progress and not as_json and sys.stderr.isatty()
         self._plain_progress = progress and not as_json and not sys.stderr.isatty()
         self._status: Any = None
-        self._last = 0.0
+        self._last, self._phase = 0.0, ""
         self._file = "", 0.0, 0  # in hand: its name, when and where it was first seen
 
     def __enter__(self) -> "Output":
@@ -62,9 +62,9 @@ class Output:
 
     def _show_progress(self, event: Progress) -> None:
         now = time.monotonic()
-        if now - self._last < _REFRESH_S:
+        if now - self._last < _REFRESH_S and event.phase == self._phase:
             return
-        self._last = now
+        self._last, self._phase = now, event.phase
         if event.phase == "file":
             text = self._of_file(event, now)
         else:
