@@ -276,6 +276,30 @@ def test_random_edits(pair: Pair):
     assert rounds >= 3
 
 
+CUT = """
+import os, sys
+from bisync.cli.main import main
+from bisync.fs import incoming
+left, write = int(sys.argv[1]), incoming.write_chunk
+
+def some(fd, chunk):
+    global left
+    left -= chunk.length
+    if left < 0:
+        os.kill(os.getpid(), int(sys.argv[2]))
+    write(fd, chunk)
+
+incoming.write_chunk = some
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+def _cut(size: int, signum: int, *words: str | Path) -> int:
+    """Run a command that gets a signal when it has written so many bytes; its exit status."""
+    command = [sys.executable, "-c", CUT, str(size), str(int(signum)), *words]
+    return subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode
+
+
 @pytest.mark.parametrize("how", ["stopped", "killed"])
 @pytest.mark.parametrize("command", ["sync", "mirror"])
 def test_a_cut_copy_goes_on(here: tuple[Path, Path], how: str, command: str):
@@ -286,12 +310,9 @@ def test_a_cut_copy_goes_on(here: tuple[Path, Path], how: str, command: str):
         for _ in range(size >> 20):
             file.write(random.randbytes(1 << 20))
     words = [command, "--json", f"{a}/", b]
-    process = subprocess.Popen([sys.executable, "-m", "bisync", *words], stdout=subprocess.DEVNULL)
+    code = _cut(size // 4, signal.SIGINT if how == "stopped" else signal.SIGKILL, *words)
+    assert code == (130 if how == "stopped" else -9)
     incoming = b / ".bisync/in"
-    while not any(part.stat().st_size > size // 4 for part in incoming.glob("part-*")):
-        assert process.poll() is None, "it was done before it could be cut"
-    process.send_signal(signal.SIGINT if how == "stopped" else signal.SIGKILL)
-    assert process.wait() == (130 if how == "stopped" else -9)
     assert list(incoming.glob("part-*"))
     assert not (b / "image").exists()
     report = run(*words)
@@ -305,12 +326,8 @@ def test_a_part_of_another_file(here: tuple[Path, Path]):
     a, b = here
     data = random.randbytes(80 << 20)
     (a / "image").write_bytes(data)
-    process = subprocess.Popen([sys.executable, "-m", "bisync", "sync", a, b])
+    assert _cut(len(data) // 4, signal.SIGKILL, "sync", a, b) == -9
     incoming = b / ".bisync/in"
-    while not any(part.stat().st_size > len(data) // 4 for part in incoming.glob("part-*")):
-        assert process.poll() is None
-    process.kill()
-    process.wait()
     (a / "image").write_bytes(b"other" * 1000 + data[:70_000_000])
     sync(a, b)
     assert (b / "image").read_bytes() == (a / "image").read_bytes()
@@ -352,13 +369,8 @@ def test_how_far_a_large_file_is(here: tuple[Path, Path], command: str):
 def _cut_copy(a: Path, b: Path, size: int, *words: str) -> Path:
     """A copy of ``a/image`` that is killed after a part of it; the part."""
     (a / "image").write_bytes(random.randbytes(size))
-    command = [sys.executable, "-m", "bisync", *words, f"{a}/", b]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    assert _cut(size // 4, signal.SIGKILL, *words, f"{a}/", b) == -9
     incoming = b / ".bisync/in"
-    while not any(part.stat().st_size > size // 4 for part in incoming.glob("part-*")):
-        assert process.poll() is None
-    process.kill()
-    process.wait()
     (part,) = incoming.glob("part-*")
     return part
 

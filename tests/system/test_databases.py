@@ -109,7 +109,7 @@ def test_a_database_at_work(pair: Pair, tmp_path: Path, mode: str):
         ["cp", "--reflink=always", a / "bank.db", a.parent / "probe"], check=False
     )
     if clones.returncode == 0 and mode == "WAL":
-        assert len(seen) > VERSIONS // 2
+        assert len(seen) >= 3
     sync(a, b)
     assert look(a) == look(b)
     assert balances(b, tmp_path / "copy") == balances(a, tmp_path / "other")
