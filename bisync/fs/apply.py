@@ -90,6 +90,7 @@ class Applier:
         )
         self.results: dict[int, Result] = {}
         self.failed = Failed()
+        self.members: dict[Together, list[int]] = {}  # positions of what belongs together
         self.hard: dict[NodeId, int] = {}  # directories that are softened for a step, with modes
 
     # -- the batch -----------------------------------------------------------
@@ -122,16 +123,16 @@ class Applier:
             keys = [group.keys for group in together]
             self.log.intend(todo, self.staged, self.outs, updates, self.hard, keys)
             self.t.root.check()
-            of_key = {key: group for group in together for key in group.keys}
+            of_step = {i: group for group, mine in self.members.items() for i in mine}
             begun: set[Together] = set()
             try:
                 for i, step in enumerate(steps):
                     if i not in self.results:
-                        group = of_key.get(step.key)
+                        group = of_step.get(i)
                         if not stopped and (group is None or group not in begun):
                             self.t.stop()
                         if group is not None and group not in begun:
-                            self._look_for_writers(group, i, steps)
+                            self._look_for_writers(group, steps)
                             begun.add(group)
                     if i not in self.results:
                         self._guard(i, step, self._perform)
@@ -174,30 +175,34 @@ class Applier:
     def _bind(self, steps: list[Transition], together: Sequence[Together]) -> None:
         """Give up all steps of what belongs together if one of them cannot be done."""
         self.failed = Failed([group.keys for group in together])
-        for group in together:
-            failed = Failed([group.keys])
-            mine = [i for i, step in enumerate(steps) if group.keys & set(keys_of(step))]
-            for i in mine:
-                if i in self.results:
-                    failed.note(self.results[i])
-            if mine and self.source.moved(set(group.source)):
-                moved = Result(steps[mine[0]], Status.BUSY, "it was written to while it was read")
-                failed.note(moved)
-            for i in mine:
-                waits = None if i in self.results else failed.stops(steps[i])
-                if waits is not None:
-                    self.results[i] = waits
-                    self._clean_up(i)
+        of_key = {key: group for group in together for key in group.keys}
+        for i, step in enumerate(steps):
+            for group in {of_key[key] for key in keys_of(step) if key in of_key}:
+                self.members.setdefault(group, []).append(i)
+        for group, mine in self.members.items():
+            reason = ""
+            if self.source.moved(set(group.source)):
+                reason = "it was written to while it was read"
+            self._give_up(group, steps, mine, reason)
 
-    def _look_for_writers(self, group: Together, begin: int, steps: list[Transition]) -> None:
+    def _look_for_writers(self, group: Together, steps: list[Transition]) -> None:
         """A writer of any file of a database stops all its steps, before the first is done."""
-        failed = Failed([group.keys])
-        mine = [i for i in range(begin, len(steps)) if group.keys & set(keys_of(steps[i]))]
+        mine = self.members[group]
         for i in mine:
             if i not in self.results:
                 self._guard(i, steps[i], self._refuse_writers)
+        self._give_up(group, steps, mine)
+
+    def _give_up(
+        self, group: Together, steps: list[Transition], mine: list[int], busy: str = ""
+    ) -> None:
+        """If a step of what belongs together cannot be done, or all of it is busy: none is."""
+        failed = Failed([group.keys])
+        for i in mine:
             if i in self.results:
                 failed.note(self.results[i])
+        if busy:
+            failed.note(Result(steps[mine[0]], Status.BUSY, busy))
         for i in mine:
             waits = None if i in self.results else failed.stops(steps[i])
             if waits is not None:

@@ -208,7 +208,7 @@ class _Recovery:
                         self._follow(row)
                     continue
             except (PathError, OSError) as error:
-                log.warning("database-not-finished path=%s reason=%s", left[0]["path"], error)
+                log.warning("database-not-finished path=%s reason=%s", left[0].get("path"), error)
             # Somebody worked with what was there: what was taken out would not fit any more.
             for row in rows:
                 row["astray"] = True
@@ -241,7 +241,6 @@ class _Recovery:
 
     def _can_follow(self, row: dict[str, Any]) -> bool:
         """Whether a step can still be done: what it needs is there, and nobody was faster."""
-        old = row["old"]
         try:
             if row["op"] in ("Make", "Replace"):
                 place = place_from_row(row["at"][0])
@@ -251,14 +250,12 @@ class _Recovery:
                 place = place_from_row(row["from"])
             else:
                 return False
-            spot = self.replica.directories.at(place)
             if row["op"] == "Make":
-                return "displaces" not in row and self._handle_at(place) is None
-            info = self.look.stat(*spot)
-            now = [self.look.handle(*spot).hex(), info.st_size, info.st_mtime_ns]
-            with hold(*spot) as held:
-                return "keep" not in row and now == old and held.lease is not Lease.REFUSED
-        except StaleError:
+                return "displaces" not in row and self._state_at(place) is None
+            with hold(*self.replica.directories.at(place)) as held:
+                same = self._state_at(place) == row["old"]
+                return same and "keep" not in row and held.lease is not Lease.REFUSED
+        except (StaleError, FileNotFoundError):
             return False
 
     def _follow(self, row: dict[str, Any]) -> None:

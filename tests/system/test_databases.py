@@ -1,6 +1,7 @@
 """The files of a database are one thing: read at one instant, decided and applied together."""
 
 import contextlib
+import errno
 import os
 import random
 import resource
@@ -495,4 +496,21 @@ def test_more_databases_than_descriptors(here: Pair):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert (report.exit_code, report.created) == (0, 802)
+    assert look(a) == look(b)
+
+
+def test_recovery_that_cannot_finish(here: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An error in between is noted, and the next plan sees to it: here for files that are new."""
+    a, b = here
+    sync(a, b)
+    left_behind(a / "x.db", *MAKE)
+    assert subprocess.run([sys.executable, "-c", KILLED, a, b, "1"], check=False).returncode == -9
+
+    def broken(*_words: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bisync.fs.recovery.rename_noreplace", broken)
+        assert bisync.sync(a, b).exit_code == 0
+    assert values(b, tmp_path / "copy") == values(a, tmp_path / "other")
     assert look(a) == look(b)
