@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bisync.fs.blocklist import BlockLists
 
 
-class Pace(Protocol):
+class ReadOptions(Protocol):
     """How files are read."""
 
     @property
@@ -43,7 +43,7 @@ class Contents:
         index: Index,
         directories: Directories,
         db: Database,
-        options: Pace,
+        options: ReadOptions,
         state_fd: int,
         *,
         dry: bool,
