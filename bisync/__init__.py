@@ -58,6 +58,9 @@ _LAZY = {
     "Retention": "bisync.core.retention",
     "RootFacts": "bisync.fs.facts",
     "Session": "bisync.session.session",
+    "Apply": "bisync.core.method",
+    "Mended": "bisync.fs.torn",
+    "recover": "bisync.session.recover",
     "Take": "bisync.fs.conflicts",
     "Wish": "bisync.core.wish",
     "conflicts": "bisync.session.conflicts",
@@ -74,6 +77,7 @@ _LAZY = {
 
 __all__ = [
     "AfterRestore",
+    "Apply",
     "BisyncError",
     "BusyError",
     "Change",
@@ -85,6 +89,7 @@ __all__ = [
     "Fsync",
     "HaltError",
     "Ignore",
+    "Mended",
     "Met",
     "MirrorConfig",
     "MirrorReport",
@@ -109,6 +114,7 @@ __all__ = [
     "history",
     "mirror",
     "plan",
+    "recover",
     "resolve",
     "restore",
     "sync",

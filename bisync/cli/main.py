@@ -81,6 +81,13 @@ def _session_options(p: argparse.ArgumentParser) -> None:
         help="when data is made durable before it becomes visible (batch)",
     )
     p.add_argument(
+        "--apply",
+        choices=["auto", "replace", "in-place"],
+        default="auto",
+        help="how new versions of big files get into place: by what the file system can do, as "
+        "whole new files, or written into the old ones with an undo (auto)",
+    )
+    p.add_argument(
         "--keep",
         metavar="AGE",
         default="90d",
@@ -141,6 +148,13 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_argument("--repair", action="store_true", help="bring intact content back")
     verify.add_argument("--state-dir", metavar="DIR", help="as given to sync")
     verify.add_argument("--json", action="store_true", help="one JSON object")
+    recover = commands.add_parser(
+        "recover", help="after a crash: make half-written files whole, before programs use them"
+    )
+    recover.add_argument("root", metavar="ROOT", help="the root")
+    recover.add_argument("--state-dir", metavar="DIR", help="as given to sync")
+    recover.add_argument("--rollback-dir", metavar="DIR", help="as given to sync")
+    recover.add_argument("--json", action="store_true", help="one JSON object")
     rollback = commands.add_parser("rollback", help="the store of displaced versions")
     rollback.add_argument(
         "words", nargs="*", metavar="list|prune|lock|unlock|merge STORE", help="what to do"

@@ -232,6 +232,14 @@ VALUES = (
         "TIME",
         note="bisync's own",
     ),
+    Word(
+        "--apply",
+        "apply",
+        "how new versions of big files get into place: auto, replace or in-place (auto; with -b: "
+        "replace)",
+        "HOW",
+        note="bisync's own",
+    ),
     Word("--log-file", "log_file", "write the lines there, too", "FILE"),
 )
 FILTERS = ("--exclude", "--include", "--exclude-from", "--include-from", "--filter", "-f")

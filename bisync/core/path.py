@@ -5,6 +5,7 @@ is keyed by (parent node, name).
 """
 
 NAME_MAX = 255  # bytes in one name, Linux
+DELTA_SUFFIX = b".bisync-delta"  # of what is no version by itself, in the store
 STATE_DIR = b".bisync"  # a root's own state; never synchronised
 STORE_DIR = b"rsync-rollback"  # a root's kept versions; never synchronised by default
 TEMP_PREFIX = b".bisync-"  # stage names beside a target where the stage cannot serve
@@ -70,3 +71,8 @@ def shorten(base: bytes, suffix: bytes, limit: int = NAME_MAX) -> bytes:
 def numbered(name: bytes, number: int) -> bytes:
     """The ``number``-th version of a name in the store: ``NAME.~2~``; 1 is the name itself."""
     return name if number <= 1 else shorten(name, b".~%d~" % number)
+
+
+def delta_name(name: bytes, number: int) -> bytes:
+    """The name of a reverse delta in the store: never that of the version it restores."""
+    return shorten(name, b".~%d~" % number + DELTA_SUFFIX)

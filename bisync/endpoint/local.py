@@ -247,7 +247,7 @@ class LocalEndpoint:
         tools = Tools(
             r.root, r.index, r.database, r.stage, r.store, r.directories,
             r.options.rules.matcher, lambda: r.contents.lists, r.options.workers, r.options.fsync,
-            boot_id(), r.options.stop, r.options.whole_files,
+            boot_id(), r.options.stop, r.options.whole_files, r.options.apply,
             r.options.arrived,
         )  # fmt: skip
         return Applier(tools, pair, source)

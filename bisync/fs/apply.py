@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from bisync.core.groups import Together
 from bisync.core.ignore import Matcher
+from bisync.core.method import Apply
 from bisync.core.node import ROOT, Attributes, Content, NodeId
 from bisync.core.plan import Link, Make, Move, Park, Remove, Replace, Transition, Unlink, keys_of
 from bisync.errors import BusyError, Interrupted, PathError, StaleError
@@ -60,6 +61,7 @@ class Tools:
     boot: str = ""  # this boot of the machine; what it did not flush is looked at after another
     stop: Callable[[], None] = lambda: None
     whole_files: bool = False
+    apply: Apply = Apply.AUTO
     arrived: Arrived = not_told
 
 
@@ -70,9 +72,13 @@ class Applier:
         self.t = tools
         self.look = Looker(tools.root, tools.index, tools.directories)
         self.source = source
+        apply = tools.apply
+        if apply is Apply.AUTO and not tools.fsync:
+            apply = Apply.REPLACE  # what can be undone has to be durable
         self.builder = Builder(
-            self.look, tools.stage, source, tools.lists, tools.workers, tools.stop, tools.arrived
-        )
+            self.look, tools.stage, source, tools.lists, tools.workers, tools.stop, tools.arrived,
+            apply,
+        )  # fmt: skip
         self.record = Recorder(self.look, tools.db)
         self.log = ResultLog(tools.db, tools.index, pair)
         self.staged: dict[int, Staged] = {}  # by position in the batch
@@ -91,6 +97,7 @@ class Applier:
         self.results: dict[int, Result] = {}
         self.failed = Failed()
         self.members: dict[Together, list[int]] = {}  # positions of what belongs together
+        self.fixed: set[NodeId] = set()  # nodes whose files are not written into
         self.hard: dict[NodeId, int] = {}  # directories that are softened for a step, with modes
 
     # -- the batch -----------------------------------------------------------
@@ -113,6 +120,8 @@ class Applier:
             HaltError: the root is not what it was.
         """
         self.t.root.check()
+        bound = {key for group in together for key in group.keys}
+        self.fixed = {s.node for s in steps if isinstance(s, Link) or bound & set(keys_of(s))}
         stopped = self._prepare_all(steps)
         self._bind(steps, together)
         if self.t.fsync:
@@ -237,6 +246,8 @@ class Applier:
         staged = self.staged.get(i)
         if staged is None:
             return
+        if staged.apart is not None:
+            self.t.stage.discard(staged.apart.undo)
         try:
             ours = self.look.handle(*staged.spot) == staged.handle
         except StaleError:
@@ -258,9 +269,11 @@ class Applier:
         self.t.stop()
         match step:
             case Make() | Replace():
-                old = None
+                old, into = None, None
                 if isinstance(step, Replace) and not self.t.whole_files:
                     old = step.node if step.keep is None else step.keep_node
+                    if self._may_be_written(step):
+                        into = {"reason": step.reason, "conflict": False}
                 self.staged[i] = self.builder.build(
                     step.content,
                     step.attributes,
@@ -269,6 +282,7 @@ class Applier:
                     name=(step.place if isinstance(step, Make) else step.places[0])[1],
                     new=isinstance(step, Make),
                     old=old,
+                    into=into,
                 )
                 self.made[step.node] = self.staged[i]
             case Link() if step.displaces is not None:
@@ -281,6 +295,10 @@ class Applier:
                 self.outs[i] = Stage.name()
             case _:
                 pass
+
+    def _may_be_written(self, step: Replace) -> bool:
+        alone = step.keep is None and len(step.places) == 1 and step.node not in self.fixed
+        return alone and not step.conflict
 
     def _linked(self, node: NodeId) -> tuple[bytes, Content]:
         """What gets one more name: it is there, or this batch makes it."""

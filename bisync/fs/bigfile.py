@@ -2,10 +2,12 @@
 
 import os
 import secrets
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from itertools import islice, pairwise
 
+from bisync.core.method import Apply
 from bisync.core.node import NodeId
 from bisync.delta.backend import BACKEND, Backend, Offsets, Sums
 from bisync.delta.blocks import Blocks, Collector, finding, is_zero_block
@@ -332,6 +334,7 @@ class Patch:
         basis: int,
         old: Blocks,
         *,
+        apply: Apply = Apply.REPLACE,
         backend: Backend = BACKEND,
         stop: Callable[[], None] = lambda: None,
         arrived: Callable[[int, int], None] = lambda _done, _literal: None,
@@ -341,12 +344,17 @@ class Patch:
             fd: an empty file, open for writing; or the old version itself, if nobody else has it.
             basis: the old version, open for reading.
             old: its list.
+            apply: unless ``REPLACE``, what stays may stay where it is; then ``apart`` is true,
+                and ``fd`` gets only what is new, until :meth:`fill`.
             stop: called now and then; may end it all by an exception.
             arrived: told how far it is: (bytes done, bytes that had to come).
         """
         self.key = secrets.randbits(64)
         self.old = old
         self.literal = 0  # bytes that came
+        self.apart = False
+        self.stretches: list[tuple[int, int, bool]] = []  # offset, length, whether it is a hole
+        self._apply, self._stays = apply, [-1, 0]  # edges of what both versions have in common
         self._fd, self._basis, self._backend, self._stop = fd, basis, backend, stop
         self._arrived = arrived
         self._size = old.size
@@ -373,16 +381,63 @@ class Patch:
             self._cloned = True
         else:
             os.ftruncate(self._fd, 0)
-            self._cloned = clone(self._basis, self._fd)
+            self._cloned = self._apply is not Apply.IN_PLACE and clone(self._basis, self._fd)
         os.ftruncate(self._fd, size)
         self._begun = True
         self._size, self.literal = size, 0
         self._before, self._changed = (-1, b""), Collector(self.old.seed)
-        if not self._cloned:
-            end = min(self.old.count, -(-size // BLOCK_SIZE))
-            edges = [-1, *(block for block in changed.tolist() if block < end), end]
-            for before, behind in pairwise(edges):
-                self._copy(before + 1, behind)
+        self.stretches.clear()
+        end = min(self.old.count, -(-size // BLOCK_SIZE))
+        self._stays = [-1, *(block for block in changed.tolist() if block < end), end]
+        self.apart = not self._cloned and self._apply is not Apply.REPLACE
+        if not (self._cloned or self.apart):
+            self._bring_rest()
+
+    def _bring_rest(self) -> None:
+        for before, behind in pairwise(self._stays):
+            self._copy(before + 1, behind)
+
+    @property
+    def overwritten(self) -> int:
+        """Bytes of the old version that are not in the new one, or elsewhere."""
+        cut = max(0, self.old.size - self._size)
+        return cut + sum(length for _, length, _ in self.stretches)
+
+    def fill(self, fd: int, basis: int) -> None:
+        """Bring in what stays, from the old version: the new file is whole then.
+
+        Args:
+            fd: the new file, open for writing.
+            basis: the old version, open for reading.
+
+        Raises:
+            BasisError: the old content is not what its list says.
+        """
+        self._fd, self._basis, self._read = fd, basis, Reader(basis)
+        self._before = -1, b""
+        self._bring_rest()
+        common = min(self.old.size, self._size)
+        edges = [end for block in self._stays[1:-1] for end in self._left(block)]
+        for start, end in edges:
+            block = start // BLOCK_SIZE
+            if start < common:
+                old = memoryview(self._old_block(block))
+                at = block * BLOCK_SIZE
+                self._write(start, old[start - at : min(end, common) - at])
+        self.apart = False
+
+    def _left(self, block: int) -> Iterator[tuple[int, int]]:
+        """The stretches of a block that nothing new was written to."""
+        at, end = block * BLOCK_SIZE, min((block + 1) * BLOCK_SIZE, self._size)
+        first = bisect_left(self.stretches, (at,))
+        for offset, length, _ in islice(self.stretches, first, None):
+            if offset >= end:
+                break
+            if offset > at:
+                yield at, offset
+            at = offset + length
+        if at < end:
+            yield at, end
 
     def _copy(self, first: int, end: int) -> None:
         """Copy old blocks that stay; what is copied anyway is also looked at."""
@@ -454,11 +509,12 @@ class Patch:
         if block_digest(data) != proof:
             raise BasisError("the pieces do not make the block")
         for start, end in (
-            [(0, length)]
-            if not self._cloned
-            else zip((start for start, _ in pieces), ends[1:], strict=True)
+            zip((start for start, _ in pieces), ends[1:], strict=True)
+            if self._cloned or self.apart
+            else [(0, length)]
         ):
             self._write(offset + start, memoryview(data)[start:end])
+            self.stretches.append((offset + start, end - start, False))
         self.literal += sum(len(piece) for _, piece in pieces if isinstance(piece, memoryview))
         self._arrived(offset + length, self.literal)
         self._changed.add(block, finding(data, self.old.seed), proof)
@@ -479,6 +535,7 @@ class Patch:
         if not is_zero_block(proof, length):
             raise BasisError("zeros that are none")
         punch(self._fd, offset, length)
+        self.stretches.append((offset, length, True))
         self._changed.add(block, finding(bytes(length), self.old.seed), proof)
 
     def blocks(self) -> Blocks:

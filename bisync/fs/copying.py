@@ -96,6 +96,11 @@ def _dress(from_fd: int, name: bytes, to_fd: int, to_name: bytes, info: os.stat_
     apply_attributes(to_fd, to_name, kind_of(info.st_mode), now, wanted)
 
 
+def dress_like(from_fd: int, name: bytes, fd: int) -> None:
+    """Give an open file the attributes of another one, as far as we may set them."""
+    _dress(from_fd, name, fd, b"", os.stat(name, dir_fd=from_fd, follow_symlinks=False))
+
+
 def remove_object(dir_fd: int, name: bytes) -> tuple[int, int]:
     """Remove a name with everything below it; links are not followed, depth does not matter.
 

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from bisync.core.node import Attributes, Content, Kind, NodeId, XAttrs
+from bisync.core.method import Apply
+from bisync.core.node import Attributes, Content, Kind, Node, NodeId, XAttrs
 from bisync.delta.digest import BLOCK_SIZE
 from bisync.errors import BusyError, Interrupted, StaleError
 from bisync.fs.content import BIG, Chunk, ContentSource, Version
@@ -22,7 +23,9 @@ from bisync.fs.stage import Stage
 
 if TYPE_CHECKING:
     from bisync.delta.blocks import Blocks
+    from bisync.fs.bigfile import Patch
     from bisync.fs.blocklist import BlockLists
+    from bisync.fs.inplace import Apart
 
 log = logging.getLogger(__name__)
 LARGE = 64 << 20  # bytes; of a file with so many, a cut run's work is worth keeping
@@ -58,6 +61,7 @@ class Staged:
     missed: tuple[str, ...] = ()  # attributes that could not be set
     matched: int = 0  # content bytes that were here already
     blocks: "Blocks | None" = None  # of a big file
+    apart: "Apart | None" = None  # of a file that is to be written into: only what is new is here
 
     @property
     def spot(self) -> tuple[int, bytes]:
@@ -82,6 +86,7 @@ class Builder:
         workers: int,
         stop: Callable[[], None],
         arrived: Arrived,
+        apply: Apply,
     ) -> None:
         self.look = look
         self.stage = stage
@@ -90,6 +95,7 @@ class Builder:
         self.workers = workers
         self.stop = stop
         self.arrived = arrived
+        self.apply = apply
 
     def build(
         self,
@@ -101,6 +107,7 @@ class Builder:
         name: bytes,
         new: bool,
         old: NodeId | None = None,
+        into: dict[str, Any] | None = None,
     ) -> Staged:
         """Build one object with its attributes; a file's content comes from ``source``.
 
@@ -109,6 +116,7 @@ class Builder:
             name: of the file, to tell how far it is.
             new: nobody has this file here yet, so it waits until its writer has closed it.
             old: a file here that it may be made from.
+            into: that one may be written into; what the store is to say of its old version.
 
         Raises:
             PathError: stale, busy, or it cannot be read or made.
@@ -122,7 +130,11 @@ class Builder:
                     self.arrived(name, done, content.size, literal)
 
             watch = _Watch(self.stop, arrived)
-            return self._fetch(content, attributes, source, watch, trace=trace, new=new, old=old)
+            if old is not None and content.size >= BIG:
+                staged = self._from_old(content, attributes, source, watch, old=old, into=into)
+                if staged is not None:
+                    return staged
+            return self._fetch(content, attributes, source, watch, trace=trace, new=new)
         name = Stage.name()
         match content.kind:
             case Kind.DIR:
@@ -156,18 +168,7 @@ class Builder:
         *,
         trace: bytes,
         new: bool,
-        old: NodeId | None,
     ) -> Staged:
-        if old is not None and content.size >= BIG:
-            from bisync.fs.bigfile import BasisError  # noqa: PLC0415 -- loads numpy
-
-            try:
-                with self._basis(old) as basis:
-                    if basis is not None:
-                        fill = partial(_by_changes, self.source, source, watch, basis=basis)
-                        return self._finish(content, attributes, fill)
-            except BasisError as error:
-                log.info("basis-not-used node=%d reason=%s", old, error)
         if content.size >= LARGE:
             from bisync.fs.bigfile import BasisError  # noqa: PLC0415 -- loads numpy
 
@@ -178,6 +179,75 @@ class Builder:
                 log.info("partial-not-used node=%d reason=%s", source, error)
         fill = partial(_as_a_whole, self.source, source, watch, size=content.size, new=new)
         return self._finish(content, attributes, fill, trace if content.size >= LARGE else None)
+
+    def _from_old(
+        self,
+        content: Content,
+        attributes: Attributes,
+        source: NodeId,
+        watch: _Watch,
+        *,
+        old: NodeId,
+        into: dict[str, Any] | None,
+    ) -> Staged | None:
+        """The new version from the old one; ``None`` if that one does not serve."""
+        from bisync.fs.bigfile import BasisError  # noqa: PLC0415 -- loads numpy
+
+        try:
+            with self._basis(old) as basis:
+                if basis is None:
+                    return None
+                apply, row = Apply.REPLACE, self.look.index.node(old)
+                if into is not None and row is not None and self._may_be_written(row, attributes):
+                    apply = self.apply
+                fill = partial(_by_changes, self.source, source, watch, basis=basis, apply=apply)
+                apart = None
+                if into is not None and row is not None:
+                    apart = partial(self._set_apart, row, basis[0], attributes.mtime_ns, into)
+                return self._finish(content, attributes, fill, apart=apart)
+        except BasisError as error:
+            log.info("basis-not-used node=%d reason=%s", old, error)
+            return None
+
+    def _may_be_written(self, row: Node, attributes: Attributes) -> bool:
+        """Whether the next version of a file may be written into it.
+
+        What is kept then is only what was written over. That will do for a version which the
+        other side had as well and has replaced itself, never for somebody's own work.
+        """
+        large = row.content.size >= LARGE or self.apply is Apply.IN_PLACE
+        same = replace(row.attributes, mtime_ns=attributes.mtime_ns) == attributes
+        return large and same and self.look.index.is_installed(row)
+
+    def _set_apart(
+        self, row: Node, basis: int, mtime_ns: int, record: dict[str, Any], fd: int, patch: "Patch"
+    ) -> "Apart | None":
+        """Prepare the writing into a file; ``None``, and the new one whole, if it is no use."""
+        from bisync.delta.reverse import About  # noqa: PLC0415 -- loads numpy
+        from bisync.fs.inplace import MOST, Apart, write_undo  # noqa: PLC0415
+
+        if patch.overwritten * MOST > row.content.size and self.apply is not Apply.IN_PLACE:
+            patch.fill(fd, basis)
+            return None
+        known, digest, blocks = self.look.index.identity(row.id), row.content.digest, patch.blocks()
+        if known is None or digest is None:
+            raise StaleError("it is not known any more")
+        new, places = blocks.digest(), self.look.index.places(row.id)
+        about = About(
+            row.id,
+            self.look.index.place_path(places[0]).decode("latin-1"),
+            known[0].hex(),
+            row.content.size,
+            row.attributes.mtime_ns,
+            digest.hex(),
+            blocks.size,
+            mtime_ns,
+            new.hex(),
+            {**record, "digest": digest.hex(), "installed": True, "size": row.content.size,
+             "delta": True, "base": new.hex()},
+        )  # fmt: skip
+        undo = write_undo(self.stage, fd, basis, patch, about, row.attributes)
+        return Apart(patch, undo)
 
     @contextmanager
     def _basis(self, old: NodeId) -> Iterator[tuple[int, "Blocks"] | None]:
@@ -216,11 +286,13 @@ class Builder:
         attributes: Attributes,
         fill: Callable[[int], "_Filled"],
         trace: bytes | None = None,
+        apart: Callable[[int, "Patch"], "Apart | None"] | None = None,
     ) -> Staged:
         """A new file in the stage: filled, verified, dressed.
 
         Args:
             trace: of a file so large that what arrived stays for the next run if this one is cut.
+            apart: sees to a file of which only what is new was filled in.
         """
         stage = self.stage
         name, fd = stage.create() if trace is None else stage.partial(trace)
@@ -232,6 +304,9 @@ class Builder:
             if content.digest is not None and version.digest != content.digest:
                 raise StaleError("its content is not what was observed")
             os.ftruncate(fd, version.size)
+            split = None
+            if filled.patch is not None and filled.patch.apart and apart is not None:
+                split = apart(fd, filled.patch)
             missed = self._dress(fd, b"", Kind.FILE, attributes)
             handle = self.look.root.handles.read(fd, b"")
             info, found = os.fstat(fd), read_xattrs(fd, b"")
@@ -240,7 +315,10 @@ class Builder:
             if trace is None or not may_go_on(error):
                 stage.discard(name)
             raise
-        stage.finish(fd)
+        if split is None:
+            stage.finish(fd)
+        else:
+            os.close(fd)  # it is never seen, and made durable if it has to be made whole
         verified = Content(Kind.FILE, version.size, version.digest)
         return Staged(
             stage.incoming,
@@ -253,6 +331,7 @@ class Builder:
             missed,
             version.size - filled.literal,
             filled.blocks,
+            split,
         )
 
     def _dress(self, fd: int, name: bytes, kind: Kind, wanted: Attributes) -> tuple[str, ...]:
@@ -269,6 +348,7 @@ class _Filled:
     version: Version
     literal: int  # bytes that came
     blocks: "Blocks | None" = None
+    patch: "Patch | None" = None
 
 
 def _as_a_whole(
@@ -352,12 +432,13 @@ def _by_changes(
     *,
     basis: tuple[int, "Blocks"],
     new: bool = False,
+    apply: Apply = Apply.REPLACE,
 ) -> _Filled:
     from bisync.fs.bigfile import BasisError, Patch  # noqa: PLC0415 -- loads numpy
 
-    patch = Patch(fd, *basis, stop=watch.stop, arrived=watch.arrived)
+    patch = Patch(fd, *basis, apply=apply, stop=watch.stop, arrived=watch.arrived)
     version = source.supply_changes(node, patch, refuse_writer=new)
     blocks = patch.blocks()
     if blocks.digest() != version.digest:
         raise BasisError("what was made is not what was sent")
-    return _Filled(version, patch.literal, blocks)
+    return _Filled(version, patch.literal, blocks, patch)

@@ -1,18 +1,24 @@
 """Build a tree of an earlier time at a new place, each content found by its digest."""
 
+import contextlib
+import logging
 import os
 import stat
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field, replace
 
 from bisync.core.node import Attributes, Kind
 from bisync.core.past import Past
+from bisync.core.path import display
 from bisync.errors import PathError
 from bisync.fs.content import read_version
 from bisync.fs.copying import write_chunk
 from bisync.fs.meta import apply_attributes, attributes_of, read_xattrs
 from bisync.fs.restore import parent_of
+from bisync.fs.rewind import Chain, chain_of, complete, copy_into, lay_back, open_version
 from bisync.fs.store import Store, Version
 
+log = logging.getLogger(__name__)
 _PRIVATE = 0o700
 
 
@@ -46,10 +52,6 @@ class Origin:
         self.store()
         return self._fd
 
-    def find(self, past: Past, path: bytes) -> Version | None:
-        """The first of :meth:`candidates`."""
-        return next(iter(self.candidates(past, path)), None)
-
     def candidates(self, past: Past, path: bytes) -> list[Version]:
         """Kept versions that may have a content and are still there, the likeliest first.
 
@@ -70,6 +72,8 @@ class Origin:
                 found.append(version)
         found += self._inside(path, content.size)
         here = [v for v in found if _is_there(store, v)]
+        if content.digest is None:
+            here = [v for v in here if not v.delta]
         return [v for v in here if content.digest is not None or v.mtime_ns == time_ns]
 
     def _inside(self, path: bytes, size: int) -> list[Version]:
@@ -100,6 +104,29 @@ class Origin:
             return None
         finally:
             os.close(fd)
+
+    def chain(self, version: Version, live: Container[bytes]) -> Chain:
+        """How a version is made of which only what was written over was kept."""
+
+        def kept(digest: str) -> list[Version]:
+            store = self.store()
+            known = [] if store is None else self._by_digest.get(digest, [])
+            return [v for v in known if store and v.kind == "file" and _is_there(store, v)]
+
+        return chain_of(version, kept, live)
+
+    def open(self, path: bytes) -> int:
+        """A regular file of the tree, open for reading; -1 if there is none."""
+        try:
+            with parent_of(self.fd, path) as (fd, name):
+                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+                found = os.open(name, flags, dir_fd=fd)
+        except (PathError, OSError):
+            return -1
+        if stat.S_ISREG(os.fstat(found).st_mode):
+            return found
+        os.close(found)
+        return -1
 
     def close(self) -> None:
         """Give the descriptors back."""
@@ -186,6 +213,10 @@ class Builder:
         if store is None:
             return False
         for version in place.candidates(past, path):
+            if version.delta:
+                if self._rewind(place, store, version, target):
+                    return True
+                continue
             try:
                 fd, name = store.open_kept(version.kept)
             except OSError:
@@ -199,6 +230,45 @@ class Builder:
                 os.close(fd)
         return False
 
+    def _rewind(self, place: Origin, store: Store, version: Version, target: bytes) -> bool:
+        """Make a version of which only what was written over was kept."""
+        chain = place.chain(version, self.live)
+        out = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        done = False
+        try:
+            with contextlib.ExitStack() as stack:
+                sources = list(self._sources(stack, place, chain, version.path))
+                for source in sources[:1]:
+                    copy_into(source, out)
+                delta = lay_back(out, store, chain.deltas)
+                done = delta is not None and complete(out, delta.blocks, sources)
+            os.fsync(out)
+        except OSError as error:
+            log.info("not-rewound path=%s reason=%s", display(version.path), error)
+        finally:
+            os.close(out)
+            if not done:
+                os.unlink(target)
+        return done
+
+    def _sources(
+        self, stack: contextlib.ExitStack, place: Origin, chain: Chain, path: bytes
+    ) -> Iterator[int]:
+        """Open files that may have a base's blocks, the base itself first."""
+        live = path if chain.base is None else self.live.get(bytes.fromhex(chain.base), path)
+        if chain.kept is not None:
+            store = place.store()
+            fd = -1 if store is None else open_version(store, chain.kept)
+            if fd >= 0:
+                stack.callback(os.close, fd)
+                yield fd
+        for each in self.places:
+            for name in dict.fromkeys((live, path)):
+                fd = each.open(name)
+                if fd >= 0:
+                    stack.callback(os.close, fd)
+                    yield fd
+
 
 def _is_there(store: Store, version: Version) -> bool:
     try:
@@ -211,7 +281,7 @@ def _is_there(store: Store, version: Version) -> bool:
         return False
     finally:
         os.close(fd)
-    return version.kind != "file" or info.st_size == version.size
+    return version.kind != "file" or version.delta or info.st_size == version.size
 
 
 def _may_be(info: os.stat_result, past: Past) -> bool:

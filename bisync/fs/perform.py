@@ -38,6 +38,7 @@ from bisync.fs.look import Guard, Looked, Looker, look_through
 from bisync.fs.meta import apply_attributes, attributes_of, read_xattrs
 from bisync.fs.record import Recorder
 from bisync.fs.result import Result, Status
+from bisync.fs.retention import HAS_DELTAS
 from bisync.fs.root import OPEN_DIR
 from bisync.fs.stage import Stage
 from bisync.fs.store import Store
@@ -397,6 +398,11 @@ class Performer:
 
     def _replace(self, i: int, step: Replace) -> Result:
         staged = self.staged[i]
+        if staged.apart is not None:
+            kept = self._write_into(step, staged)
+            if kept is not None:
+                self.record.replaced(step, staged)
+                return Result(step, Status.DONE, size=staged.size, kept=kept, missed=staged.missed)
         old = step.keep_node if step.keep is not None else step.node
         first, *rest = step.places
         path = self.index.place_path(first)
@@ -421,6 +427,22 @@ class Performer:
                 kept = self._keep(*staged.spot, path, step)
         self.record.replaced(step, staged)
         return Result(step, Status.DONE, size=staged.size, kept=kept, missed=staged.missed)
+
+    def _write_into(self, step: Replace, staged: Staged) -> bytes | None:
+        """Write the new version into the old one; ``None`` if somebody else has that open.
+
+        Then it is whole in the stage, to be exchanged.
+        """
+        from bisync.fs.inplace import InPlace  # noqa: PLC0415 -- loads numpy
+
+        place, in_place = step.places[0], InPlace(self.look, self.stage, self.store)
+        kept = in_place.write(place, step.node, staged)
+        if kept is None:
+            in_place.make_whole(place, step.node, staged)
+            return None
+        self.record.db.begin()
+        self.record.db.put(HAS_DELTAS, 1)
+        return kept
 
     def _follow(
         self, staged: Staged, number: int, first: Place, place: Place, guard: Guard

@@ -23,12 +23,14 @@ from bisync.fs.look import Looker, hold
 from bisync.fs.meta import attributes_of, kind_of
 from bisync.fs.replica import Replica
 from bisync.fs.stage import PARTIAL
+from bisync.fs.torn import Mended, Mender
 from bisync.linux.boot import boot_id
 from bisync.linux.filesystem import syncfs
 from bisync.linux.lease import Lease
 from bisync.linux.rename import ASIDE, rename_noreplace, swap
 
 log = logging.getLogger(__name__)
+_NO_PAIR = 0
 
 
 @dataclass(slots=True)
@@ -57,6 +59,22 @@ def recover(replica: Replica, pair: int) -> Recovered:
     return _Recovery(replica, pair).run()
 
 
+def mend(replica: Replica) -> Mended:
+    """Make what a crash left half-written whole, and nothing else: before programs start.
+
+    A file that was written to since stays where it is; the next run sees to it.
+
+    Raises:
+        HaltError: a program has such a file open already.
+    """
+    run = _Recovery(replica, _NO_PAIR)
+    replica.database.begin()
+    mended = Mender(run.look, replica.stage, replica.store, take_out=False).run()
+    run.finish_databases()
+    replica.database.commit()
+    return mended
+
+
 class _Recovery:
     def __init__(self, replica: Replica, pair: int) -> None:
         self.replica = replica
@@ -77,7 +95,8 @@ class _Recovery:
 
     def run(self) -> Recovered:
         self.replica.database.begin()
-        self._finish_databases()
+        self._mend()
+        self.finish_databases()
         for intent in self.intents:
             if not intent.done:
                 self._undo_keep(intent.row)
@@ -97,9 +116,21 @@ class _Recovery:
         self.out.performed -= self.out.failed
         self._empty_stage()
         self._check_unflushed()
+        self.replica.settled()
         self.index.save_numbers()
         self.replica.database.commit()
         return self.out
+
+    def _mend(self) -> None:
+        """Make files that were being written into whole, before anything looks at them."""
+        replica = self.replica
+        mended = Mender(self.look, replica.stage, replica.store, take_out=True).run()
+        for node in mended.damaged:
+            for place in self.index.places(node):
+                self.index.drop_name(place)
+            self.index.drop_node(node)
+        self.out.damaged |= mended.damaged
+        self.out.returned += len(mended.old) + len(mended.new)
 
     # -- what was done -------------------------------------------------------
 
@@ -189,7 +220,7 @@ class _Recovery:
             os.fsync(dir_fd)
             os.unlink(temp, dir_fd=spot[0])
 
-    def _finish_databases(self) -> None:
+    def finish_databases(self) -> None:
         """Files that belong together were replaced in part: the others follow.
 
         Only if that can be done for all: where somebody was faster, the next plan decides.

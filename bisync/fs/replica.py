@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bisync.core.ignore import reserved
+from bisync.core.method import Apply
 from bisync.core.node import Kind, NodeId
 from bisync.core.path import STORE_DIR, display
 from bisync.errors import (
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     pass
 
 log = logging.getLogger(__name__)
+_LOST_LOG = "lost_log"
 _SAMPLE = 200  # names looked at to tell whether a tree is still the one the index knows
 
 
@@ -52,6 +54,7 @@ class Options:
     state_dir: str | None = None  # holds state folders outside the roots
     workers: int = 2
     whole_files: bool = False  # never make a new version of a file from the old one
+    apply: Apply = Apply.AUTO
     fsync: bool = True
     stop: Callable[[], None] = lambda: None
     arrived: Arrived = not_told
@@ -102,7 +105,6 @@ class Replica:
             os.stat(path)
         except FileNotFoundError:
             self.damaged = "state.db is missing"
-            self.lost_log = True
         except OSError as error:
             text = f"{os.fsdecode(self.path)}: cannot read its state: {error.strerror}"
             raise EndpointError(text) from error
@@ -112,9 +114,19 @@ class Replica:
             if is_sound(path):
                 raise EndpointError(f"{error}; reading it failed just now") from error
             self.damaged = str(error)
-            self.lost_log = True
             self.set_aside()
             self._use(Database(path))
+        self.lost_log = self.damaged != "" or self.database.get(_LOST_LOG) is not None
+        if self.damaged:
+            # Whoever opens this next finds an empty log, and must not take it for the whole one.
+            self.database.begin()
+            self.database.put(_LOST_LOG, 1)
+            self.database.commit()
+
+    def settled(self) -> None:
+        """The stage is empty: from now on the log says all there is to be said. No commit."""
+        self.database.execute("DELETE FROM meta WHERE key=?", (_LOST_LOG,))
+        self.lost_log = False
 
     def set_aside_if_damaged(self) -> bool:
         """Move the database away if it cannot be read; whether that was so."""

@@ -12,15 +12,18 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bisync.core.path import parse
-from bisync.core.retention import Retention, Thinnable, settled, surplus
+from bisync.core.path import DELTA_SUFFIX, parse
+from bisync.core.retention import Retention, Thinnable, period, settled, surplus
 from bisync.errors import PathError
 from bisync.fs.copying import remove_object
 from bisync.fs.database import Database
 from bisync.fs.displaced import was_written
+from bisync.fs.rewind import Bridged, bridge
 from bisync.fs.store import Store, Version
 
 DAY_NS = 86_400 * 10**9
+HAS_DELTAS = "has_deltas"  # in the state: some version was kept as what was written over
+_TOGETHER = 16  # deltas that leave a period that is not over
 
 
 @dataclass(slots=True)
@@ -90,15 +93,44 @@ def _thin_path(
     ).fetchall()
     put = {kept: tuple(what) for kept, _, *what in rows}
     versions = [Thinnable(kept, size, time_ns) for kept, time_ns, _, size, _ in rows]
-    for version in surplus(versions, now_ns, rules):
-        if _object(store, version.kept) == put[version.kept]:
-            _drop(store, db, version.kept, dropped)
+    going = list(surplus(versions, now_ns, rules))
+    deltas = [version for version in going if version.kept.endswith(DELTA_SUFFIX)]
+    over = any(period(version.time_ns, rules) < settled(now_ns, rules) for version in deltas)
+    if len(deltas) < _TOGETHER and not over:
+        # Each time, what an older one needs of them has to be written anew: not one by one.
+        going = [version for version in going if version not in deltas]
+    there = [version for version in going if _object(store, version.kept) == put[version.kept]]
+    deltas_at_all = db.get(HAS_DELTAS) is not None
+    _drop_all(store, db, {version.kept for version in there}, dropped, chains=deltas_at_all)
+    for version in going:
         db.execute("DELETE FROM thinned WHERE path=? AND kept=?", (path, version.kept))
+
+
+def _drop_all(
+    store: Store, db: Database, doomed: set[bytes], dropped: Dropped, *, chains: bool
+) -> None:
+    """Remove versions; what is made from one of them is made without it first.
+
+    Args:
+        chains: whether there may be such versions.
+    """
+    if not doomed:
+        return
+    bridged = bridge(store, doomed) if chains else Bridged()
+    for old, new in bridged.renamed.items():
+        now = _object(store, new)
+        if now is not None:
+            sql = "UPDATE thinned SET kept=?, ino=?, size=?, mtime=? WHERE kept=?"
+            db.execute(sql, (new, *now, old))
+        _removed(store, old, Dropped())
+    for kept in sorted(doomed - bridged.needed):
+        _drop(store, db, kept, dropped)
 
 
 def _thin_days(store: Store, db: Database) -> Dropped:
     """Of all installed versions, keep the last one per file and day."""
     last: dict[tuple[bytes, bytes], Version] = {}
+    doomed: set[bytes] = set()
     dropped = Dropped()
     db.begin()
     there = {version.kept: version for version in store.versions()}  # a name may be used again
@@ -110,8 +142,10 @@ def _thin_days(store: Store, db: Database) -> Dropped:
         if older is None:
             continue
         found = _object(store, older.kept)
-        if found is not None and found[1:] == (older.size, older.mtime_ns):
-            _drop(store, db, older.kept, dropped)
+        size = older.size if not older.delta else (found or (0, 0))[1]
+        if found is not None and found[1:] == (size, older.mtime_ns):
+            doomed.add(older.kept)
+    _drop_all(store, db, doomed, dropped, chains=True)
     db.commit()
     if dropped.versions:
         _note(store, {"dropped": dropped.versions, "bytes": dropped.bytes, "thinned": "day"})

@@ -14,6 +14,7 @@ from bisync.errors import PathError
 from bisync.fs.content import read_version
 from bisync.fs.copying import copy_object, remove_object
 from bisync.fs.meta import kind_of
+from bisync.fs.rewind import bridge
 from bisync.fs.root import OPEN_DIR
 from bisync.fs.store import Store
 from bisync.linux.filesystem import APPEND_ONLY, IMMUTABLE, change_flags, get_flags
@@ -78,9 +79,13 @@ def days(store: Store) -> list[Day]:
 def prune(store: Store, chosen: Callable[[bytes], bool]) -> Done:
     """Remove whole days; a locked one refuses. Said in the manifest."""
     done = Done()
-    for day in days(store):
-        if not chosen(day.name):
-            continue
+    found = [day for day in days(store) if chosen(day.name)]
+    going = {day.name for day in found if not day.locked}
+    # What an older version needs of one that goes now is written into that older one.
+    doomed = {v.kept for v in store.versions() if v.kept[:10] in going} if going else set()
+    for old in bridge(store, doomed).renamed:
+        store.discard(old)
+    for day in found:
         if day.locked:
             done.refused.append((day.name, "locked; 'bisync rollback unlock' first"))
             continue

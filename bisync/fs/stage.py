@@ -2,7 +2,8 @@
 
 ``in/`` holds incoming objects. Before one is exchanged with a name in the tree, the
 result log names it durably; so an entry the log does not know was never used. ``out/``
-holds what was displaced and is on its way to the store, and parked nodes.
+holds what was displaced and is on its way to the store, and parked nodes. ``undo/`` holds what
+undoes the writing into files that is under way.
 """
 
 import contextlib
@@ -28,10 +29,30 @@ class Stage:
     def __init__(self, state_fd: int, *, workers: int) -> None:
         self.incoming = subfolder(state_fd, b"in")
         self.displaced = subfolder(state_fd, b"out")
+        self._state, self._torn = state_fd, -1
         self._workers = workers
         self._unflushed: list[int] = []
         self._written = 0
         self._open: dict[bytes, int] = {}
+
+    @property
+    def torn(self) -> int:
+        """``undo/``: what undoes the writing into files that is under way; made on first use."""
+        if self._torn < 0:
+            self._torn = subfolder(self._state, b"undo")
+            os.fsync(self._state)
+        return self._torn
+
+    def torn_names(self) -> list[bytes]:
+        """The undos that a crash left."""
+        try:
+            fd = os.open(b"undo", OPEN_DIR, dir_fd=self._state)
+        except FileNotFoundError:
+            return []
+        try:
+            return sorted(map(os.fsencode, os.listdir(fd)))
+        finally:
+            os.close(fd)
 
     @staticmethod
     def name() -> bytes:
@@ -115,8 +136,9 @@ class Stage:
 
     def close(self) -> None:
         """Close all descriptors."""
-        for fd in [*self._unflushed, self.incoming, self.displaced]:
-            os.close(fd)
+        for fd in [*self._unflushed, self.incoming, self.displaced, self._torn]:
+            if fd >= 0:
+                os.close(fd)
         self._unflushed.clear()
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from bisync.core.path import NAME_MAX, display, numbered, parse
+from bisync.core.path import NAME_MAX, delta_name, display, numbered, parse
 from bisync.errors import PathError
 from bisync.fs.copying import copy_object, is_another_place, remove_object
 from bisync.fs.meta import kind_of, owned_like, proc_path
@@ -66,6 +66,8 @@ class Version:
     reason: str
     digest: str | None
     installed: bool = False  # by the engine; else somebody's own work
+    delta: bool = False  # only what was written over is there
+    base: str | None = None  # digest of what a delta has to be applied to
 
 
 class Store:
@@ -167,7 +169,14 @@ class Store:
             os.write(fd, b"\n")  # a line torn by a crash stays one bad line
 
     def keep(
-        self, dir_fd: int, name: bytes, path: bytes, record: dict[str, Any], *, copy: bool
+        self,
+        dir_fd: int,
+        name: bytes,
+        path: bytes,
+        record: dict[str, Any],
+        *,
+        copy: bool,
+        delta: bool = False,
     ) -> Kept:
         """Move an object from the stage into the store.
 
@@ -177,6 +186,7 @@ class Store:
             path: its true path below the root.
             record: what the manifest should say (reason, origin, digest ...).
             copy: its inode has other names, so the store gets a copy of its own.
+            delta: it is a reverse delta, and must not look like the version it restores.
 
         Raises:
             PathError: it cannot be kept; it is still where it was.
@@ -184,7 +194,7 @@ class Store:
         day = time.strftime("%Y-%m-%d") if self._day is None else self._day
         try:
             info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-            parent, where, copied = self._place(dir_fd, name, path, day, copy=copy)
+            parent, where, copied = self._place(dir_fd, name, path, day, copy=copy, delta=delta)
             target = where.rpartition(b"/")[2]
             try:
                 self._record(path, where, info, {**record, **_powers(parent, target, info)})
@@ -207,7 +217,7 @@ class Store:
         return Kept(where, day, copied)
 
     def _place(
-        self, dir_fd: int, name: bytes, path: bytes, day: str, *, copy: bool
+        self, dir_fd: int, name: bytes, path: bytes, day: str, *, copy: bool, delta: bool
     ) -> tuple[int, bytes, bool]:
         """Give an object its place: (directory, path below the store, whether it is a copy).
 
@@ -217,7 +227,7 @@ class Store:
         parent, base, prefix = self._folder(path, day)
         number = 1
         while True:
-            target = numbered(base, number)
+            target = delta_name(base, number) if delta else numbered(base, number)
             try:
                 if copy:
                     self._spare(dir_fd, name)
@@ -334,6 +344,38 @@ class Store:
         if self._torn:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    def tell_anew(self, folder: int, temp: bytes, version: Version, base: str) -> bytes:
+        """Give a delta that was written anew its name beside the former one, and a line of its own.
+
+        Args:
+            folder: where both are.
+            temp: its name until now.
+            version: the former one.
+            base: what the new one has to be applied to.
+
+        Returns:
+            Its path below the store.
+        """
+        self._open()
+        rows = [row for row in self.records() if row.get("kept") == display(version.kept)]
+        number, stem = 1, version.path.rpartition(b"/")[2][:NAME_MAX]
+        while True:
+            try:
+                name = delta_name(stem, number)
+                rename_noreplace(folder, temp, folder, name)
+                break
+            except FileExistsError:
+                number += 1
+        kept = version.kept.rpartition(b"/")[0] + b"/" + name
+        try:
+            os.fsync(folder)
+            self._write_line({**rows[-1], "kept": display(kept), "base": base})
+        except OSError:
+            rename_noreplace(folder, name, folder, temp)
+            raise
+        self.flush()
+        return kept
+
     def note(self, record: dict[str, Any]) -> None:
         """Add a line to the manifest that is about no version."""
         self._open()
@@ -391,7 +433,7 @@ class Store:
         They may be gone since.
         """
         for row in self.records():
-            digest = row.get("digest")
+            digest, base = row.get("digest"), row.get("base")
             try:
                 version = Version(
                     int(row["time_ns"]),
@@ -403,13 +445,15 @@ class Store:
                     str(row.get("reason", "")),
                     digest if isinstance(digest, str) else None,
                     row.get("installed") is True,
+                    row.get("delta") is True,
+                    base if isinstance(base, str) else None,
                 )
             except (KeyError, TypeError, ValueError, AttributeError):
                 continue
             yield version
 
     def find(self, path: bytes, digest: str | None) -> bytes | None:
-        """Where the last version of a path with this digest was kept, by the manifests.
+        """Where the last version of a path with this digest was kept whole, by the manifests.
 
         One that was brought there after a crash has no digest; it will do if no other fits.
         """
@@ -417,7 +461,7 @@ class Store:
         if not self.exists():
             return None
         for row in self.records():
-            if row.get("path") != shown or "kept" not in row:
+            if row.get("path") != shown or "kept" not in row or row.get("delta"):
                 continue
             if digest in (None, row.get("digest")):
                 found = parse(row["kept"])

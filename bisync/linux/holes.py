@@ -21,3 +21,16 @@ def punch(fd: int, offset: int, length: int) -> None:
         while length:
             done = os.pwrite(fd, zeros[:length], offset)
             offset, length = offset + done, length - done
+
+
+def allocate(fd: int, offset: int, length: int) -> None:
+    """Reserve the space of a stretch; the file grows if it ends before. Bytes stay as they are.
+
+    Raises:
+        OSError: there is no room.
+    """
+    try:
+        check(_fallocate(fd, 0, offset, length))
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+            raise

@@ -1,7 +1,8 @@
-"""Read leases: whether anybody can write to a file, and a hold on those who want to.
+"""Leases: whether anybody can write to a file, or has it open, and a hold on those who want to.
 
 A read lease is refused while anyone has the file open for writing, also through a memory
-map whose descriptor is closed. A later opener waits until the lease is given back.
+map whose descriptor is closed; a write lease while anyone else has it open at all. A later opener
+waits until the lease is given back.
 """
 
 import errno
@@ -23,10 +24,19 @@ class Lease(Enum):
 
 def take_read_lease(fd: int) -> Lease:
     """Try to take a read lease on an open regular file."""
+    return _take(fd, fcntl.F_RDLCK)
+
+
+def take_write_lease(fd: int) -> Lease:
+    """Try to take a write lease on a regular file that is open for writing."""
+    return _take(fd, fcntl.F_WRLCK)
+
+
+def _take(fd: int, kind: int) -> Lease:
     try:
         # The default signal of a broken lease ends the process; this one is ignored.
         fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, kind)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EBUSY):
             return Lease.REFUSED
@@ -36,9 +46,9 @@ def take_read_lease(fd: int) -> Lease:
     return Lease.GRANTED
 
 
-def is_breaking(fd: int) -> bool:
-    """Whether somebody waits in ``open`` for our lease to end."""
-    return fcntl.fcntl(fd, fcntl.F_GETLEASE) != fcntl.F_RDLCK
+def is_breaking(fd: int, *, write: bool = False) -> bool:
+    """Whether somebody waits in ``open`` for our read (or write) lease to end."""
+    return fcntl.fcntl(fd, fcntl.F_GETLEASE) != (fcntl.F_WRLCK if write else fcntl.F_RDLCK)
 
 
 def release(fd: int) -> None:

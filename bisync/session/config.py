@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from bisync.core.ignore import Ignore
+from bisync.core.method import Apply
 from bisync.core.path import STORE_DIR, valid_name
 from bisync.core.resolve import Policy
 from bisync.core.retention import Retention
@@ -45,6 +46,7 @@ class Config:
     state_dir: str | None = None  # holds the state folders instead of the roots
     retention: Retention = field(default_factory=Retention)  # of kept versions
     fsync: Fsync = Fsync.BATCH
+    apply: Apply = Apply.AUTO  # how new versions of big files get into place
     workers: int = 2  # threads that read, hash and flush
     chunk: int = 2000  # marks decided at a time; bounds memory
     stop: Callable[[], None] = lambda: None  # raises Interrupted when a stop was asked for

@@ -14,6 +14,7 @@ from typing import Any
 
 from bisync.core.filters import Filters
 from bisync.core.ignore import Matcher
+from bisync.core.method import Apply
 from bisync.core.node import ROOT, Content, Kind
 from bisync.core.past import Past, State, find, path_of, paths, rewind
 from bisync.core.path import STORE_DIR, display
@@ -43,6 +44,7 @@ class Moment:
     digest: str | None = None
     kept: bytes | None = None  # path below the root that the version lies in
     complete: bool = True  # the version before this can be put back from here
+    needs_peer: bool = False  # but not without the other side
 
     def to_json(self) -> dict[str, Any]:
         """For programs."""
@@ -56,6 +58,7 @@ class Moment:
             "digest": self.digest,
             "kept": None if self.kept is None else display(self.kept),
             "complete": self.complete,
+            "needs_peer": self.needs_peer,
         }
 
 
@@ -78,6 +81,7 @@ class Retrospect:
         self.pair, self.column = self._pair()
         self.present = self._present()
         self.places = self._places(store_name)
+        self._live: dict[bytes, int] | None = None
 
     def _pair(self) -> tuple[int, int]:
         """The log that reaches furthest back, pairs before mirrors."""
@@ -207,15 +211,16 @@ class Retrospect:
                 yield Moment(time_ns, "created", new, None, size, _hex(after.content))
             return
         size, digest = before.content.size, _hex(before.content)
-        kept = self._kept(old, before)
-        complete = before.content.kind is not Kind.FILE or kept is not None or self._is_live(before)
+        kept, complete, needs_peer = self._kept(old, before)
+        complete = before.content.kind is not Kind.FILE or complete or self._is_live(before)
+        needs_peer = needs_peer and complete
         if after is None or new is None:
-            yield Moment(time_ns, "deleted", old, None, size, digest, kept, complete)
+            yield Moment(time_ns, "deleted", old, None, size, digest, kept, complete, needs_peer)
             return
         if new != old:
             yield Moment(time_ns, "moved", new, old, after.content.size, _hex(after.content))
         if before.content != after.content:
-            yield Moment(time_ns, "modified", new, None, size, digest, kept, complete)
+            yield Moment(time_ns, "modified", new, None, size, digest, kept, complete, needs_peer)
         elif before.attributes != after.attributes and new == old:
             yield Moment(time_ns, "attributes", old, None, size, digest)
 
@@ -223,12 +228,50 @@ class Retrospect:
         store = self.places[0].store()
         return [] if store is None else [v for v in store.versions() if v.path == path]
 
-    def _kept(self, path: bytes, past: Past) -> bytes | None:
-        for place in self.places:
-            version = place.find(past, path)
-            if version is not None:
-                return place.store_name + b"/" + version.kept
-        return None
+    def _kept(self, path: bytes, past: Past) -> tuple[bytes | None, bool, bool]:
+        """Where a version is kept, whether it can be put back, and whether that needs the peer."""
+        best: tuple[bytes | None, bool, bool] = None, False, False
+        for number, place in enumerate(self.places):
+            for version in place.candidates(past, path):
+                complete, needs_peer = (
+                    self._can_be_made(place, version) if version.delta else (True, number > 0)
+                )
+                found = place.store_name + b"/" + version.kept, complete, needs_peer
+                if complete and not needs_peer:
+                    return found
+                if best[0] is None or (complete and not best[1]):
+                    best = found
+        return best
+
+    def _can_be_made(self, place: Origin, version: Version) -> tuple[bool, bool]:
+        """Of a version of which only what was written over was kept; see :meth:`_kept`."""
+        if self._live is None:
+            self._live = {
+                past.content.digest: key
+                for key, past in self.present.items()
+                if past.content.digest is not None
+            }
+        chain = place.chain(version, self._live)
+        if not chain.found or chain.base is None:
+            return False, False
+        if chain.kept is not None:
+            return True, place is not self.places[0]
+        peer = len(self.places) > 1
+        key = self._live.get(bytes.fromhex(chain.base))
+        past = None if key is None else self.present.get(key)
+        where = None if key is None else path_of(self.present, key)
+        if past is None or where is None:
+            return peer, True
+        fd = self.places[0].open(where)
+        if fd < 0:
+            return peer, True
+        try:
+            info = os.fstat(fd)
+        finally:
+            os.close(fd)
+        time_ns = None if past.attributes is None else past.attributes.mtime_ns
+        as_agreed = (info.st_size, info.st_mtime_ns) == (past.content.size, time_ns)
+        return (True, False) if as_agreed else (peer, True)
 
     def _is_live(self, past: Past) -> bool:
         if past.content.digest is None:
@@ -405,7 +448,10 @@ def restore(
             user=os.geteuid(),
             user_group=os.getegid(),
         )
-        config = MirrorConfig(wish=wish, filters=Filters(), yes=True, state_dir=state_dir)
+        # What is there now may be nowhere else: it is kept whole.
+        config = MirrorConfig(
+            wish=wish, filters=Filters(), yes=True, state_dir=state_dir, apply=Apply.REPLACE
+        )
         first = rest.split(b"/")[0] if rest else b""
         source = place + b"/" + first
         done.report = mirror_at([source], MirrorPlace(root_path, above), config, listener)

@@ -144,6 +144,7 @@ class MirrorRun:
             workers=c.workers,
             fsync=c.fsync,
             whole_files=c.whole_files,
+            apply=c.apply,
             stop=c.stop,
             arrived=lambda name, done, total, literal: self.tell(
                 Progress("file", 0, done, display(name), total, literal)

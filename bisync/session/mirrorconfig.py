@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from bisync.core.filters import Filters
 from bisync.core.items import Item
+from bisync.core.method import Apply
 from bisync.core.node import Kind
 from bisync.core.retention import Retention
 from bisync.core.wish import Seen, Wish
@@ -30,6 +31,7 @@ class MirrorConfig:
         default_factory=Retention
     )  # of the store; None: it is left alone
     whole_files: bool = False  # never make a new version from the old one
+    apply: Apply = Apply.AUTO  # how new versions of big files get into place
     bwlimit: int = 0  # bytes in a second; 0: no limit
     state_dir: str | None = None  # holds the state folder instead of the root
     fsync: bool = True

@@ -145,6 +145,7 @@ class Session:
             state_dir=c.state_dir,
             workers=c.workers,
             fsync=c.fsync is not Fsync.NEVER,
+            apply=c.apply,
             stop=c.stop,
             arrived=self._arrived,
         )

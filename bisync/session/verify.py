@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from bisync.core.filters import Filters
+from bisync.core.method import Apply
 from bisync.core.node import Kind, NodeId
 from bisync.core.past import Past
 from bisync.core.path import STORE_DIR
@@ -145,7 +146,9 @@ def _put(top: bytes, path: bytes, copy: bytes, out: Verified, state_dir: str | N
         umask=0, user=os.geteuid(), user_group=os.getegid(),
     )  # fmt: skip
     try:
-        config = MirrorConfig(wish=wish, filters=Filters(), state_dir=state_dir)
+        config = MirrorConfig(
+            wish=wish, filters=Filters(), state_dir=state_dir, apply=Apply.REPLACE
+        )
         place = MirrorPlace(top, path.rpartition(b"/")[0])
         report = mirror_at([copy], place, config, lambda _event: None)
     except PathError as error:

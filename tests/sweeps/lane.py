@@ -42,14 +42,18 @@ class Lane:
             return calls.calls(self.log), pair
 
 
-def lanes(folder: Path, count: int, prepare: Prepare = scenario.prepare) -> list[Lane]:
+def lanes(
+    folder: Path, count: int, prepare: Prepare = scenario.prepare, words: tuple[str, ...] = ()
+) -> list[Lane]:
     """Prepare lanes; each prepares its scenario when it is first used."""
     found = []
     for number in range(count):
         place = folder / f"lane-{number}"
         place.mkdir()
         template: Template = (
-            FolderTemplate(place, prepare) if cannot_mount() else ImageTemplate(place, prepare)
+            FolderTemplate(place, prepare, words)
+            if cannot_mount()
+            else ImageTemplate(place, prepare, words=words)
         )
         found.append(Lane(place, template))
     return found

@@ -37,10 +37,18 @@ class Pair:
     beta: Path
     home: Path
     base: Path  # all of it is below
+    words: tuple[str, ...] = ()  # options of every run
+
+    def line(self, *options: str) -> list[str]:
+        """Return the command line of a run."""
+        return engine.command(self.alpha, self.beta, (*self.words, *options))
 
     def sync(self, *options: str, before: Sequence[str] = ()) -> engine.Run:
-        line = engine.command(self.alpha, self.beta, options)
-        return engine.run(line, self.home, before=before)
+        return engine.run(self.line(*options), self.home, before=before)
+
+    def recover(self) -> engine.Run:
+        """Make beta's half-written files whole, as at the start of a machine."""
+        return engine.run([*engine.program(), "recover", str(self.beta)], self.home)
 
     def mirror(self, *options: str, before: Sequence[str] = ()) -> engine.Run:
         line = engine.mirror(self.alpha, self.beta, options)
@@ -68,12 +76,13 @@ class FolderTemplate:
 
     folder: Path
     prepare: Prepare
+    words: tuple[str, ...] = ()
 
     @contextmanager
     def copy(self) -> Iterator[tuple[Pair, Ledger]]:
         base = self.folder / "pair"
         try:
-            yield (pair := _make_pair(base, base, base)), self.prepare(pair)
+            yield (pair := _make_pair(base, base, base, self.words)), self.prepare(pair)
         finally:
             shutil.rmtree(base, ignore_errors=True)
 
@@ -86,6 +95,7 @@ class ImageTemplate:
     prepare: Prepare
     filesystem: str = "ext4"
     disks: int = 1
+    words: tuple[str, ...] = ()
     originals: list[Path] = field(default_factory=list)
     ledger: Ledger | None = None
 
@@ -127,20 +137,20 @@ class ImageTemplate:
             for image, point in zip(images, points, strict=True):
                 stack.enter_context(mount(image, point))
             if fresh:
-                yield _make_pair(base, points[0], points[-1])
+                yield _make_pair(base, points[0], points[-1], self.words)
             else:
-                yield _pair(base, points[0], points[-1])
+                yield _pair(base, points[0], points[-1], self.words)
 
     def fresh_ledger(self) -> Ledger:
         return copy.deepcopy(self.ledger)  # type: ignore[return-value]
 
 
-def _pair(base: Path, first: Path, second: Path) -> Pair:
-    return Pair(first / "alpha", second / "beta", first / "home", base)
+def _pair(base: Path, first: Path, second: Path, words: tuple[str, ...]) -> Pair:
+    return Pair(first / "alpha", second / "beta", first / "home", base, words)
 
 
-def _make_pair(base: Path, first: Path, second: Path) -> Pair:
-    pair = _pair(base, first, second)
+def _make_pair(base: Path, first: Path, second: Path, words: tuple[str, ...]) -> Pair:
+    pair = _pair(base, first, second, words)
     for folder in (pair.alpha, pair.beta, pair.home):
         folder.mkdir(parents=True)
     return pair

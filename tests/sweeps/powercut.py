@@ -67,7 +67,7 @@ def record(template: ImageTemplate, names: tuple[str, ...], *, commit: bool) -> 
     with template.clones() as images, template.mounted(images) as pair, said.open("wb") as output:
         camera = _Camera(template.folder, tuple(images), pair, commit)
         stops = f"{','.join(f'?{name}' for name in names)}:signal=STOP"
-        line = engine.command(pair.alpha, pair.beta)
+        line = pair.line()
         tracing = calls.tracer(log, names, stops)
         process = engine.start(line, pair.home, before=tracing, output=output)
         try:

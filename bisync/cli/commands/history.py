@@ -30,7 +30,9 @@ def _line(m: Moment) -> str:
         text += f"  {m.size} bytes"
     if m.kept is not None:
         text += f"  kept as {display(m.kept)}"
-    return text if m.complete else text + "  (its content is nowhere to be found)"
+    if not m.complete:
+        return text + "  (its content is nowhere to be found)"
+    return text + ("  (needs the peer)" if m.needs_peer else "")
 
 
 def _restore(options: argparse.Namespace, root: bytes, path: bytes) -> int:

@@ -13,6 +13,7 @@ from bisync.cli.stopping import Stopper, local_path, workers
 from bisync.cli.times import retention
 from bisync.core.chmod import parse_chmod
 from bisync.core.filters import Filters, parse_filters
+from bisync.core.method import Apply
 from bisync.core.retention import Retention
 from bisync.core.wish import Wish
 from bisync.errors import UsageError
@@ -106,10 +107,21 @@ def _config(o: argparse.Namespace, stopper: Stopper) -> MirrorConfig:
         keep=not o.no_keep or o.backup or o.backup_dir is not None,
         retention=_retention(o),
         whole_files=bool(o.whole_file),
+        apply=_apply(o),
         bwlimit=0 if o.bwlimit is None else size(o.bwlimit, "--bwlimit", unit=_KIB),
         workers=workers(),
         stop=stopper.check,
     )
+
+
+def _apply(o: argparse.Namespace) -> Apply:
+    if o.apply is None:
+        # A backup is a file that everybody can read, not what was written over.
+        return Apply.REPLACE if o.backup or o.backup_dir is not None else Apply.AUTO
+    try:
+        return Apply(o.apply)
+    except ValueError as error:
+        raise UsageError(f"--apply {o.apply}: give auto, replace or in-place") from error
 
 
 def _wish(o: argparse.Namespace, *, recursive: bool) -> Wish:

@@ -7,6 +7,7 @@ from bisync.cli.output import Output
 from bisync.cli.stopping import Stopper, local_path, workers
 from bisync.cli.times import retention
 from bisync.core.ignore import Ignore, filter_lines
+from bisync.core.method import Apply
 from bisync.core.path import STORE_DIR
 from bisync.core.resolve import Policy
 from bisync.core.safety import DeleteLimit
@@ -51,6 +52,7 @@ def _config(options: argparse.Namespace, stopper: Stopper) -> Config:
         devices=options.devices,
         state_dir=options.state_dir,
         fsync=Fsync(options.fsync),
+        apply=Apply(options.apply),
         retention=retention(options.keep, options.keep_every),
         workers=workers(),
         stop=stopper.check,

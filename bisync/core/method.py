@@ -1,0 +1,11 @@
+"""How a new version of a big file gets to where the old one is."""
+
+from enum import Enum
+
+
+class Apply(Enum):
+    """What a person may choose; see hard choices in ``docs/decisions``."""
+
+    AUTO = "auto"  # by what the file system can do, and how much changes
+    REPLACE = "replace"  # a whole new file, exchanged with the old one
+    IN_PLACE = "in-place"  # what changed is written into the old one, which can be undone
