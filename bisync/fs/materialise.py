@@ -4,8 +4,10 @@ import contextlib
 import logging
 import os
 import stat
+import tempfile
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from bisync.core.node import Attributes, Kind
 from bisync.core.past import Past
@@ -17,6 +19,9 @@ from bisync.fs.meta import apply_attributes, attributes_of, read_xattrs
 from bisync.fs.restore import parent_of
 from bisync.fs.rewind import Chain, chain_of, complete, copy_into, lay_back, open_version
 from bisync.fs.store import Store, Version
+
+if TYPE_CHECKING:
+    pass
 
 log = logging.getLogger(__name__)
 _PRIVATE = 0o700
@@ -238,10 +243,7 @@ class Builder:
         try:
             with contextlib.ExitStack() as stack:
                 sources = list(self._sources(stack, place, chain, version.path))
-                for source in sources[:1]:
-                    copy_into(source, out)
-                delta = lay_back(out, store, chain.deltas)
-                done = delta is not None and complete(out, delta.blocks, sources)
+                done = _assemble(out, sources, store, chain, os.path.dirname(target))
             os.fsync(out)
         except OSError as error:
             log.info("not-rewound path=%s reason=%s", display(version.path), error)
@@ -268,6 +270,25 @@ class Builder:
                 if fd >= 0:
                     stack.callback(os.close, fd)
                     yield fd
+
+
+def _assemble(out: int, sources: list[int], store: Store, chain: Chain, scratch: bytes) -> bool:
+    """Make a version in an empty file, from whatever has its base or parts of it."""
+    if sources:
+        copy_into(sources[0], out)
+    wanted = lay_back(out, store, chain.deltas)
+    if wanted is None:
+        return False
+    if complete(out, wanted, ()):
+        return True
+    for source in sources[1:]:
+        # Pages were written over, so a block comes from another base that was taken back, too.
+        with tempfile.TemporaryFile(dir=scratch) as again:
+            copy_into(source, again.fileno())
+            lay_back(again.fileno(), store, chain.deltas)
+            if complete(out, wanted, (again.fileno(), source)):
+                return True
+    return False
 
 
 def _is_there(store: Store, version: Version) -> bool:

@@ -23,7 +23,6 @@ from bisync.linux.filesystem import clone
 
 if TYPE_CHECKING:
     from bisync.delta.blocks import Blocks
-    from bisync.delta.reverse import ReverseDelta
 
 log = logging.getLogger(__name__)
 _BUFFER = 1 << 20  # bytes
@@ -74,11 +73,14 @@ def chain_of(
         deltas.append(min(later, key=lambda each: each.time_ns))
 
 
-def lay_back(out: int, store: Store, chain: Iterable[Version]) -> "ReverseDelta | None":
-    """Take a file, which holds a base, back by some deltas; the last of them, or ``None``.
+def lay_back(out: int, store: Store, chain: Iterable[Version]) -> "Blocks | None":
+    """Take a file, which holds a base, back by some deltas.
 
     Args:
         out: open for reading and writing.
+
+    Returns:
+        The list of what it ought to be then; ``None`` if a delta is gone or damaged.
     """
     from bisync.fs.inplace import open_delta  # noqa: PLC0415 -- loads numpy
 
@@ -100,7 +102,7 @@ def lay_back(out: int, store: Store, chain: Iterable[Version]) -> "ReverseDelta 
             os.ftruncate(out, last.about.size)
         finally:
             os.close(fd)
-    return last
+    return None if last is None else last.blocks
 
 
 def copy_into(source: int, out: int) -> None:

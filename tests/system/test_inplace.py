@@ -1,0 +1,410 @@
+"""Big files that are written into: the same inode, an undo, and old versions as what was there."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import bisync
+from bisync.core.ignore import Matcher
+from bisync.core.retention import Retention
+from bisync.fs.replica import Options, Replica
+from bisync.fs.retention import tend
+from bisync.fs.walk import ScanRules
+from tests.trees import environment, kept, look, run, sync
+
+Pair = tuple[Path, Path]
+MIB = 1 << 20
+SIZE = 5 * MIB + 777
+HOUR = 3600 * 10**9
+IN_PLACE = ("--apply", "in-place")
+
+
+def _image(path: Path, size: int = SIZE, seed: int = 1) -> bytes:
+    data = random.Random(seed).randbytes(size)
+    path.write_bytes(data)
+    return data
+
+
+def _write(path: Path, *changes: tuple[int, bytes], size: int | None = None) -> bytes:
+    with path.open("r+b") as file:
+        for at, text in changes:
+            file.seek(at)
+            file.write(text)
+        if size is not None:
+            file.truncate(size)
+    return path.read_bytes()
+
+
+def _deltas(root: Path) -> list[Path]:
+    return sorted((root / "rsync-rollback").rglob("*.bisync-delta"))
+
+
+def _restored(root: Path, name: str, tmp: Path) -> list[bytes]:
+    """Each earlier version of a file that history tells of, the oldest first."""
+    found = []
+    rows = [json.loads(line) for line in run("history", "--json", root / name).stdout.splitlines()]
+    for number, row in enumerate(row for row in rows if row["action"] == "modified"):
+        assert row["complete"], row
+        bisync.restore(root, name, row["time_ns"] - 1, tmp / f"{name}-{number}")
+        found.append((tmp / f"{name}-{number}").read_bytes())
+        (tmp / f"{name}-{number}").unlink()
+    return found
+
+
+def test_written_into(pair: Pair, tmp_path: Path):
+    """It grows, shrinks, gets a hole; each version comes back from what was written over."""
+    a, b = pair
+    versions = [_image(a / "f")]
+    sync(a, b)
+    inode = (b / "f").stat().st_ino
+    for change in (
+        lambda f: _write(f, (3 * MIB + 5, b"hello"), (7, b"x" * 9000)),
+        lambda f: _write(f, (SIZE, b"tail" * 3000), (MIB, b"y")),
+        lambda f: _write(f, (5, b"z"), size=SIZE - 400_001),
+        lambda f: _write(f, (2 * MIB, bytes(MIB))),
+        lambda f: _write(f, size=6 * MIB),
+        lambda f: _write(f, (MIB, versions[0][MIB : MIB + 10])),
+    ):
+        versions.append(change(a / "f"))
+        done = sync(a, b, *IN_PLACE).summary
+        assert (done["updated"], done["kept"]) == (1, 1)
+        assert look(b)["f"] == versions[-1]
+        assert (b / "f").stat().st_ino == inode
+        assert (b / "f").stat().st_mtime_ns == (a / "f").stat().st_mtime_ns
+    assert len(_deltas(b)) == 6
+    assert sum(path.stat().st_size for path in _deltas(b)) < 2 * MIB
+    assert not list((b / ".bisync/undo").iterdir())
+    assert not list((b / ".bisync/in").iterdir())
+    assert _restored(b, "f", tmp_path) == versions[:-1]
+    assert sync(a, b).summary["updated"] == 0
+    # From there to where it was, and back again.
+    bisync.restore(b, "f", None)
+    assert look(b)["f"] == versions[-2]
+    sync(a, b, *IN_PLACE)
+    assert look(a)["f"] == versions[-2]
+
+
+def test_auto(pair: Pair, request: pytest.FixtureRequest):
+    """From 64 MiB on, where it cannot be cloned, if little of it changes."""
+    a, b = pair
+    with (a / "f").open("wb") as file:
+        file.truncate(70 * MIB)
+        file.write(random.Random(2).randbytes(3 * MIB))
+    sync(a, b)
+    inode = (b / "f").stat().st_ino
+    _write(a / "f", (MIB, b"hello"))
+    sync(a, b)
+    clones = request.node.callspec.params["fsmount"] in ("xfs", "btrfs")
+    assert ((b / "f").stat().st_ino == inode) is not clones
+    assert len(_deltas(b)) == (0 if clones else 1)
+    _write(a / "f", (0, random.Random(3).randbytes(18 * MIB)))  # more than a quarter
+    inode = (b / "f").stat().st_ino
+    sync(a, b)
+    assert (b / "f").stat().st_ino != inode
+    assert look(a)["f"] == look(b)["f"]
+    _write(a / "f", (MIB, b"again"))
+    inode = (b / "f").stat().st_ino
+    sync(a, b, "--apply", "replace")
+    assert (b / "f").stat().st_ino != inode
+    assert look(a)["f"] == look(b)["f"]
+
+
+def test_only_what_the_other_side_has_replaced_itself(pair: Pair):
+    """An edit, a conflict's loser: kept whole, whatever was asked for."""
+    a, b = pair
+    first = _image(a / "f")
+    _image(a / "g", seed=2)
+    sync(a, b)
+    mine = _write(b / "f", (MIB, b"mine"))
+    sync(a, b, *IN_PLACE)  # written into at alpha? no: nobody installed that one
+    assert [content for _, content in kept(a)] == [first]
+    os.utime(b / "g", ns=(1, 1))
+    loser = _write(b / "g", (5, b"older"))
+    os.utime(b / "g", ns=(10**18, 10**18))
+    _write(a / "g", (5, b"newer"))
+    sync(a, b, *IN_PLACE)
+    assert [content for _, content in kept(b)] == [loser]
+    _write(a / "f", (0, b"next"))
+    sync(a, b, *IN_PLACE)
+    assert mine in [content for _, content in kept(b)]
+    assert not _deltas(a)
+    assert not _deltas(b)
+
+
+def test_somebody_has_it_open(pair: Pair):
+    """Who reads keeps the old version; who can write makes it busy."""
+    a, b = pair
+    old = _image(a / "f")
+    sync(a, b)
+    new = _write(a / "f", (MIB, b"hello"))
+    with (b / "f").open("rb") as file:
+        sync(a, b, *IN_PLACE)
+        assert file.read() == old
+    assert look(b)["f"] == new
+    assert [content for _, content in kept(b)] == [old]
+    newer = _write(a / "f", (MIB, b"world"))
+    with (b / "f").open("r+b"):
+        assert sync(a, b, *IN_PLACE, check=24).summary["busy"] == 1
+        assert look(b)["f"] == new
+    sync(a, b, *IN_PLACE)
+    assert look(b)["f"] == newer
+    assert len(_deltas(b)) == 1
+
+
+def test_nobody_reads_a_mix(here: Pair):
+    """Whoever opens it while it is written waits, and reads one version."""
+    a, b = here
+    pages = 6 * MIB // 4096
+    (a / "f").write_bytes(b"\0" * 4096 * pages)
+    sync(a, b)
+    mixed: list[set[int]] = []
+    seen: set[int] = set()
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            found = set((b / "f").read_bytes()[::4096])
+            seen.update(found)
+            if len(found) != 1:
+                mixed.append(found)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for number in range(1, 9):
+            _write(a / "f", (0, bytes([number]) * 4096 * pages))
+            sync(a, b, *IN_PLACE)
+    finally:
+        done.set()
+        reader.join()
+    assert not mixed
+    assert len(seen) >= 2
+
+
+def test_no_room(here: Pair, mount: Callable[..., None]):
+    """A file that cannot grow is what it was."""
+    a, b = here
+    mount(b, "-t", "tmpfs", "-o", "size=16m", "none")
+    _image(a / "f")
+    sync(a, b)
+    before = (look(b)["f"], (b / "f").stat().st_mtime_ns)
+    _write(a / "f", (0, b"x" * 4096), (SIZE, random.Random(4).randbytes(6 * MIB)))
+    with (b / "filler").open("wb") as file:
+        file.write(bytes(4 * MIB))
+    sync(a, b, *IN_PLACE, check=23)
+    assert (look(b)["f"], (b / "f").stat().st_mtime_ns) == before
+    assert not list((b / ".bisync/undo").iterdir())
+    (b / "filler").unlink()
+    (a / "filler").unlink(missing_ok=True)
+    _write(a / "f", size=SIZE + MIB)
+    sync(a, b, *IN_PLACE)
+    assert look(a)["f"] == look(b)["f"]
+
+
+CRASH = """
+import os, sys
+from bisync.cli.main import main
+from bisync.fs.inplace import Overwriting
+left, put = int(sys.argv[1]), Overwriting._put
+
+def some(self, offset, data):
+    global left
+    left -= 1
+    if left < 0:
+        half = len(data) // 2 // 4096 * 4096
+        put(self, offset, data[:half])
+        os.kill(os.getpid(), 9)
+    put(self, offset, data)
+
+Overwriting._put = some
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def _crashed(a: Path, b: Path, after: int) -> tuple[bytes, bytes]:
+    """A pair of which a crash left beta's file half-written: the old and the new version."""
+    old = _image(a / "f")
+    sync(a, b)
+    new = _write(a / "f", *((n * 512 * 1024 + 4096, b"%d" % n * 20000) for n in range(10)))
+    line = [sys.executable, "-c", CRASH, str(after), "sync", *IN_PLACE, a, b]
+    done = subprocess.run(line, check=False, env=environment(), stdout=subprocess.DEVNULL)
+    assert done.returncode == -signal.SIGKILL
+    assert len(list((b / ".bisync/undo").iterdir())) == 1
+    torn = (b / "f").read_bytes()
+    assert torn not in (old, new)
+    return old, new
+
+
+@pytest.mark.parametrize("how", ["recover", "sync", "mirror"])
+def test_a_crash_in_the_middle(here: Pair, how: str):
+    """It is the old version again, whichever command comes first."""
+    a, b = here
+    old, new = _crashed(a, b, 4)
+    if how == "recover":
+        done = run("recover", "--json", b).summary
+        assert (done["old"], done["new"], done["edited"], done["exit_code"]) == (["f"], [], [], 0)
+        assert look(b)["f"] == old
+        assert run("recover", b).stdout.strip() == "nothing was left half-written"
+    if how == "mirror":
+        run("mirror", "-a", f"{a}/", f"{b}/")
+    sync(a, b)
+    assert look(a)["f"] == look(b)["f"] == new
+    assert old in [content for _, content in kept(b)] or _deltas(b)
+    assert not list((b / ".bisync/undo").iterdir())
+
+
+def test_recovery_never_overwrites_a_write(here: Pair):
+    """Somebody wrote to the half-written file: it is kept as it is, and the peer's comes."""
+    a, b = here
+    _, new = _crashed(a, b, 4)
+    torn = _write(b / "f", (4 * MIB + 5000, b"written since the crash"))
+    assert run("recover", "--json", b, check=23).summary["edited"] == ["f"]
+    assert look(b)["f"] == torn
+    sync(a, b)
+    assert look(a)["f"] == look(b)["f"] == new
+    assert torn in [content for _, content in kept(b)]
+    assert sync(a, b).summary["updated"] == 0
+
+
+@pytest.mark.parametrize("command", ["recover", "sync"])
+def test_a_program_was_faster(here: Pair, command: str):
+    """A program that has the half-written file open for writing has to be stopped first."""
+    a, b = here
+    _, new = _crashed(a, b, 4)
+    with (b / "f").open("r+b"):
+        done = run(*((command, b) if command == "recover" else (command, a, b)), check=25)
+        assert "stop that program" in done.said
+    sync(a, b)
+    assert look(a)["f"] == look(b)["f"] == new
+
+
+def test_it_was_renamed_before_recovery(here: Pair):
+    """The file is found by its inode, wherever it is now."""
+    a, b = here
+    old, new = _crashed(a, b, 4)
+    (b / "sub").mkdir()
+    (b / "f").rename(b / "sub/g")
+    assert run("recover", "--json", b).summary["old"] == ["f"]
+    assert look(b)["sub/g"] == old
+    sync(a, b)
+    assert look(a)["sub/g"] == look(b)["sub/g"] == new
+
+
+def test_the_tree_was_copied_before_recovery(here: Pair):
+    """A half-written file in a copy of everything, where each object is another one."""
+    a, b = here
+    _, new = _crashed(a, b, 4)
+    other = b.with_name("other")
+    subprocess.run(["cp", "-a", b, other], check=True)
+    for path in b.iterdir():
+        subprocess.run(["rm", "-rf", path], check=True)
+    for path in other.iterdir():
+        path.rename(b / path.name)
+    sync(a, b)
+    assert look(a)["f"] == look(b)["f"] == new
+    assert len(kept(a)) == 0
+
+
+def test_thinning_leads_past_what_goes(here: Pair, tmp_path: Path):
+    """Of many versions of an hour the last stays; it, and those before, are made without them."""
+    a, b = here
+    chance = random.Random(5)
+    versions = [_image(a / "f")]
+    sync(a, b)
+    for number in range(12):
+        size = SIZE + chance.randrange(-90_000, 90_000) if number % 3 == 0 else None
+        at = chance.randrange(SIZE - 100_000)
+        versions.append(_write(a / "f", (at, chance.randbytes(9000)), size=size))
+        sync(a, b, *IN_PLACE, "--keep-every", "all")
+        if number == 5:
+            _age(b, 5 * HOUR)  # the first ones were in other hours
+    replica = Replica(os.fsencode(b), Options(rules=ScanRules(Matcher(()))))
+    with_age = replica.database
+    with_age.begin()
+    for version in replica.store.versions():
+        fd, name = replica.store.open_kept(version.kept)
+        info = os.stat(name, dir_fd=fd)
+        os.close(fd)
+        row = (version.path, version.kept, version.time_ns, info.st_ino, info.st_size,
+               info.st_mtime_ns)  # fmt: skip
+        with_age.execute("INSERT INTO thinned VALUES(?,?,?,?,?,?)", row)
+    with_age.commit()
+    last = max(version.time_ns for version in replica.store.versions())
+    tend(replica.store, replica.database, Retention(recent=0), last + 3 * HOUR)
+    replica.close()
+    left = _deltas(b)
+    assert 2 <= len(left) <= 4, left
+    rows = [json.loads(line) for line in run("history", "--json", b / "f").stdout.splitlines()]
+    complete = [row for row in rows if row["action"] == "modified" and row["complete"]]
+    assert len(complete) == len(left)
+    for row in complete:
+        bisync.restore(b, "f", row["time_ns"] - 1, tmp_path / "f")
+        assert (tmp_path / "f").read_bytes() in versions[:-1]
+        (tmp_path / "f").unlink()
+
+
+def _age(root: Path, by_ns: int) -> None:
+    """Let all that was kept until now be older."""
+    for path in (root / "rsync-rollback/.manifest").iterdir():
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for row in rows:
+            row["time_ns"] -= by_ns
+        path.write_text("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows))
+
+
+def test_the_base_was_written_to(here: Pair, tmp_path: Path):
+    """What a delta needs is gone here: the other side has it, and history says so."""
+    a, b = here
+    versions = [_image(a / "f")]
+    sync(a, b)
+    for at in (MIB, 2 * MIB):
+        versions.append(_write(a / "f", (at, b"hello")))
+        sync(a, b, *IN_PLACE)
+    _write(b / "f", (MIB + 4096, b"mine"), (2 * MIB, b"mine, too"))
+    rows = [json.loads(line) for line in run("history", "--json", b / "f").stdout.splitlines()]
+    assert [(r["complete"], r["needs_peer"]) for r in rows if r["action"] == "modified"] == [
+        (True, True)
+    ] * 2
+    assert _restored(b, "f", tmp_path) == versions[:-1]
+    a.rename(a.with_name("away"))
+    rows = [json.loads(line) for line in run("history", "--json", b / "f").stdout.splitlines()]
+    assert not any(r["complete"] for r in rows if r["action"] == "modified")
+    run("restore", b / "f", "--to", tmp_path / "f", check=23)
+    assert not (tmp_path / "f").exists()
+
+
+def test_a_day_is_pruned(here: Pair, tmp_path: Path):
+    """Versions of older days do without the one that goes."""
+    a, b = here
+    versions = [_image(a / "f")]
+    sync(a, b)
+    days = ["2026-01-01", "2026-01-02", "2026-01-03"]
+    for number, day in enumerate(days):
+        versions.append(_write(a / "f", (number * MIB + 9, b"day %d" % number)))
+        sync(a, b, *IN_PLACE)
+        today = next(p for p in (b / "rsync-rollback").iterdir() if p.name > "2026-01-99")
+        _call_it(b, today, day)
+    run("rollback", "prune", "--day", days[1], "--root", b)
+    assert [path.parent.name for path in _deltas(b)] == [days[0], days[2]]
+    for number, time in ((0, "2026-01-01 06:00"), (2, "2026-01-03 06:00")):
+        del time
+        rows = [json.loads(line) for line in run("history", "--json", b / "f").stdout.splitlines()]
+        row = [row for row in rows if row["action"] == "modified"][number]
+        assert row["complete"]
+        bisync.restore(b, "f", row["time_ns"] - 1, tmp_path / f"{number}")
+        assert (tmp_path / f"{number}").read_bytes() == versions[number]
+
+
+def _call_it(root: Path, today: Path, day: str) -> None:
+    """Let what was kept today have been kept on another day."""
+    for path in (root / "rsync-rollback/.manifest").iterdir():
+        path.write_text(path.read_text().replace(f'"kept":"{today.name}/', f'"kept":"{day}/'))
+    today.rename(today.with_name(day))
