@@ -96,7 +96,8 @@ SWITCHES = (
         "inplace",
         "change big files in place",
         negatable=True,
-        note="a local copy is made anew and exchanged in: nobody sees half of it",
+        note="whether that is so, the file system and the change decide, see --apply; nobody sees "
+        "half of it",
     ),
     Word(
         "-W --whole-file",

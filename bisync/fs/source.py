@@ -26,6 +26,7 @@ from bisync.fs.content import BIG, Chunk, Scan, Version, read_version
 from bisync.fs.holding import are_still, stamps
 from bisync.fs.meta import attributes_of, kind_of, read_xattrs
 from bisync.fs.root import OPEN_DIR
+from bisync.fs.stage import refuse_torn, refuse_torn_above
 from bisync.fs.wanted import All, Shallow, Wanted
 from bisync.linux.filesystem import fs_uuid, subvolume
 from bisync.linux.handle import HandleReader
@@ -289,6 +290,7 @@ class SourceTree:
             except OSError:
                 return True
             try:
+                refuse_torn(os.path.dirname(path) or b".", inside)
                 return path == STATE_DIR or b"replica" in map(os.fsencode, os.listdir(inside))
             finally:
                 os.close(inside)
@@ -598,7 +600,9 @@ def _start(text: bytes, folder: bytes, only: bytes | None) -> Start:
         device = os.fstat(fd).st_dev
         if only is not None:
             device = os.stat(only, dir_fd=fd, follow_symlinks=False).st_dev
-        return Start(text, only, fd, device, identity, os.path.realpath(folder))
+        where = os.path.realpath(folder)
+        refuse_torn_above(where)
+        return Start(text, only, fd, device, identity, where)
     except BaseException:
         os.close(fd)
         raise

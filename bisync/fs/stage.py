@@ -7,12 +7,15 @@ undoes the writing into files that is under way.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import logging
 import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
 
+from bisync.core.path import STATE_DIR, display
+from bisync.errors import HaltError
 from bisync.fs.copying import remove_object
 from bisync.fs.root import OPEN_DIR
 from bisync.linux.filesystem import syncfs
@@ -45,14 +48,7 @@ class Stage:
 
     def torn_names(self) -> list[bytes]:
         """The undos that a crash left."""
-        try:
-            fd = os.open(b"undo", OPEN_DIR, dir_fd=self._state)
-        except FileNotFoundError:
-            return []
-        try:
-            return sorted(map(os.fsencode, os.listdir(fd)))
-        finally:
-            os.close(fd)
+        return torn_names(self._state)
 
     @staticmethod
     def name() -> bytes:
@@ -140,6 +136,61 @@ class Stage:
             if fd >= 0:
                 os.close(fd)
         self._unflushed.clear()
+
+
+def torn_names(state_fd: int) -> list[bytes]:
+    """The undos in a state folder: each file that they are about is half-written."""
+    try:
+        fd = os.open(b"undo", OPEN_DIR, dir_fd=state_fd)
+    except FileNotFoundError:
+        return []
+    try:
+        return sorted(map(os.fsencode, os.listdir(fd)))
+    finally:
+        os.close(fd)
+
+
+def refuse_torn(root: bytes, state_fd: int) -> None:
+    """Let nobody read the files of a root that a crash left half-written.
+
+    Raises:
+        HaltError: there are some.
+    """
+    if torn_names(state_fd) and not _is_at_work(state_fd):
+        raise HaltError(
+            f"{display(root)}: a crash left files half-written here; first run "
+            f"'bisync recover {display(root)}'"
+        )
+
+
+def refuse_torn_above(folder: bytes) -> None:
+    """See :func:`refuse_torn`, for the root that a folder is, or is in."""
+    while folder != b"/":
+        try:
+            state = os.open(folder + b"/" + STATE_DIR, OPEN_DIR)
+        except OSError:
+            state = -1
+        if state >= 0:
+            try:
+                refuse_torn(folder, state)
+            finally:
+                os.close(state)
+        folder = os.path.dirname(folder)
+
+
+def _is_at_work(state_fd: int) -> bool:
+    """Whether an engine has the lock: what it writes to just now nobody else can open."""
+    try:
+        fd = os.open(b"lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=state_fd)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def subfolder(parent: int, name: bytes) -> int:

@@ -261,6 +261,22 @@ def test_a_crash_in_the_middle(here: Pair, how: str):
     assert not list((b / ".bisync/undo").iterdir())
 
 
+@pytest.mark.parametrize("what", ["{b}/", "{b}", "{b}/f", "{above}/"])
+def test_nobody_mirrors_a_half_written_file(here: Pair, tmp_path: Path, what: str):
+    """As a source, a root has to be made whole first; the source of a mirror is not written to."""
+    a, b = here
+    old, _ = _crashed(a, b, 4)
+    source = what.format(b=b, above=b.parent)
+    assert "bisync recover" in run("mirror", "-a", source, tmp_path / "to", check=25).said
+    assert not [path for path in tmp_path.rglob("*") if path.name in ("f", "to") and path.is_file()]
+    run("recover", b)
+    run("mirror", "-a", source, tmp_path / "to")
+    copied = [
+        path.read_bytes() for path in (tmp_path / "to", *tmp_path.rglob("f")) if path.is_file()
+    ]
+    assert old in copied
+
+
 def test_recovery_never_overwrites_a_write(here: Pair):
     """Somebody wrote to the half-written file: it is kept as it is, and the peer's comes."""
     a, b = here
