@@ -61,7 +61,7 @@ class Stretch:
         new: bytes that the new version has there; less than ``old`` at its end.
         hole: the new bytes are zeros that take no space.
         at: where the old bytes are in the delta.
-        pages: digests of the new bytes, page by page.
+        pages: digests of the new bytes, by :func:`pages_in`.
     """
 
     offset: int
@@ -90,11 +90,16 @@ def _new_seal() -> hashlib.blake2b:
     return hashlib.blake2b(digest_size=_SEAL)
 
 
-def pages_of(data: bytes | memoryview) -> Iterator[memoryview]:
-    """The pages of a stretch; the last one may be short."""
-    view = memoryview(data)
-    for start in range(0, len(view), PAGE_SIZE):
-        yield view[start : start + PAGE_SIZE]
+def pages_in(offset: int, length: int) -> Iterator[tuple[int, int]]:
+    """The parts of a stretch by pages of the file, (start, end) from its beginning.
+
+    A page reaches the disk as a whole, so each part is of one version even after a power cut.
+    """
+    start = 0
+    while start < length:
+        end = min(start + PAGE_SIZE - (offset + start) % PAGE_SIZE, length)
+        yield start, end
+        start = end
 
 
 class Writer:
@@ -119,8 +124,11 @@ class Writer:
             new: the bytes that will be there, or the length of a hole.
         """
         hole = isinstance(new, int)
-        pages = [] if isinstance(new, int) else [page_digest(page) for page in pages_of(new)]
         length = new if isinstance(new, int) else len(new)
+        pages = []
+        if not isinstance(new, int):
+            view = memoryview(new)
+            pages = [page_digest(view[start:end]) for start, end in pages_in(offset, length)]
         self._out(old)
         self._rows.append(_ROW.pack(offset, len(old), length, hole))
         self._pages += pages
@@ -175,7 +183,8 @@ def read_delta(read: Callable[[int, int], bytes], size: int) -> ReverseDelta | N
 def _stretches(rows: bytes, pages: bytes) -> tuple[Stretch, ...]:
     found, at, page = [], len(_MAGIC), 0
     for offset, old, new, hole in _ROW.iter_unpack(rows):
-        count = 0 if hole else -(-new // PAGE_SIZE)
+        last = (offset + new - 1) // PAGE_SIZE  # as pages_in() has it
+        count = 0 if hole else last - offset // PAGE_SIZE + 1
         digests = tuple(
             pages[start : start + _PAGE_DIGEST]
             for start in range(page, page + count * _PAGE_DIGEST, _PAGE_DIGEST)

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from bisync.core.node import Attributes, Kind, NodeId, Place
 from bisync.delta.blocks import finding
 from bisync.delta.digest import BLOCK_SIZE
-from bisync.delta.pages import PAGE_SIZE
 from bisync.delta.reverse import (
     STRETCH,
     About,
@@ -26,6 +25,7 @@ from bisync.delta.reverse import (
     Stretch,
     Writer,
     page_digest,
+    pages_in,
     read_delta,
 )
 from bisync.errors import PathError, StaleError
@@ -165,6 +165,24 @@ class Overwriting:
             return State.NEW if done else State.NEARLY
         return State.BETWEEN
 
+    def settle(self) -> State:
+        """Make a file that a crash left the old or the new version; which of them it is.
+
+        ``EDITED``: neither can be had, since somebody wrote to it; nothing was touched. One that is
+        a whole version to begin with stays it, whatever was written to other places since.
+        """
+        state = self.state()
+        if state is State.EDITED:
+            return state
+        rest = self.rest_is_old()
+        if state in (State.OLD, State.BETWEEN):
+            if rest:
+                self.write_old()
+            return State.OLD if rest or state is State.OLD else State.EDITED
+        if rest:
+            self.finish_new()
+        return State.NEW if rest or state is State.NEW else State.EDITED
+
     def _pages(self, stretch: Stretch, size: int) -> Iterator[tuple[bool, bool, bool]]:
         """Whether each page is the old one, the new one, and as it is at the very end.
 
@@ -173,8 +191,8 @@ class Overwriting:
         length = max(stretch.old, stretch.new)
         here = bytes(self._read(stretch.offset, min(length, max(0, size - stretch.offset))))
         before = bytes(self._old(stretch.at, stretch.old))
-        for number, start in enumerate(range(0, length, PAGE_SIZE)):
-            page, old = here[start : start + PAGE_SIZE], before[start : start + PAGE_SIZE]
+        for number, (start, end) in enumerate(pages_in(stretch.offset, length)):
+            page, old = here[start:end], before[start:end]
             zeros = page == bytes(len(page))
             if len(old) <= len(page):  # what it grew by reads as zeros until it is written
                 is_old = page == old + bytes(len(page) - len(old))

@@ -101,27 +101,20 @@ class Mender:
             try:
                 held = take_write_lease(fd) is Lease.GRANTED
                 try:
-                    target = Overwriting(fd, undo, delta)
-                    state = target.state()
-                    rest = state is not State.EDITED and target.rest_is_old()
-                    whole = state in (State.OLD, State.NEW)
-                    if rest and state in (State.OLD, State.BETWEEN):
-                        target.write_old()
-                    elif rest:
-                        target.finish_new()
+                    state = Overwriting(fd, undo, delta).settle()
                 finally:
                     if held:
                         release(fd)
             finally:
                 os.close(fd)
-            if rest or whole:
-                is_old = state in (State.OLD, State.BETWEEN)
-                (self.done.old if is_old else self.done.new).append(path)
-                if is_old:
-                    os.unlink(name, dir_fd=self._stage.torn)
-                    os.fsync(self._stage.torn)
-                else:
-                    self._keep_delta(name, delta.about)
+            if state is State.OLD:
+                self.done.old.append(path)
+                os.unlink(name, dir_fd=self._stage.torn)
+                os.fsync(self._stage.torn)
+                return
+            if state is State.NEW:
+                self.done.new.append(path)
+                self._keep_delta(name, delta.about)
                 return
             if sure:
                 self._edited(spot, name, path, delta.about)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bisync.core.method import Apply
 from bisync.delta import backend as definitions
 from bisync.delta.backend import BACKEND, SumTable
 from bisync.delta.blocks import Blocks
@@ -111,7 +112,7 @@ class _Counted:
         return self.read(offset, length)
 
 
-def transfer(folder: Path, old: bytes, new: bytes) -> tuple[int, int]:
+def transfer(folder: Path, old: bytes, new: bytes, apply: Apply = Apply.REPLACE) -> tuple[int, int]:
     """Make the new version of the old one; bytes that crossed, and that the source read for it."""
     (folder / "old").write_bytes(old)
     (folder / "new").write_bytes(new)
@@ -125,9 +126,13 @@ def transfer(folder: Path, old: bytes, new: bytes) -> tuple[int, int]:
             for file, data in ((a, old), (b, new))
         ]
         assert lists[0] is not None and lists[1] is not None
-        patch, read = Patch(made.fileno(), a.fileno(), lists[0]), _Counted(b.fileno())
+        patch = Patch(made.fileno(), a.fileno(), lists[0], apply=apply)
+        read = _Counted(b.fileno())
         send_changes(lists[1], patch, read, lambda _length: None, BACKEND)
         assert patch.blocks().digest() == lists[1].digest()
+        assert patch.apart or apply is not Apply.IN_PLACE
+        if patch.apart:
+            patch.fill(made.fileno(), a.fileno())
     assert (folder / "made").read_bytes() == new
     return patch.literal, read.bytes
 
@@ -214,7 +219,7 @@ def test_edits(tmp_path: Path):
                 half = size // 2
                 old = bytes(half) + chance.randbytes(size - half)
         new, most = edited(chance, old)
-        literal, _ = transfer(tmp_path, old, new)
+        literal, _ = transfer(tmp_path, old, new, chance.choice(list(Apply)))
         assert literal <= most, (SEED, done, kind, size, len(new))
         done += 1
     print(f"{done} rounds of edits")
