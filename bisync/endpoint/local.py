@@ -17,7 +17,7 @@ from bisync.core.resolve import conflict_name
 from bisync.core.retention import Retention
 from bisync.core.safety import HOUR_NS
 from bisync.endpoint.interface import Ending, Hello, Read
-from bisync.errors import BusyError, EndpointError, PathError, StaleError
+from bisync.errors import BusyError, EndpointError, HaltError, PathError, StaleError
 from bisync.fs.apply import Applier, Tools
 from bisync.fs.archive import Archive, add_pair
 from bisync.fs.conflicts import Choice, Quarrel, Take
@@ -31,6 +31,7 @@ from bisync.fs.restore import Restorer, parent_of
 from bisync.fs.result import Result
 from bisync.fs.retention import DAY_NS, tend
 from bisync.fs.root import OPEN_DIR
+from bisync.fs.stage import refuse_torn
 from bisync.fs.walk import ScanResult
 from bisync.linux.boot import boot_id
 from bisync.linux.rename import rename_noreplace
@@ -52,6 +53,17 @@ class LocalEndpoint:
         self._read_up_to: dict[int, int] = {}  # marks, by pair
         if dry:
             self.replica.keep_dry()
+            self._refuse_torn()
+
+    def _refuse_torn(self) -> None:
+        """A dry run mends nothing, and would take what is half-written for somebody's edit."""
+        folder = self.replica.folder.fd
+        if folder >= 0:
+            try:
+                refuse_torn(self.replica.path, folder, locked=True)
+            except HaltError:
+                self.close()
+                raise
 
     @property
     def view(self) -> Index:

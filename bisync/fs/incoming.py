@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from bisync.fs.inplace import Apart
 
 log = logging.getLogger(__name__)
+_SETID = 0o6000
+_CAPABILITY = b"security.capability"
 LARGE = 64 << 20  # bytes; of a file with so many, a cut run's work is worth keeping
 
 
@@ -217,7 +219,9 @@ class Builder:
         """
         large = row.content.size >= LARGE or self.apply is Apply.IN_PLACE
         same = replace(row.attributes, mtime_ns=attributes.mtime_ns) == attributes
-        return large and same and self.look.index.is_installed(row)
+        # The kernel takes such powers away from a file that is written to.
+        armed = attributes.mode & _SETID or _CAPABILITY in dict(attributes.xattrs)
+        return large and same and not armed and self.look.index.is_installed(row)
 
     def _set_apart(
         self, row: Node, basis: int, mtime_ns: int, record: dict[str, Any], fd: int, patch: "Patch"

@@ -176,12 +176,24 @@ class Overwriting:
             return state
         rest = self.rest_is_old()
         if state in (State.OLD, State.BETWEEN):
-            if rest:
+            if rest and state is State.OLD:
+                self._end(self.delta.about.mtime_ns)
+            elif rest:
                 self.write_old()
             return State.OLD if rest or state is State.OLD else State.EDITED
         if rest:
             self.finish_new()
         return State.NEW if rest or state is State.NEW else State.EDITED
+
+    def resembles(self) -> bool:
+        """Whether it is this file at all, going by what is written to: most of it is old or new."""
+        size = os.fstat(self.fd).st_size
+        found = [
+            is_old or is_new
+            for stretch in self.delta.stretches
+            for is_old, is_new, _ in self._pages(stretch, size)
+        ]
+        return sum(found) * 2 > len(found)
 
     def _pages(self, stretch: Stretch, size: int) -> Iterator[tuple[bool, bool, bool]]:
         """Whether each page is the old one, the new one, and as it is at the very end.
@@ -296,18 +308,24 @@ class Overwriting:
             if stretch.hole:
                 punch(self.fd, stretch.offset, stretch.new)
         os.ftruncate(self.fd, about.new_size)
-        os.fsync(self.fd)
-        os.utime(self.fd, ns=(about.new_mtime_ns, about.new_mtime_ns))
-        os.fsync(self.fd)
+        self._end(about.new_mtime_ns)
 
     def write_old(self) -> None:
         """Make it the old version again."""
         about = self.delta.about
         for stretch in self.delta.stretches:
-            self._put(stretch.offset, self._old(stretch.at, stretch.old))
+            old = self._old(stretch.at, stretch.old)
+            if old != bytes(len(old)):
+                self._put(stretch.offset, old)
+            elif stretch.old:
+                punch(self.fd, stretch.offset, stretch.old)  # it may have been a hole: no space
         os.ftruncate(self.fd, about.size)
+        self._end(about.mtime_ns)
+
+    def _end(self, mtime_ns: int) -> None:
+        """Make what was written durable, then its time."""
         os.fsync(self.fd)
-        os.utime(self.fd, ns=(about.mtime_ns, about.mtime_ns))
+        os.utime(self.fd, ns=(mtime_ns, mtime_ns))
         os.fsync(self.fd)
 
     def _put(self, offset: int, data: memoryview) -> None:

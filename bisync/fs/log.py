@@ -135,6 +135,11 @@ class ResultLog:
             digest = staged.content.digest
             row["digest"] = None if digest is None else digest.hex()
             row["size"] = staged.content.size
+            known = self.index.identity(step.node)
+            if staged.apart is not None and known is not None:
+                row["undo"] = staged.apart.undo.decode()
+                row["into"] = known[0].hex()
+                row["mtime"] = staged.info.st_mtime_ns
         if out is not None:
             row["out"] = out.decode()
         match step:

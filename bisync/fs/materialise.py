@@ -5,7 +5,7 @@ import logging
 import os
 import stat
 import tempfile
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,16 @@ from bisync.fs.content import read_version
 from bisync.fs.copying import write_chunk
 from bisync.fs.meta import apply_attributes, attributes_of, read_xattrs
 from bisync.fs.restore import parent_of
-from bisync.fs.rewind import Chain, chain_of, complete, copy_into, lay_back, open_version
+from bisync.fs.rewind import (
+    Chain,
+    Kept,
+    chain_of,
+    complete,
+    copy_into,
+    is_there,
+    lay_back,
+    open_version,
+)
 from bisync.fs.store import Store, Version
 
 if TYPE_CHECKING:
@@ -45,7 +54,8 @@ class Origin:
             store = Store(self._fd, self.store_name, "")
             if store.exists():
                 self._store = store
-                for version in store.versions():
+                last = {version.kept: version for version in store.versions()}
+                for version in last.values():  # a name may be used again
                     if version.digest is not None:
                         self._by_digest.setdefault(version.digest, []).append(version)
                     self._by_path.setdefault(version.path, []).append(version)
@@ -76,7 +86,7 @@ class Origin:
             if same and (version.digest is None or content.digest is None):
                 found.append(version)
         found += self._inside(path, content.size)
-        here = [v for v in found if _is_there(store, v)]
+        here = [v for v in found if is_there(store, v)]
         if content.digest is None:
             here = [v for v in here if not v.delta]
         return [v for v in here if content.digest is not None or v.mtime_ns == time_ns]
@@ -110,15 +120,13 @@ class Origin:
         finally:
             os.close(fd)
 
-    def chain(self, version: Version, live: Container[bytes]) -> Chain:
-        """How a version is made of which only what was written over was kept."""
-
-        def kept(digest: str) -> list[Version]:
-            store = self.store()
-            known = [] if store is None else self._by_digest.get(digest, [])
-            return [v for v in known if store and v.kind == "file" and _is_there(store, v)]
-
-        return chain_of(version, kept, live)
+    def kept(self, digest: str) -> list[Kept]:
+        """The files with a digest that are in the store."""
+        store = self.store()
+        if store is None:
+            return []
+        known = self._by_digest.get(digest, [])
+        return [Kept(v, store) for v in known if v.kind == "file" and is_there(store, v)]
 
     def open(self, path: bytes) -> int:
         """A regular file of the tree, open for reading; -1 if there is none."""
@@ -219,7 +227,7 @@ class Builder:
             return False
         for version in place.candidates(past, path):
             if version.delta:
-                if self._rewind(place, store, version, target):
+                if self._rewind(Kept(version, store), target):
                     return True
                 continue
             try:
@@ -235,32 +243,29 @@ class Builder:
                 os.close(fd)
         return False
 
-    def _rewind(self, place: Origin, store: Store, version: Version, target: bytes) -> bool:
+    def _rewind(self, kept: Kept, target: bytes) -> bool:
         """Make a version of which only what was written over was kept."""
-        chain = place.chain(version, self.live)
+        chain = chain_among(self.places, kept, self.live)
         out = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         done = False
         try:
             with contextlib.ExitStack() as stack:
-                sources = list(self._sources(stack, place, chain, version.path))
-                done = _assemble(out, sources, store, chain, os.path.dirname(target))
+                sources = list(self._sources(stack, chain, kept.version.path))
+                done = _assemble(out, sources, chain, os.path.dirname(target))
             os.fsync(out)
         except OSError as error:
-            log.info("not-rewound path=%s reason=%s", display(version.path), error)
+            log.info("not-rewound path=%s reason=%s", display(kept.version.path), error)
         finally:
             os.close(out)
             if not done:
                 os.unlink(target)
         return done
 
-    def _sources(
-        self, stack: contextlib.ExitStack, place: Origin, chain: Chain, path: bytes
-    ) -> Iterator[int]:
+    def _sources(self, stack: contextlib.ExitStack, chain: Chain, path: bytes) -> Iterator[int]:
         """Open files that may have a base's blocks, the base itself first."""
         live = path if chain.base is None else self.live.get(bytes.fromhex(chain.base), path)
         if chain.kept is not None:
-            store = place.store()
-            fd = -1 if store is None else open_version(store, chain.kept)
+            fd = open_version(chain.kept.store, chain.kept.version)
             if fd >= 0:
                 stack.callback(os.close, fd)
                 yield fd
@@ -272,11 +277,18 @@ class Builder:
                     yield fd
 
 
-def _assemble(out: int, sources: list[int], store: Store, chain: Chain, scratch: bytes) -> bool:
+def chain_among(places: Sequence[Origin], kept: Kept, live: Container[bytes]) -> Chain:
+    """How a version is made of which only what was written over was kept, from all stores."""
+    return chain_of(
+        kept, lambda digest: [each for place in places for each in place.kept(digest)], live
+    )
+
+
+def _assemble(out: int, sources: list[int], chain: Chain, scratch: bytes) -> bool:
     """Make a version in an empty file, from whatever has its base or parts of it."""
     if sources:
         copy_into(sources[0], out)
-    wanted = lay_back(out, store, chain.deltas)
+    wanted = lay_back(out, chain.deltas)
     if wanted is None:
         return False
     if complete(out, wanted, ()):
@@ -285,24 +297,10 @@ def _assemble(out: int, sources: list[int], store: Store, chain: Chain, scratch:
         # Pages were written over, so a block comes from another base that was taken back, too.
         with tempfile.TemporaryFile(dir=scratch) as again:
             copy_into(source, again.fileno())
-            lay_back(again.fileno(), store, chain.deltas)
+            lay_back(again.fileno(), chain.deltas)
             if complete(out, wanted, (again.fileno(), source)):
                 return True
     return False
-
-
-def _is_there(store: Store, version: Version) -> bool:
-    try:
-        fd, name = store.open_kept(version.kept)
-    except OSError:
-        return False
-    try:
-        info = os.stat(name, dir_fd=fd, follow_symlinks=False)
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
-    return version.kind != "file" or version.delta or info.st_size == version.size
 
 
 def _may_be(info: os.stat_result, past: Past) -> bool:

@@ -399,7 +399,7 @@ class Performer:
     def _replace(self, i: int, step: Replace) -> Result:
         staged = self.staged[i]
         if staged.apart is not None:
-            kept = self._write_into(step, staged)
+            kept = self._write_into(i, step, staged)
             if kept is not None:
                 self.record.replaced(step, staged)
                 return Result(step, Status.DONE, size=staged.size, kept=kept, missed=staged.missed)
@@ -428,7 +428,7 @@ class Performer:
         self.record.replaced(step, staged)
         return Result(step, Status.DONE, size=staged.size, kept=kept, missed=staged.missed)
 
-    def _write_into(self, step: Replace, staged: Staged) -> bytes | None:
+    def _write_into(self, i: int, step: Replace, staged: Staged) -> bytes | None:
         """Write the new version into the old one; ``None`` if somebody else has that open.
 
         Then it is whole in the stage, to be exchanged.
@@ -439,6 +439,7 @@ class Performer:
         kept = in_place.write(place, step.node, staged)
         if kept is None:
             in_place.make_whole(place, step.node, staged)
+            self.log.amend(i, undo=None)
             return None
         self.record.db.begin()
         self.record.db.put(HAS_DELTAS, 1)

@@ -69,7 +69,7 @@ def mend(replica: Replica) -> Mended:
     """
     run = _Recovery(replica, _NO_PAIR)
     replica.database.begin()
-    mended = Mender(run.look, replica.stage, replica.store, take_out=False).run()
+    mended = run.mender(take_out=False).run()
     run.finish_databases()
     replica.database.commit()
     return mended
@@ -99,6 +99,7 @@ class _Recovery:
         self.finish_databases()
         for intent in self.intents:
             if not intent.done:
+                self._note_written(intent.row)
                 self._undo_keep(intent.row)
                 self._finish_group(intent.row)
                 self._bind(intent.row)
@@ -121,10 +122,19 @@ class _Recovery:
         self.replica.database.commit()
         return self.out
 
+    def mender(self, *, take_out: bool) -> Mender:
+        """What settles the undos, told by the log which files they are about."""
+        about = {
+            row["undo"].encode(): (row["node"], bytes.fromhex(row["into"]), row["path"])
+            for row in (intent.row for intent in self.intents)
+            if row.get("undo")
+        }
+        r = self.replica
+        return Mender(self.look, r.stage, r.store, about, take_out=take_out)
+
     def _mend(self) -> None:
         """Make files that were being written into whole, before anything looks at them."""
-        replica = self.replica
-        mended = Mender(self.look, replica.stage, replica.store, take_out=True).run()
+        mended = self.mender(take_out=True).run()
         for node in mended.damaged:
             for place in self.index.places(node):
                 self.index.drop_name(place)
@@ -140,7 +150,8 @@ class _Recovery:
         if handle is None or not row.get("at"):
             return
         place = place_from_row(row["at"][0])
-        if self._handle_at(place) != handle or self._handle_of(row["node"]) == handle:
+        known = self._handle_of(row["node"]) == handle and "written" not in row
+        if self._handle_at(place) != handle or known:
             return  # not performed, or known already
         if row["op"] == "Replace" and "keep_node" not in row:
             old = self.index.node(row["node"])
@@ -161,6 +172,23 @@ class _Recovery:
         node = Node(row["node"], content, attributes, -1, version)
         self.index.put_node(node, handle, info.st_ino)
         self.index.mark(node.id)
+
+    def _note_written(self, row: dict[str, Any]) -> None:
+        """A new version was to be written into the old one: if it was, the step is done."""
+        if not row.get("undo"):
+            return
+        into, place = bytes.fromhex(row["into"]), place_from_row(row["at"][0])
+        if self._handle_at(place) != into:
+            return
+        try:
+            spot = self.replica.directories.at(place)
+            info = self.look.stat(*spot)
+            if (info.st_size, info.st_mtime_ns) != (row["size"], row["mtime"]):
+                return
+            if read_version(*spot).digest.hex() == row["digest"]:
+                row["handle"], row["written"] = row["into"], True
+        except PathError as error:
+            log.info("not-known-whether-written path=%s reason=%s", row.get("path"), error)
 
     def _handle_at(self, place: Place) -> bytes | None:
         try:
@@ -412,8 +440,8 @@ class _Recovery:
         """
         if row is None:
             return not self.replica.lost_log
-        if "near" in row:
-            return True
+        if "near" in row or row.get("undo"):
+            return True  # what is to be written into a file is never exchanged with it
         return _handle(row) in (None, self.look.handle(self.replica.stage.incoming, name))
 
     def _bring_back(self, from_fd: int, name: bytes, row: dict[str, Any]) -> None:

@@ -30,6 +30,14 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """A version, and the store it is in."""
+
+    version: Version
+    store: Store
+
+
+@dataclass(frozen=True, slots=True)
 class Chain:
     """How a version is made: deltas, the newest first, and what the first of them is laid over.
 
@@ -39,41 +47,39 @@ class Chain:
         found: whether the base is kept, or live; else only its blocks may be somewhere.
     """
 
-    deltas: tuple[Version, ...]
+    deltas: tuple[Kept, ...]
     base: str | None
-    kept: Version | None = None
+    kept: Kept | None = None
     found: bool = True
 
 
-def chain_of(
-    version: Version, kept: Callable[[str], Sequence[Version]], live: Container[bytes]
-) -> Chain:
+def chain_of(version: Kept, kept: Callable[[str], Sequence[Kept]], live: Container[bytes]) -> Chain:
     """How to make a version.
 
     Args:
-        kept: gives the versions with a digest that are in the store.
+        kept: gives the versions with a digest that are in the stores.
         live: digests of the contents that are in the tree.
     """
     deltas = [version]
     while True:
-        base = deltas[-1].base
+        last = deltas[-1].version
         back = tuple(reversed(deltas))
-        if base is None:
+        if last.base is None:
             return Chain(back, None, found=False)
-        if bytes.fromhex(base) in live:
-            return Chain(back, base)
-        there = kept(base)
-        whole = next((each for each in there if not each.delta), None)
+        if bytes.fromhex(last.base) in live:
+            return Chain(back, last.base)
+        there = kept(last.base)
+        whole = next((each for each in there if not each.version.delta), None)
         if whole is not None:
-            return Chain(back, base, whole)
+            return Chain(back, last.base, whole)
         # A file may have had the same content twice: only what was kept later leads on.
-        later = [each for each in there if each.time_ns > deltas[-1].time_ns]
+        later = [each for each in there if each.version.time_ns > last.time_ns]
         if not later:
-            return Chain(back, base, found=False)
-        deltas.append(min(later, key=lambda each: each.time_ns))
+            return Chain(back, last.base, found=False)
+        deltas.append(min(later, key=lambda each: each.version.time_ns))
 
 
-def lay_back(out: int, store: Store, chain: Iterable[Version]) -> "Blocks | None":
+def lay_back(out: int, deltas: Iterable[Kept]) -> "Blocks | None":
     """Take a file, which holds a base, back by some deltas.
 
     Args:
@@ -85,13 +91,13 @@ def lay_back(out: int, store: Store, chain: Iterable[Version]) -> "Blocks | None
     from bisync.fs.inplace import open_delta  # noqa: PLC0415 -- loads numpy
 
     last = None
-    for version in chain:
-        fd = open_version(store, version)
+    for kept in deltas:
+        fd = open_version(kept.store, kept.version)
         if fd < 0:
             return None
         try:
             last = open_delta(fd)
-            if last is None or last.about.digest != version.digest:
+            if last is None or last.about.digest != kept.version.digest:
                 return None  # damaged; or another one has its name now
             for stretch in last.stretches:
                 data = memoryview(os.pread(fd, stretch.old, stretch.at))
@@ -172,17 +178,17 @@ def bridge(store: Store, doomed: set[bytes]) -> Bridged:
     has not; the former one goes with the others. What cannot be done keeps its base here.
     """
     done = Bridged()
-    there = {v.kept: v for v in store.versions() if v.kind == "file"}  # a name may be used again
     by_digest: dict[str, list[Version]] = {}
-    for version in there.values():
+    there = present(store)
+    for version in there:
         if version.digest is not None:
             by_digest.setdefault(version.digest, []).append(version)
-    for version in there.values():
+    for version in there:
         if not version.delta or version.kept in doomed:
             continue
         passed: list[Version] = []
         while True:
-            step = _next(passed[-1] if passed else version, by_digest)
+            step = _next(passed[-1] if passed else version, by_digest, doomed)
             if step is None or step.kept not in doomed:
                 break
             if not step.delta:
@@ -198,14 +204,36 @@ def bridge(store: Store, doomed: set[bytes]) -> Bridged:
     return done
 
 
-def _next(version: Version, by_digest: dict[str, list[Version]]) -> Version | None:
-    """What a delta's base is in the store, as :func:`chain_of` has it."""
-    there = by_digest.get(version.base or "", [])
-    whole = next((each for each in there if not each.delta), None)
-    if whole is not None:
-        return whole
-    later = [each for each in there if each.time_ns > version.time_ns]
-    return min(later, key=lambda each: each.time_ns, default=None)
+def present(store: Store) -> list[Version]:
+    """The versions that are there, each under the last line that was written for its name."""
+    last = {version.kept: version for version in store.versions()}
+    return [version for version in last.values() if is_there(store, version)]
+
+
+def is_there(store: Store, version: Version) -> bool:
+    """Whether a version that a manifest tells of is still in the store."""
+    try:
+        fd, name = store.open_kept(version.kept)
+    except OSError:
+        return False
+    try:
+        info = os.stat(name, dir_fd=fd, follow_symlinks=False)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return version.kind != "file" or version.delta or info.st_size == version.size
+
+
+def _next(
+    version: Version, by_digest: dict[str, list[Version]], doomed: set[bytes]
+) -> Version | None:
+    """What a delta's base is, or is made from, in the store; if possible something that stays.
+
+    Only what was kept later: what is older goes first, and must not be relied on.
+    """
+    later = [v for v in by_digest.get(version.base or "", []) if v.time_ns > version.time_ns]
+    return min(later, key=lambda v: (v.kept in doomed, v.delta, v.time_ns), default=None)
 
 
 def _join(store: Store, versions: list[Version]) -> bytes:

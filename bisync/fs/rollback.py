@@ -83,9 +83,14 @@ def prune(store: Store, chosen: Callable[[bytes], bool]) -> Done:
     going = {day.name for day in found if not day.locked}
     # What an older version needs of one that goes now is written into that older one.
     doomed = {v.kept for v in store.versions() if v.kept[:10] in going} if going else set()
-    for old in bridge(store, doomed).renamed:
+    bridged = bridge(store, doomed)
+    for old in bridged.renamed:
         store.discard(old)
+    needed = {kept[:10] for kept in bridged.needed}
     for day in found:
+        if day.name in needed and not day.locked:
+            done.refused.append((day.name, "versions of other days are made from what it has"))
+            continue
         if day.locked:
             done.refused.append((day.name, "locked; 'bisync rollback unlock' first"))
             continue

@@ -150,13 +150,16 @@ def torn_names(state_fd: int) -> list[bytes]:
         os.close(fd)
 
 
-def refuse_torn(root: bytes, state_fd: int) -> None:
+def refuse_torn(root: bytes, state_fd: int, *, locked: bool = False) -> None:
     """Let nobody read the files of a root that a crash left half-written.
+
+    Args:
+        locked: we have its lock, so nobody is at work.
 
     Raises:
         HaltError: there are some.
     """
-    if torn_names(state_fd) and not _is_at_work(state_fd):
+    if torn_names(state_fd) and (locked or not _is_at_work(state_fd)):
         raise HaltError(
             f"{display(root)}: a crash left files half-written here; first run "
             f"'bisync recover {display(root)}'"

@@ -199,13 +199,16 @@ class Store:
             try:
                 self._record(path, where, info, {**record, **_powers(parent, target, info)})
             except OSError:
-                if copied:
+                if copied or delta:
                     remove_object(parent, target)
                 else:
                     rename_noreplace(parent, target, dir_fd, name)
                 raise
-            if copied:
+            if copied or delta:
+                # A delta says nothing without its line; until that is durable it stays where it is.
                 os.fsync(parent)
+                if delta:
+                    os.fdatasync(self._manifest)
                 remove_object(dir_fd, name)
         except OSError as error:
             raise PathError(f"cannot keep the old version: {error.strerror}") from error
@@ -232,6 +235,8 @@ class Store:
                 if copy:
                     self._spare(dir_fd, name)
                     copy_object(dir_fd, name, parent, target)
+                elif delta:
+                    os.link(name, target, src_dir_fd=dir_fd, dst_dir_fd=parent)
                 else:
                     rename_noreplace(dir_fd, name, parent, target)
                 return parent, prefix + target, copy

@@ -4,10 +4,11 @@ Nothing that somebody wrote since is written over: such a file is neither, and l
 the store, so that the other side's version can be fetched.
 """
 
-import logging
+import contextlib
 import os
 import stat
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,12 +19,12 @@ from bisync.fs.look import Looker
 from bisync.fs.restore import parent_of
 from bisync.fs.stage import Stage
 from bisync.fs.store import Store
-from bisync.linux.lease import Lease, probed, release, take_write_lease
+from bisync.linux.lease import Lease, release, take_write_lease
 
 if TYPE_CHECKING:
-    from bisync.delta.reverse import About
+    from bisync.delta.reverse import About, ReverseDelta
 
-log = logging.getLogger(__name__)
+_PATIENCE_S = 2.0  # who only reads is soon done
 _OPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -40,13 +41,23 @@ class Mended:
 class Mender:
     """Settles the undos of one replica."""
 
-    def __init__(self, look: Looker, stage: Stage, store: Store, *, take_out: bool) -> None:
+    def __init__(
+        self,
+        look: Looker,
+        stage: Stage,
+        store: Store,
+        about: dict[bytes, tuple[NodeId, bytes, str]],
+        *,
+        take_out: bool,
+    ) -> None:
         """
         Args:
+            about: which files undos are about, by the log: number, handle, path as Latin-1.
             take_out: whether a file that was written to since leaves the tree; else it stays, and
                 so does its undo.
         """
         self._look, self._stage, self._store = look, stage, store
+        self._about = about
         self._take_out = take_out
         self.done = Mended()
 
@@ -54,7 +65,8 @@ class Mender:
         """Settle all.
 
         Raises:
-            HaltError: a program has such a file open for writing.
+            HaltError: a program has such a file open, or it may not be written, or nobody knows
+                which one it is.
         """
         for name in self._stage.torn_names():
             self._settle(name)
@@ -68,9 +80,7 @@ class Mender:
         try:
             delta = open_delta(undo)
             if delta is None:
-                # It was durable before the first byte was written: this one was never in use.
-                log.warning("undo-not-readable name=%s", display(name))
-                self._keep(name, b"recovered/" + name, {"reason": "recovered after a crash"})
+                self._without(name)
                 return
             about = delta.about
             handle, path = bytes.fromhex(about.handle), about.path.encode("latin-1")
@@ -81,58 +91,99 @@ class Mender:
             if spot is None:
                 self._keep_delta(name, about)
                 return
-            self._mend(spot, name, undo, path, sure=sure)
+            try:
+                self._mend(spot, name, undo, delta, sure=sure)
+            finally:
+                spot.close()
         finally:
             os.close(undo)
 
-    def _mend(self, spot: "_Spot", name: bytes, undo: int, path: bytes, *, sure: bool) -> None:
-        from bisync.fs.inplace import Overwriting, State, open_delta  # noqa: PLC0415
-
-        delta = open_delta(undo)
-        assert delta is not None
+    def _without(self, name: bytes) -> None:
+        """An undo that decayed: its file is half-written, and cannot be made whole from here."""
+        known = self._about.get(name)
+        spot = None
+        if known is not None:
+            node, handle, text = known
+            path = text.encode("latin-1")
+            spot = self._find(node, handle, path)
+        if known is None or spot is None:
+            raise HaltError(
+                f"{display(self._look.root.path)}/{STATE_DIR.decode()}/undo/{display(name)} cannot "
+                "be read; the file that it is about is half-written: restore that from a backup "
+                "or the other side, then move this one away"
+            )
         try:
-            with probed(spot.fd, spot.name) as (_, lease):
-                if lease is Lease.REFUSED:
-                    raise HaltError(
-                        f"{display(path)}: a crash left it half-written, and a program has it open "
-                        "for writing; stop that program, then run again"
-                    )
-            fd = os.open(spot.name, _OPEN, dir_fd=spot.fd)
-            try:
-                held = take_write_lease(fd) is Lease.GRANTED
-                try:
-                    state = Overwriting(fd, undo, delta).settle()
-                finally:
-                    if held:
-                        release(fd)
-            finally:
-                os.close(fd)
-            if state is State.OLD:
-                self.done.old.append(path)
-                os.unlink(name, dir_fd=self._stage.torn)
-                os.fsync(self._stage.torn)
-                return
-            if state is State.NEW:
-                self.done.new.append(path)
-                self._keep_delta(name, delta.about)
-                return
-            if sure:
-                self._edited(spot, name, path, delta.about)
-            else:
-                self._keep_delta(name, delta.about)  # another file has its name
+            self._take(spot, path, node)
         finally:
             spot.close()
+        if self._take_out:
+            record = {"reason": "an undo that cannot be read", "conflict": False, "digest": None}
+            self._keep(name, path, record)
 
-    def _edited(self, spot: "_Spot", name: bytes, path: bytes, about: "About") -> None:
-        self.done.edited.append(path)
-        if not self._take_out:
+    def _mend(
+        self, spot: "_Spot", name: bytes, undo: int, delta: "ReverseDelta", *, sure: bool
+    ) -> None:
+        from bisync.fs.inplace import Overwriting, State  # noqa: PLC0415 -- loads numpy
+
+        about = delta.about
+        path = about.path.encode("latin-1")
+        with self._held(spot, path) as fd:
+            target = Overwriting(fd, undo, delta)
+            try:
+                state = target.settle()
+            except OSError as error:
+                text = f"{display(path)}: a crash left it half-written, and it cannot be mended"
+                raise HaltError(f"{text}: {error.strerror}") from error
+            sure = sure or (state is State.EDITED and target.resembles())
+        if state is State.OLD:
+            self.done.old.append(path)
+            os.unlink(name, dir_fd=self._stage.torn)
+            os.fsync(self._stage.torn)
             return
-        record = {"reason": "torn by a crash and written to since", "conflict": False}
-        self._store.keep(spot.fd, spot.name, path, {**record, "digest": None}, copy=False)
-        self._store.flush()
-        os.fsync(spot.fd)
-        self._keep_delta(name, about)
-        self.done.damaged.add(about.node)
+        if state is State.NEW:
+            self.done.new.append(path)
+        elif sure:
+            self._take(spot, path, about.node)
+            if not self._take_out:
+                return
+        self._keep_delta(name, about)  # of an edited one; or another file has its name
+
+    @contextlib.contextmanager
+    def _held(self, spot: "_Spot", path: bytes) -> Iterator[int]:
+        """The file, open for writing, while nobody else can open it.
+
+        Raises:
+            HaltError: somebody has it open, or it may not be written.
+        """
+        what = f"{display(path)}: a crash left it half-written, and"
+        try:
+            fd = os.open(spot.name, _OPEN, dir_fd=spot.fd)
+        except OSError as error:
+            text = f"{what} it cannot be opened to mend it ({error.strerror})"
+            raise HaltError(f"{text}; make that possible, then run again") from error
+        try:
+            until = time.monotonic() + _PATIENCE_S
+            while (lease := take_write_lease(fd)) is Lease.REFUSED and time.monotonic() < until:
+                time.sleep(0.05)
+            if lease is Lease.REFUSED:
+                raise HaltError(f"{what} a program has it open; stop that program, then run again")
+            try:
+                yield fd
+            finally:
+                if lease is Lease.GRANTED:
+                    release(fd)
+        finally:
+            os.close(fd)
+
+    def _take(self, spot: "_Spot", path: bytes, node: NodeId) -> None:
+        """A file that is neither version leaves the tree, as it is."""
+        self.done.edited.append(path)
+        if self._take_out:
+            record = {"reason": "half-written, and written to since", "conflict": False}
+            self._store.keep(spot.fd, spot.name, path, {**record, "digest": None}, copy=False)
+            self._store.flush()
+            os.fsync(spot.fd)
+            self.done.damaged.add(node)
 
     def _keep_delta(self, name: bytes, about: "About") -> None:
         self._keep(name, about.path.encode("latin-1"), about.record)

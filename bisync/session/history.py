@@ -21,9 +21,10 @@ from bisync.core.path import STORE_DIR, display
 from bisync.core.wish import Wish
 from bisync.errors import PathError, UsageError
 from bisync.fs.archive import pair_states
-from bisync.fs.materialise import Builder, Origin
+from bisync.fs.materialise import Builder, Origin, chain_among
 from bisync.fs.oplog import MIRRORS, OperationLog, agreed_now, observed_now
 from bisync.fs.replica import Options, Replica
+from bisync.fs.rewind import Kept
 from bisync.fs.store import Version
 from bisync.fs.walk import ScanRules
 from bisync.session.mirror import mirror_at
@@ -251,11 +252,16 @@ class Retrospect:
                 for key, past in self.present.items()
                 if past.content.digest is not None
             }
-        chain = place.chain(version, self._live)
+        store = place.store()
+        if store is None:
+            return False, False
+        chain = chain_among(self.places, Kept(version, store), self._live)
         if not chain.found or chain.base is None:
             return False, False
+        stores = {each.store for each in (*chain.deltas, *([chain.kept] if chain.kept else []))}
+        elsewhere = stores != {self.places[0].store()}
         if chain.kept is not None:
-            return True, place is not self.places[0]
+            return True, elsewhere
         peer = len(self.places) > 1
         key = self._live.get(bytes.fromhex(chain.base))
         past = None if key is None else self.present.get(key)
@@ -271,7 +277,7 @@ class Retrospect:
             os.close(fd)
         time_ns = None if past.attributes is None else past.attributes.mtime_ns
         as_agreed = (info.st_size, info.st_mtime_ns) == (past.content.size, time_ns)
-        return (True, False) if as_agreed else (peer, True)
+        return (True, elsewhere) if as_agreed else (peer, True)
 
     def _is_live(self, past: Past) -> bool:
         if past.content.digest is None:

@@ -210,33 +210,47 @@ def test_no_room(here: Pair, mount: Callable[..., None]):
 
 
 CRASH = """
-import os, sys
+import importlib, os, sys
 from bisync.cli.main import main
-from bisync.fs.inplace import Overwriting
-left, put = int(sys.argv[1]), Overwriting._put
+module, cls, name = sys.argv[1].split(":")
+owner, left, after = getattr(importlib.import_module(module), cls), int(sys.argv[2]), sys.argv[3]
+real = getattr(owner, name)
 
-def some(self, offset, data):
+def some(self, *args, **more):
     global left
     left -= 1
+    if left < 0 and after == "half":
+        offset, data = args
+        real(self, offset, data[:len(data) // 2 // 4096 * 4096])
+    elif left >= 0 or after == "after":
+        done = real(self, *args, **more)
     if left < 0:
-        half = len(data) // 2 // 4096 * 4096
-        put(self, offset, data[:half])
         os.kill(os.getpid(), 9)
-    put(self, offset, data)
+    return done
 
-Overwriting._put = some
-sys.exit(main(sys.argv[2:]))
+setattr(owner, name, some)
+sys.exit(main(sys.argv[4:]))
 """
+PUT = "bisync.fs.inplace:Overwriting:_put"
+
+
+def _killed(where: str, count: int, how: str, *words: str | Path) -> None:
+    """Kill a run at a call of a method: before it, after it, or when half of it was written."""
+    line = [sys.executable, "-c", CRASH, where, str(count), how, *words]
+    done = subprocess.run(line, check=False, env=environment(), stdout=subprocess.DEVNULL)
+    assert done.returncode == -signal.SIGKILL
+
+
+def _changed(a: Path, b: Path) -> tuple[bytes, bytes]:
+    old = _image(a / "f")
+    sync(a, b)
+    return old, _write(a / "f", *((n * 512 * 1024 + 4096, b"%d" % n * 20000) for n in range(10)))
 
 
 def _crashed(a: Path, b: Path, after: int) -> tuple[bytes, bytes]:
     """A pair of which a crash left beta's file half-written: the old and the new version."""
-    old = _image(a / "f")
-    sync(a, b)
-    new = _write(a / "f", *((n * 512 * 1024 + 4096, b"%d" % n * 20000) for n in range(10)))
-    line = [sys.executable, "-c", CRASH, str(after), "sync", *IN_PLACE, a, b]
-    done = subprocess.run(line, check=False, env=environment(), stdout=subprocess.DEVNULL)
-    assert done.returncode == -signal.SIGKILL
+    old, new = _changed(a, b)
+    _killed(PUT, after, "half", "sync", *IN_PLACE, a, b)
     assert len(list((b / ".bisync/undo").iterdir())) == 1
     torn = (b / "f").read_bytes()
     assert torn not in (old, new)
@@ -424,3 +438,192 @@ def _call_it(root: Path, today: Path, day: str) -> None:
     for path in (root / "rsync-rollback/.manifest").iterdir():
         path.write_text(path.read_text().replace(f'"kept":"{today.name}/', f'"kept":"{day}/'))
     today.rename(today.with_name(day))
+
+
+def test_a_reader_while_it_is_made_whole(here: Pair):
+    """Recovery needs the file for itself: who reads it has to be done first."""
+    a, b = here
+    old, _ = _crashed(a, b, 4)
+    with (b / "f").open("rb") as file:
+        torn = file.read()
+        assert "has it open" in run("recover", b, check=25).said
+        assert (b / "f").read_bytes() == torn
+    run("recover", b)
+    assert look(b)["f"] == old
+
+
+@pytest.mark.parametrize("command", ["plan", "mirror"])
+def test_a_dry_run_does_not_guess(here: Pair, command: str):
+    """A plan with a half-written file would be a plan for an edit that nobody made."""
+    a, b = here
+    _crashed(a, b, 4)
+    words = ("plan", a, b) if command == "plan" else ("mirror", "-n", "-a", f"{a}/", f"{b}/")
+    assert "bisync recover" in run(*words, check=25).said
+
+
+def test_an_undo_that_decayed(here: Pair):
+    """The log says which file is half-written: it is kept as it is, and the peer's comes."""
+    a, b = here
+    _, new = _crashed(a, b, 4)
+    torn = (b / "f").read_bytes()
+    undo = next((b / ".bisync/undo").iterdir())
+    _write(undo, (100, b"rot"))
+    assert run("recover", "--json", b, check=23).summary["edited"] == ["f"]
+    assert look(b)["f"] == torn
+    sync(a, b)
+    assert look(a)["f"] == look(b)["f"] == new
+    assert torn in [content for _, content in kept(b)]
+
+
+def test_an_undo_that_decayed_and_nobody_knows(here: Pair):
+    """Without the log nobody can tell which file is half-written: a person has to."""
+    a, b = here
+    old, _ = _crashed(a, b, 4)
+    undo = next((b / ".bisync/undo").iterdir())
+    undo.rename(undo.with_name("other"))
+    _write(undo.with_name("other"), (100, b"rot"))
+    for words in (("recover", b), ("sync", a, b)):
+        assert "cannot be read" in run(*words, check=25).said
+    assert look(a)["f"] != old
+
+
+@pytest.mark.parametrize(
+    ("where", "how"),
+    [
+        ("bisync.fs.inplace:Overwriting:finish_new", "after"),
+        ("bisync.fs.store:Store:_record", "before"),
+        ("bisync.fs.store:Store:_record", "after"),
+        ("bisync.fs.store:Store:keep", "after"),
+        ("bisync.fs.apply:Applier:_conclude", "before"),
+    ],
+)
+def test_killed_when_all_is_written(here: Pair, tmp_path: Path, where: str, how: str):
+    """What was written counts as done: it is nobody's edit, and what was kept is found."""
+    a, b = here
+    old, new = _changed(a, b)
+    _killed(where, 0, how, "sync", *IN_PLACE, a, b)
+    assert look(b)["f"] == new
+    newer = _write(a / "f", (MIB, b"newer"))
+    done = sync(a, b, "--conflict", "beta").summary
+    assert look(a)["f"] == look(b)["f"] == newer
+    assert done["conflicts"] == 0
+    assert old in _restored(b, "f", tmp_path)
+
+
+def test_killed_when_all_is_written_and_deleted_since(here: Pair):
+    """What was written counts as done: a deletion of it is no conflict."""
+    a, b = here
+    _changed(a, b)
+    _killed("bisync.fs.inplace:Overwriting:finish_new", 0, "after", "sync", *IN_PLACE, a, b)
+    (a / "f").unlink()
+    sync(a, b, "--yes")
+    assert not (b / "f").exists()
+    assert not (a / "f").exists()
+
+
+def test_a_locked_day_is_made_from_another(here: Pair):
+    """A day is not pruned whose versions a locked one is made from."""
+    a, b = here
+    _image(a / "f")
+    sync(a, b)
+    days = ["2026-01-01", "2026-01-02"]
+    for number, day in enumerate(days):
+        _write(a / "f", (number * MIB + 9, b"day %d" % number))
+        sync(a, b, *IN_PLACE)
+        today = next(p for p in (b / "rsync-rollback").iterdir() if p.name > "2026-01-99")
+        _call_it(b, today, day)
+    run("rollback", "lock", "--root", b)
+    flags = subprocess.run(["chattr", "-R", "-ia", b / "rsync-rollback" / days[1]], check=False)
+    if flags.returncode:
+        pytest.skip("no such flags here")
+    try:
+        said = run("rollback", "prune", "--day", days[1], "--root", b, check=None)
+        assert len(_deltas(b)) == 2, said
+        rows = [json.loads(x) for x in run("history", "--json", b / "f").stdout.splitlines()]
+        assert all(row["complete"] for row in rows)
+    finally:
+        run("rollback", "unlock", "--root", b)
+
+
+@pytest.mark.parametrize("order", [(1, 3), (3, 1)])
+def test_not_by_what_is_gone_or_goes_first(here: Pair, tmp_path: Path, order: tuple[int, int]):
+    """A file had one content twice: a chain relies on what was kept later, not on the first."""
+    a, b = here
+    x = _image(a / "f")
+    sync(a, b)
+    p = bytes(random.Random(7).randbytes(SIZE))
+    for day, (content, method) in enumerate(
+        [(p, "replace"), (x, "in-place"), (x[:-9] + b"different", "in-place")], 1
+    ):
+        _write(a / "f", (0, content))
+        sync(a, b, "--apply", method)
+        today = next(f for f in (b / "rsync-rollback").iterdir() if f.name > "2026-01-99")
+        _call_it(b, today, f"2026-01-0{day}")
+    for day in order:
+        run("rollback", "prune", "--day", f"2026-01-0{day}", "--root", b)
+    rows = [json.loads(line) for line in run("history", "--json", b / "f").stdout.splitlines()]
+    row = [row for row in rows if row["action"] == "modified"][1]
+    assert row["complete"]
+    bisync.restore(b, "f", row["time_ns"] - 1, tmp_path / "f")
+    assert (tmp_path / "f").read_bytes() == p
+
+
+def test_restored_from_the_other_store(here: Pair, tmp_path: Path):
+    """The base was edited here and replaced there: its content is in the other side's store."""
+    a, b = here
+    first = _image(a / "f")
+    sync(a, b)
+    _write(a / "f", (MIB, b"two"))
+    sync(a, b, *IN_PLACE)
+    _write(b / "f", (MIB - 9, b"three, over it"), (MIB + 5000, b"x"))
+    sync(a, b, "--apply", "replace")
+    assert _restored(b, "f", tmp_path)[0] == first
+
+
+def test_powers_are_not_lost(here: Pair):
+    """The kernel takes set-id bits from a file that is written to: such a one is replaced."""
+    if os.geteuid():
+        pytest.skip("needs root")
+    a, b = here
+    _image(a / "f")
+    (a / "f").chmod(0o6755)
+    sync(a, b)
+    new = _write(a / "f", (MIB, b"two"))
+    (a / "f").chmod(0o6755)
+    sync(a, b, *IN_PLACE)
+    assert (b / "f").stat().st_mode & 0o7777 == 0o6755
+    assert look(b)["f"] == new
+    assert not _deltas(b)
+
+
+def test_it_cannot_be_opened(here: Pair):
+    """An immutable half-written file: the run halts and says what is wrong."""
+    if os.geteuid():
+        pytest.skip("needs root")
+    a, b = here
+    _, new = _crashed(a, b, 4)
+    if subprocess.run(["chattr", "+i", b / "f"], check=False, capture_output=True).returncode:
+        pytest.skip("no such flag here")
+    try:
+        for words in (("recover", b), ("sync", a, b)):
+            assert "cannot be opened" in run(*words, check=25).said
+    finally:
+        subprocess.run(["chattr", "-i", b / "f"], check=True)
+    sync(a, b)
+    assert look(b)["f"] == new
+
+
+def test_a_copy_of_the_tree_that_was_written_to(here: Pair):
+    """Everything has another handle, and the half-written file was written to: it is known."""
+    a, b = here
+    _, new = _crashed(a, b, 4)
+    torn = _write(b / "f", (4 * MIB + 5000, b"written since the crash"))
+    other = b.with_name("other")
+    subprocess.run(["cp", "-a", b, other], check=True)
+    for path in b.iterdir():
+        subprocess.run(["rm", "-rf", path], check=True)
+    for path in other.iterdir():
+        path.rename(b / path.name)
+    sync(a, b)
+    assert look(a)["f"] == look(b)["f"] == new
+    assert torn in [content for _, content in kept(b)]
