@@ -380,7 +380,9 @@ class Patch:
                 raise BasisError("the old version was overwritten by an earlier try")
             self._cloned = True
         else:
-            os.ftruncate(self._fd, 0)
+            if os.fstat(self._fd).st_size:
+                # Never without need: what was cut to nothing ext4 writes out when it is closed.
+                os.ftruncate(self._fd, 0)
             self._cloned = self._apply is not Apply.IN_PLACE and clone(self._basis, self._fd)
         os.ftruncate(self._fd, size)
         self._begun = True
