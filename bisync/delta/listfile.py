@@ -3,6 +3,9 @@
 Header (16 bytes): magic, seed of the finding digests. Record: count, size of the file, content
 digest, ``count`` entries (block, finding digest, proving digest), BLAKE3 of all that. Integers are
 little-endian. A small change of a huge file costs 56 bytes per block that changed.
+
+A list of proofs alone has for each group that is not zeros its number (8 bytes) and its proving
+digests.
 """
 
 import struct
@@ -10,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bisync.delta.blocks import Blocks, Entries
+from bisync.delta.blocks import FIND_SIZE, Blocks, Entries, Group, rows_in
 from bisync.delta.digest import BLOCK_SIZE, DIGEST_SIZE, block_digest
 
 _MAGIC = b"bisyncB1"
@@ -73,3 +76,29 @@ def parse(data: bytes) -> Listed | None:
         at = end + DIGEST_SIZE
         found = Listed(blocks, digest, at if found is None else found.first, at)
     return found
+
+
+def proofs(blocks: Blocks) -> bytes:
+    """The proving digests of a list."""
+    return b"".join(
+        struct.pack("<Q", number) + group.prove.tobytes()
+        for number, group in sorted(blocks.groups.items())
+    )
+
+
+def from_proofs(size: int, data: bytes) -> Blocks:
+    """A list from its proving digests; its finding digests are those of no block.
+
+    Raises:
+        ValueError, struct.error: that is not what :func:`proofs` makes for that size.
+    """
+    groups, at = {}, 0
+    while at < len(data):
+        (number,) = struct.unpack_from("<Q", data, at)
+        count, at = rows_in(size, number), at + 8
+        rows = np.frombuffer(data, np.uint8, count * DIGEST_SIZE, at).reshape(count, DIGEST_SIZE)
+        if not count:
+            raise ValueError("a group behind the end")
+        groups[number] = Group(np.zeros((count, FIND_SIZE), np.uint8), rows)
+        at += count * DIGEST_SIZE
+    return Blocks(size, 0, groups)

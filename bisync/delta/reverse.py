@@ -2,8 +2,9 @@
 
 While such a file is being written it is what undoes that; afterwards it is the kept old version.
 Layout: magic, the old bytes of all stretches one after the other, what it is about (JSON), the
-block list of the old version (:mod:`bisync.delta.listfile`), the stretches, digests of their new
-pages, the lengths of these four parts, and BLAKE2b of all that. Integers are little-endian.
+proving digests of the old version's blocks (:mod:`bisync.delta.listfile`), the stretches, digests
+of their new pages, the lengths of these four parts, and BLAKE2b of all that. Integers are
+little-endian.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bisync.delta.blocks import Blocks
-from bisync.delta.listfile import header, parse, record
+from bisync.delta.listfile import from_proofs, proofs
 from bisync.delta.pages import PAGE_SIZE
 
 STRETCH = 1 << 20  # bytes at most
@@ -74,7 +75,7 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class ReverseDelta:
-    """A delta that was read; ``blocks`` is the list of the version it restores."""
+    """A delta that was read; ``blocks`` proves the version it restores, and finds nothing."""
 
     about: About
     blocks: Blocks
@@ -135,7 +136,7 @@ class Writer:
 
     def finish(self, about: About, blocks: Blocks) -> None:
         """Write what is behind the stretches; ``blocks`` is the list of the old version."""
-        listed = header(blocks) + record(blocks.size, blocks.digest(), blocks.entries())
+        listed = proofs(blocks)
         parts = [
             json.dumps(asdict(about), separators=(",", ":")).encode(),
             listed,
@@ -171,11 +172,9 @@ def read_delta(read: Callable[[int, int], bytes], size: int) -> ReverseDelta | N
         parts.append(read(at, length))
         at += length
     about, listed, rows, pages = parts
-    blocks = parse(listed)
-    if blocks is None:
-        return None
     try:
-        return ReverseDelta(About(**json.loads(about)), blocks.blocks, _stretches(rows, pages))
+        what = About(**json.loads(about))
+        return ReverseDelta(what, from_proofs(what.size, listed), _stretches(rows, pages))
     except (ValueError, TypeError, struct.error):
         return None  # sealed, so by another version of this program
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from bisync.core.node import Attributes, Kind, NodeId, Place
 from bisync.delta.blocks import finding
-from bisync.delta.digest import BLOCK_SIZE
+from bisync.delta.digest import BLOCK_SIZE, block_digest
 from bisync.delta.reverse import (
     STRETCH,
     About,
@@ -237,7 +237,7 @@ class Overwriting:
         for block in range(-(-end // BLOCK_SIZE)):
             if block not in ours:
                 data = self._read(block * BLOCK_SIZE, blocks.length(block))
-                if finding(data, blocks.seed) != blocks.find(block):
+                if block_digest(data) != blocks.prove(block):
                     return False
         return self._around_is_old(ours) and self._growth_is_empty()
 
@@ -273,12 +273,12 @@ class Overwriting:
                 end = min(start + length, stretch.offset + stretch.old)
                 at = stretch.at + first - stretch.offset
                 data[first - start : end - start] = self._old(at, end - first)
-            if finding(data, blocks.seed) != blocks.find(block):
+            if block_digest(data) != blocks.prove(block):
                 return False
         return True
 
     def write_new(self, source: int) -> None:
-        """Write the next version, from ``source`` where it has its place already; flush it.
+        """Write the next version, from ``source`` where it has its place already.
 
         Raises:
             StaleError: somebody opened the file, and it would take long.
@@ -299,15 +299,16 @@ class Overwriting:
                 left_s = (time.monotonic() - began) * (total - done) / done
                 if left_s > _PATIENCE_S and is_breaking(self.fd, write=True):
                     raise StaleError("somebody opened it while it was written to")
-        os.fdatasync(self.fd)
 
     def finish_new(self) -> None:
-        """Holes, length and time: what is left when all bytes are written."""
+        """Holes, length and time: what is left when all bytes are written; all is durable then."""
         about = self.delta.about
-        for stretch in self.delta.stretches:
-            if stretch.hole:
+        holes = [stretch for stretch in self.delta.stretches if stretch.hole]
+        if holes or about.new_size != os.fstat(self.fd).st_size:
+            os.fdatasync(self.fd)  # what they take away comes back as long as bytes are missing
+            for stretch in holes:
                 punch(self.fd, stretch.offset, stretch.new)
-        os.ftruncate(self.fd, about.new_size)
+            os.ftruncate(self.fd, about.new_size)
         self._end(about.new_mtime_ns)
 
     def write_old(self) -> None:
@@ -323,8 +324,7 @@ class Overwriting:
         self._end(about.mtime_ns)
 
     def _end(self, mtime_ns: int) -> None:
-        """Make what was written durable, then its time."""
-        os.fsync(self.fd)
+        """Set the time, and make all durable. The undo tells what it is, whatever its time is."""
         os.utime(self.fd, ns=(mtime_ns, mtime_ns))
         os.fsync(self.fd)
 
@@ -446,7 +446,6 @@ class InPlace:
                 raise StaleError("it changed since it was observed")
             os.rename(undo, undo, src_dir_fd=stage.incoming, dst_dir_fd=stage.torn)
             os.fsync(stage.torn)
-            os.fsync(stage.incoming)
             try:
                 target.write_new(source)
                 target.finish_new()
