@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from tests.trees import look, sync
 
 MIB = 1 << 20
 SEED = int(os.environ.get("BISYNC_SEED", "1"))
+SECONDS = float(os.environ.get("BISYNC_SECONDS", "0"))
 ROUNDS = int(os.environ.get("BISYNC_ROUNDS", "40"))
 
 
@@ -249,27 +251,51 @@ class _Guest:
         self._thread.join()
 
 
+def _stamps(path: Path) -> list[int]:
+    data = path.read_bytes()
+    return [int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data), BLOCK_SIZE)]
+
+
+def test_an_image_that_never_rests_without_clones(here: tuple[Path, Path]):
+    """It is busy, and the replica stays at the version it had: nothing fuzzy is ever seen."""
+    a, b = here
+    (a / "image").write_bytes(bytes(8 * MIB))
+    sync(a, b)
+    runs, until = 0, time.monotonic() + SECONDS
+    with _Guest(a / "image"):
+        while runs < 3 or time.monotonic() < until:
+            runs += 1
+            report = bisync.sync(a, b)
+            assert (report.exit_code, report.busy) == (24, 1)
+            assert set(_stamps(b / "image")) == {0}
+    print(f"{runs} runs, each of them busy")
+    assert bisync.sync(a, b).exit_code == 0
+    assert look(a) == look(b)
+
+
 def test_an_image_that_never_rests(folder: Path):
-    """Each version that becomes visible is one instant: a prefix of blocks is one round ahead."""
+    """Each version that becomes visible is one instant: a prefix of blocks is one round ahead.
+
+    Twelve runs here; ``BISYNC_SECONDS=120`` for as long as that.
+    """
     a, b = folder / "A", folder / "B"
     a.mkdir()
     b.mkdir()
     (a / "image").write_bytes(bytes(8 * MIB))
     sync(a, b)
     seen = set()
-    with _Guest(a / "image"):
-        for _ in range(12):
+    runs, until = 0, time.monotonic() + SECONDS
+    with _Guest(a / "image") as guest:
+        while runs < 12 or time.monotonic() < until:
+            runs += 1
             report = bisync.sync(a, b, bisync.Config(retention=bisync.Retention(recent=1)))
             assert report.exit_code in (0, 24), report
             assert report.exit_code == 24 or report.busy == 0
-            data = (b / "image").read_bytes()
-            stamps = [
-                int.from_bytes(data[at : at + 8], "little")
-                for at in range(0, len(data), BLOCK_SIZE)
-            ]
+            stamps = _stamps(b / "image")
             assert stamps == sorted(stamps, reverse=True), "torn"
             assert stamps[0] - stamps[-1] <= 1, "torn"
             seen.add(tuple(stamps))
+    print(f"{runs} runs, {len(seen)} versions, {guest.rounds} rounds of the writer")
     assert len(seen) > 6, "it hardly ever got through"
     assert bisync.sync(a, b).exit_code == 0
     assert look(a) == look(b)

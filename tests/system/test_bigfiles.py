@@ -266,7 +266,8 @@ def test_random_edits(pair: Pair):
         rounds += 1
         side = chance.choice(pair)
         edits = [_change(side / "f", chance) for _ in range(chance.randint(1, 3))]
-        report = bisync.sync(a, b, bisync.Config(retention=rules, yes=True))
+        apply = chance.choice(list(bisync.Apply))
+        report = bisync.sync(a, b, bisync.Config(retention=rules, yes=True, apply=apply))
         assert report.exit_code == 0, report
         assert (a / "f").read_bytes() == (b / "f").read_bytes(), f"seed {SEED}, round {rounds}"
         bound = sum(edits) + 3 * 4096 * len(edits) + 128 * 1024 * len(edits)
