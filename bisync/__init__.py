@@ -14,7 +14,9 @@ from bisync.errors import (
 )
 
 if TYPE_CHECKING:
+    from bisync.core.hot import Allowance
     from bisync.core.ignore import Ignore
+    from bisync.core.method import Apply
     from bisync.core.resolve import Policy
     from bisync.core.retention import Retention
     from bisync.core.safety import DeleteLimit
@@ -22,12 +24,14 @@ if TYPE_CHECKING:
     from bisync.endpoint.interface import Endpoint
     from bisync.fs.conflicts import Quarrel, Take
     from bisync.fs.facts import PairFacts, RootFacts, facts
+    from bisync.fs.torn import Mended
     from bisync.session.api import plan, sync
     from bisync.session.config import AfterRestore, Config, Fsync
     from bisync.session.conflicts import conflicts, resolve
     from bisync.session.history import Moment, Restored, history, restore
     from bisync.session.mirror import mirror
     from bisync.session.mirrorconfig import MirrorConfig, MirrorReport
+    from bisync.session.recover import recover
     from bisync.session.report import Change, Event, Met, Progress, Report
     from bisync.session.session import Session
     from bisync.session.verify import verify
@@ -58,6 +62,7 @@ _LAZY = {
     "Retention": "bisync.core.retention",
     "RootFacts": "bisync.fs.facts",
     "Session": "bisync.session.session",
+    "Allowance": "bisync.core.hot",
     "Apply": "bisync.core.method",
     "Mended": "bisync.fs.torn",
     "recover": "bisync.session.recover",
@@ -77,6 +82,7 @@ _LAZY = {
 
 __all__ = [
     "AfterRestore",
+    "Allowance",
     "Apply",
     "BisyncError",
     "BusyError",

@@ -88,6 +88,13 @@ def _session_options(p: argparse.ArgumentParser) -> None:
         "whole new files, or written into the old ones with an undo (auto)",
     )
     p.add_argument(
+        "--hot-share",
+        metavar="N%|all",
+        default="5%",
+        help="of the time, this part may go into versions of big files that are never closed; who "
+        "writes to them is slowed down by each version (5%%)",
+    )
+    p.add_argument(
         "--keep",
         metavar="AGE",
         default="90d",

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -174,17 +175,20 @@ class Comparer:
         self._node, self._old, self._digest = node, old, old.digest()
         self._bases, self._workers, self._stop = bases, workers, stop
         self._waiting: tuple[int, bytes] | None = None
+        self.clone_s = 0.0  # how long the last clone took
+        self.many_extents = False
 
     def __call__(self, fd: int, size: int) -> bytes | None:
         """The content digest; ``None`` if the file ended too early."""
         self.settle(proven=False)  # an earlier try's
         known = self._old.size > 0 and size >= SMALLEST
-        self._waiting = self._bases.freeze(fd) if known else None
+        self._waiting = self._freeze(fd) if known else None
         if self._waiting is None:
             return self._list(fd, size, None)
         # The live file is read, whose pages are in memory. What was frozen waits for writes that
         # were under way; if both still share all extents afterwards, it is what was read.
         there = extents(self._waiting[0], _MOST_EXTENTS)
+        self.many_extents = there is None
         digest = self._list(fd, size, there)
         if there is None:
             self.settle(proven=False)
@@ -208,12 +212,13 @@ class Comparer:
 
     def instant(self, fd: int) -> bytes | None:
         """The digest of what the file is at this moment; ``None`` if it cannot be frozen."""
-        frozen = self._bases.freeze(fd)
+        frozen = self._freeze(fd)
         if frozen is None:
             return None
         try:
-            size = os.fstat(frozen[0]).st_size
-            digest = self._list(frozen[0], size, extents(frozen[0], _MOST_EXTENTS))
+            size, there = os.fstat(frozen[0]).st_size, extents(frozen[0], _MOST_EXTENTS)
+            self.many_extents = there is None
+            digest = self._list(frozen[0], size, there)
             if digest is None:
                 self._bases.discard(frozen[1])
             else:
@@ -224,6 +229,12 @@ class Comparer:
             raise
         finally:
             os.close(frozen[0])
+
+    def _freeze(self, fd: int) -> tuple[int, bytes] | None:
+        began = time.monotonic()
+        frozen = self._bases.freeze(fd)
+        self.clone_s = time.monotonic() - began
+        return frozen
 
     def _list(self, fd: int, size: int, there: bytes | None) -> bytes | None:
         only = self._candidates(there, size) if there is not None else None

@@ -2,15 +2,18 @@
 
 import os
 import stat
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
+from bisync.core.hot import Allowance
 from bisync.core.node import Content, Kind, Node, NodeId, Place
 from bisync.errors import BusyError, PathError, StaleError
 from bisync.fs.bases import Bases
 from bisync.fs.content import BIG, Chunk, Version, read_all, read_version
 from bisync.fs.database import Database
+from bisync.fs.debts import Debts
 from bisync.fs.holding import HeldFile, Holds
 from bisync.fs.index import Index, Seen
 from bisync.fs.root import Directories
@@ -34,6 +37,11 @@ class ReadOptions(Protocol):
         """Threads."""
         ...
 
+    @property
+    def allowance(self) -> Allowance | None:
+        """What hot files may cost."""
+        ...
+
 
 class Contents:
     """Reads the files of one replica, and remembers what their blocks are."""
@@ -51,6 +59,7 @@ class Contents:
         self.holds = Holds(lambda: self.bases, directories.open)  # what is read at one instant
         self._index, self._directories, self._db = index, directories, db
         self._options, self._state_fd, self._dry = options, state_fd, dry
+        self._debts = Debts(db, options.allowance)
         self._lists: BlockLists | None = None
         self._bases: Bases | None = None
 
@@ -94,6 +103,9 @@ class Contents:
             return self._read_held(row, held, sink)
         dir_fd, name = self._directories.at(places[0])
         lister = self._lister(node, sink) if seen.size >= BIG else None
+        if lister is not None:
+            self._debts.ask(node, dir_fd, name)
+        began = time.monotonic()
         try:
             version = read_version(
                 dir_fd,
@@ -117,6 +129,8 @@ class Contents:
             version = instant
         if lister is not None:
             lister.settle(proven=True)
+            if version.writer:
+                self._debts.pay(node, began, lister)
             version = replace(version, blocks=lister.blocks)
             self.lists.save(node, lister.blocks)
         if row.content.digest != version.digest:
@@ -263,12 +277,14 @@ class Contents:
             base = None if digest is None or blocks is None else self.bases.open(node, digest)
             if base is None or digest is None:
                 raise
+        began = time.monotonic()
         try:  # the instant that was read of a file that never rests
             if sender(base, os.fstat(base).st_size) != digest:
                 raise StaleError("its base is not what it should be")
             return Version(os.fstat(base).st_size, digest, os.fstat(base), writer=False)
         finally:
             os.close(base)
+            self._debts.pay_more(node, began)
 
     def begins(self, place: Place, magic: bytes) -> bool:
         """Whether there is a regular file at a place that begins with some bytes.

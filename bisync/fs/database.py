@@ -9,7 +9,7 @@ from typing import Any
 
 from bisync.errors import EndpointError, NoSpaceError, StateFormatError
 
-FORMAT = 3  # of state.db; a newer one is refused, an older one migrated
+FORMAT = 4  # of state.db; a newer one is refused, an older one migrated
 _CACHE_KIB = 24 * 1024  # bounds memory, whatever the size of the tree
 
 COMPANION = "substr(name, -4)=x'2d77616c' OR substr(name, -8)=x'2d6a6f75726e616c'"
@@ -90,6 +90,8 @@ CREATE TABLE IF NOT EXISTS displaced(path BLOB PRIMARY KEY, payload TEXT NOT NUL
 CREATE TABLE IF NOT EXISTS conflict(
     id TEXT PRIMARY KEY, pair INTEGER NOT NULL, time_ns INTEGER NOT NULL,
     payload TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS hot(node INTEGER PRIMARY KEY, debt_s REAL NOT NULL,
+    at_ns INTEGER NOT NULL, interval_s REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS choice(id TEXT PRIMARY KEY, take TEXT NOT NULL) WITHOUT ROWID;
 """
 )

@@ -10,9 +10,10 @@ import os
 import stat
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from bisync.core.hot import Allowance
 from bisync.core.ignore import reserved
 from bisync.core.method import Apply
 from bisync.core.node import Kind, NodeId
@@ -55,6 +56,8 @@ class Options:
     workers: int = 2
     whole_files: bool = False  # never make a new version of a file from the old one
     apply: Apply = Apply.AUTO
+    # Of hot files; None: they may cost anything.
+    allowance: Allowance | None = field(default_factory=Allowance)
     fsync: bool = True
     stop: Callable[[], None] = lambda: None
     arrived: Arrived = not_told

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
+from bisync.core.hot import Allowance
 from bisync.core.ignore import Ignore
 from bisync.core.method import Apply
 from bisync.core.path import STORE_DIR, valid_name
@@ -47,6 +48,9 @@ class Config:
     retention: Retention = field(default_factory=Retention)  # of kept versions
     fsync: Fsync = Fsync.BATCH
     apply: Apply = Apply.AUTO  # how new versions of big files get into place
+    allowance: Allowance | None = field(
+        default_factory=Allowance
+    )  # of files that are never closed; None: they may cost anything
     workers: int = 2  # threads that read, hash and flush
     chunk: int = 2000  # marks decided at a time; bounds memory
     stop: Callable[[], None] = lambda: None  # raises Interrupted when a stop was asked for

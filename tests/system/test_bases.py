@@ -251,6 +251,38 @@ class _Guest:
         self._thread.join()
 
 
+def test_who_writes_is_spared(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """A version of a hot file is taken when the last one is paid off; of a closed one at once."""
+    a, b = folder / "A", folder / "B"
+    a.mkdir()
+    b.mkdir()
+    (a / "image").write_bytes(bytes(8 * MIB))
+    sync(a, b)
+    config = bisync.Config(allowance=bisync.Allowance(burst_s=0, slow_clone_s=1000))
+    later = 0
+    now = time.time_ns
+    monkeypatch.setattr("bisync.fs.debts.time.time_ns", lambda: now() + later)
+    with _Guest(a / "image") as guest:
+        assert bisync.sync(a, b, config).exit_code == 24
+        first, rounds = _stamps(b / "image"), guest.rounds
+        assert first[-1] > 0
+        while guest.rounds < rounds + 3:
+            pass
+        report = bisync.sync(a, b, config)
+        assert (report.exit_code, report.busy) == (24, 1)
+        assert any("to spare who writes" in met.reason for met in report.met)
+        assert _stamps(b / "image") == first
+        later = 10**9 * 600
+        assert bisync.sync(a, b, config).exit_code == 24
+        assert _stamps(b / "image") != first
+        second = _stamps(b / "image")
+        assert bisync.sync(a, b, config).exit_code == 24
+        assert _stamps(b / "image") == second
+        assert bisync.sync(a, b, bisync.Config(allowance=None)).exit_code == 24
+    assert bisync.sync(a, b, config).exit_code == 0
+    assert look(a) == look(b)
+
+
 def _stamps(path: Path) -> list[int]:
     data = path.read_bytes()
     return [int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data), BLOCK_SIZE)]

@@ -6,6 +6,7 @@ import os
 from bisync.cli.output import Output
 from bisync.cli.stopping import Stopper, local_path, workers
 from bisync.cli.times import retention
+from bisync.core.hot import Allowance
 from bisync.core.ignore import Ignore, filter_lines
 from bisync.core.method import Apply
 from bisync.core.path import STORE_DIR
@@ -39,6 +40,18 @@ def run(options: argparse.Namespace) -> int:
     return report.exit_code
 
 
+def _allowance(text: str) -> Allowance | None:
+    if text == "all":
+        return None
+    try:
+        share = float(text.removesuffix("%")) / 100
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise UsageError(f"--hot-share {text}: give a percentage like 5%, or all")
+    return Allowance(share=share)
+
+
 def _config(options: argparse.Namespace, stopper: Stopper) -> Config:
     return Config(
         conflict=Policy(options.conflict),
@@ -53,6 +66,7 @@ def _config(options: argparse.Namespace, stopper: Stopper) -> Config:
         state_dir=options.state_dir,
         fsync=Fsync(options.fsync),
         apply=Apply(options.apply),
+        allowance=_allowance(options.hot_share),
         retention=retention(options.keep, options.keep_every),
         workers=workers(),
         stop=stopper.check,
