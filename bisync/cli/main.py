@@ -88,6 +88,14 @@ def _session_options(p: argparse.ArgumentParser) -> None:
         "whole new files, or written into the old ones with an undo (auto)",
     )
     p.add_argument(
+        "--hot",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="files that are never closed (running disk images): take them at first sight, too "
+        "(gitignore syntax); else a new file is taken when its writer closes it",
+    )
+    p.add_argument(
         "--hot-share",
         metavar="N%|all",
         default="5%",

@@ -1,7 +1,8 @@
 """Read a file's content so that what was read is one state that existed.
 
-fsync (so that stores through a memory map move the times), stat, read, stat: the version
-counts only if nothing moved in between. Holes are found, not read.
+fsync (so that stores through a memory map move the times), stat, read, stat: the version counts
+only if nothing moved in between, nor a moment before if somebody can write to it. Holes are found,
+not read.
 """
 
 import errno
@@ -25,6 +26,9 @@ BIG = 4 << 20  # bytes; of a file with so many, what its blocks are is remembere
 LARGEST = 64 << 40  # bytes; even of holes, more takes minutes to list
 _BUFFER = 8 * BLOCK_SIZE
 _TRIES = 4
+_TICK_NS = (
+    20_000_000  # times of files may be so coarse (two ticks of 10 ms, on kernels before 6.13)
+)
 _FIRST_WAIT = 0.02  # seconds between tries, doubled each time
 
 
@@ -199,7 +203,7 @@ def _read_once(
                 raise BusyError("somebody is still writing it")
             if writer:
                 os.fsync(fd)
-            before = os.fstat(fd)
+            before, now_ns = os.fstat(fd), time.time_ns()
             if not expect(before):
                 raise StaleError("it changed since it was observed")
             if before.st_size > LARGEST:
@@ -217,6 +221,8 @@ def _read_once(
     )
     if not same or digest is None:
         return None
+    if writer and 0 <= now_ns - before.st_ctime_ns < _TICK_NS:
+        return None  # written to just before: a write just after may have left the same times
     return Version(before.st_size, digest, before, writer)
 
 

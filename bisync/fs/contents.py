@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from bisync.core.hot import Allowance
+from bisync.core.ignore import Matcher
 from bisync.core.node import Content, Kind, Node, NodeId, Place
 from bisync.errors import BusyError, PathError, StaleError
 from bisync.fs.bases import Bases
@@ -35,6 +36,11 @@ class ReadOptions(Protocol):
     @property
     def workers(self) -> int:
         """Threads."""
+        ...
+
+    @property
+    def hot(self) -> Matcher:
+        """Files of which a version is taken before their first writer has closed them."""
         ...
 
     @property
@@ -106,6 +112,7 @@ class Contents:
         if lister is not None:
             self._debts.ask(node, dir_fd, name)
         began = time.monotonic()
+        hot = refuse_writer and self._is_hot(node)
         try:
             version = read_version(
                 dir_fd,
@@ -113,7 +120,7 @@ class Contents:
                 sink,
                 expect=seen.fits,
                 restart=restart,
-                refuse_writer=refuse_writer and held is None,
+                refuse_writer=refuse_writer and held is None and not hot,
                 buffer=buffer,
                 scan=lister,
             )
@@ -124,6 +131,9 @@ class Contents:
                 raise
             # It never rests. Where files can be cloned, one instant of it is to be had.
             instant = self._instant(dir_fd, name, seen, lister)
+            if instant is None and hot and sink is not None and lister is not None:
+                restart()
+                instant = self._whole_instant(node, seen, lister)
             if instant is None:
                 raise
             version = instant
@@ -240,6 +250,40 @@ class Contents:
             return None
         return Version(seen.size, digest, info, writer=True, instant=True)
 
+    def _is_hot(self, node: NodeId) -> bool:
+        path = self._index.path(node) if self._options.hot.active else None
+        return path is not None and self._options.hot.ignores(path, is_dir=False)
+
+    def _whole_instant(
+        self, node: NodeId, seen: Seen, lister: "Lister | Comparer"
+    ) -> Version | None:
+        """All of what a file is at this very moment; ``None`` where that cannot be frozen."""
+        dir_fd, name = self._directories.at(self._index.places(node)[0])
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=dir_fd)
+        except OSError:
+            return None
+        try:
+            info = os.fstat(fd)
+            same = (info.st_ino, info.st_size) == (seen.ino, seen.size)
+            frozen = self.bases.freeze(fd) if same and stat.S_ISREG(info.st_mode) else None
+        finally:
+            os.close(fd)
+        if frozen is None:
+            return None
+        try:
+            digest = lister(frozen[0], seen.size)
+            if digest is None or os.fstat(frozen[0]).st_size != seen.size:
+                self.bases.discard(frozen[1])
+                return None
+            self.bases.keep(node, frozen, digest)
+        except BaseException:
+            self.bases.discard(frozen[1])
+            raise
+        finally:
+            os.close(frozen[0])
+        return Version(seen.size, digest, info, writer=True, instant=True)
+
     def send_changes(
         self, node: NodeId, sink: "ChangeSink", *, refuse_writer: bool = False
     ) -> Version:
@@ -254,6 +298,7 @@ class Contents:
         if not places or known is None:
             raise StaleError("it is not there any more")
         row, seen = known
+        refuse_writer = refuse_writer and not self._is_hot(node)
         blocks = self.lists.of(node, row.content.digest)
         if blocks is None:
             blocks = self.read(node, refuse_writer=refuse_writer).blocks

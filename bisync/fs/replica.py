@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from bisync.core.hot import Allowance
-from bisync.core.ignore import reserved
+from bisync.core.ignore import Matcher, reserved
 from bisync.core.method import Apply
 from bisync.core.node import Kind, NodeId
 from bisync.core.path import STORE_DIR, display
@@ -56,6 +56,7 @@ class Options:
     workers: int = 2
     whole_files: bool = False  # never make a new version of a file from the old one
     apply: Apply = Apply.AUTO
+    hot: Matcher = field(default_factory=lambda: Matcher(()))  # files that are never closed
     # Of hot files; None: they may cost anything.
     allowance: Allowance | None = field(default_factory=Allowance)
     fsync: bool = True

@@ -48,6 +48,7 @@ class Config:
     retention: Retention = field(default_factory=Retention)  # of kept versions
     fsync: Fsync = Fsync.BATCH
     apply: Apply = Apply.AUTO  # how new versions of big files get into place
+    hot: Ignore = field(default_factory=Ignore)  # files to take before their writer closes them
     allowance: Allowance | None = field(
         default_factory=Allowance
     )  # of files that are never closed; None: they may cost anything

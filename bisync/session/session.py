@@ -146,6 +146,7 @@ class Session:
             workers=c.workers,
             fsync=c.fsync is not Fsync.NEVER,
             apply=c.apply,
+            hot=c.hot.matcher(),
             allowance=c.allowance,
             stop=c.stop,
             arrived=self._arrived,

@@ -251,6 +251,30 @@ class _Guest:
         self._thread.join()
 
 
+def test_a_running_image_at_first_sight(folder: Path):
+    """It is taken by its name: one instant of it, and then on as every other; else it waits."""
+    a, b = folder / "A", folder / "B"
+    a.mkdir()
+    b.mkdir()
+    (a / "run").mkdir()
+    (a / "run/image").write_bytes(bytes(8 * MIB))
+    with _Guest(a / "run/image"):
+        assert bisync.sync(a, b).exit_code == 24
+        assert not (b / "run/image").exists()
+        sync(a, b, "--hot", "*.img", check=24)
+        assert not (b / "run/image").exists()
+        seen = set()
+        for _ in range(6):
+            sync(a, b, "--hot", "run/image", check=(0, 24))
+            stamps = _stamps(b / "run/image")
+            assert stamps == sorted(stamps, reverse=True), "torn"
+            assert stamps[0] - stamps[-1] <= 1, "torn"
+            seen.add(tuple(stamps))
+    assert len(seen) > 3
+    assert sync(a, b).summary["busy"] == 0
+    assert look(a) == look(b)
+
+
 def test_who_writes_is_spared(folder: Path, monkeypatch: pytest.MonkeyPatch):
     """A version of a hot file is taken when the last one is paid off; of a closed one at once."""
     a, b = folder / "A", folder / "B"

@@ -66,6 +66,7 @@ def _config(options: argparse.Namespace, stopper: Stopper) -> Config:
         state_dir=options.state_dir,
         fsync=Fsync(options.fsync),
         apply=Apply(options.apply),
+        hot=Ignore(tuple(options.hot)),
         allowance=_allowance(options.hot_share),
         retention=retention(options.keep, options.keep_every),
         workers=workers(),
