@@ -36,6 +36,31 @@ class _Filter(argparse.Action):
         namespace.filters = [*(namespace.filters or []), (name, values)]
 
 
+def _big_file_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--apply",
+        choices=["auto", "replace", "in-place"],
+        default="auto",
+        help="how new versions of big files get into place: by what the file system can do, as "
+        "whole new files, or written into the old ones with an undo (auto)",
+    )
+    p.add_argument(
+        "--hot",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="files that are never closed (running disk images): take them at first sight, too "
+        "(gitignore syntax); else a new file is taken when its writer closes it",
+    )
+    p.add_argument(
+        "--hot-share",
+        metavar="N%|all",
+        default="5%",
+        help="of the time, this part may go into versions of big files that are never closed; who "
+        "writes to them is slowed down by each version (5%%)",
+    )
+
+
 def _session_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("alpha", metavar="ALPHA", help="one root directory")
     p.add_argument("beta", metavar="BETA", help="the other root directory")
@@ -80,28 +105,7 @@ def _session_options(p: argparse.ArgumentParser) -> None:
         default="batch",
         help="when data is made durable before it becomes visible (batch)",
     )
-    p.add_argument(
-        "--apply",
-        choices=["auto", "replace", "in-place"],
-        default="auto",
-        help="how new versions of big files get into place: by what the file system can do, as "
-        "whole new files, or written into the old ones with an undo (auto)",
-    )
-    p.add_argument(
-        "--hot",
-        action="append",
-        default=[],
-        metavar="PATTERN",
-        help="files that are never closed (running disk images): take them at first sight, too "
-        "(gitignore syntax); else a new file is taken when its writer closes it",
-    )
-    p.add_argument(
-        "--hot-share",
-        metavar="N%|all",
-        default="5%",
-        help="of the time, this part may go into versions of big files that are never closed; who "
-        "writes to them is slowed down by each version (5%%)",
-    )
+    _big_file_options(p)
     p.add_argument(
         "--keep",
         metavar="AGE",

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from bisync.core.groups import Together
-from bisync.core.node import ROOT, NodeId
+from bisync.core.node import ROOT, Node, NodeId
 from bisync.core.past import Past
 from bisync.core.plan import Transition, nodes_of
 from bisync.core.safety import HOUR_NS
@@ -33,6 +33,7 @@ class Destination:
         self.base: NodeId = ROOT
         self.memory: Memory | None = None
         self.messages: list[str] = []
+        self.problems: list[tuple[bytes, str]] = []  # that it was opened with
 
     def open(self) -> None:
         """Make the state, and settle what an earlier run left half done."""
@@ -42,7 +43,9 @@ class Destination:
         if moved:
             self.messages.append("the destination was moved or restored; it is looked at anew")
         if not self.dry:
-            recover(self.side.replica, _NO_PAIR)
+            found = recover(self.side.replica, _NO_PAIR)
+            self.messages += found.said
+            self.problems += found.stuck
             db = self.side.replica.database
             db.begin()
             db.execute("DELETE FROM result WHERE pair=?", (_NO_PAIR,))
@@ -63,7 +66,14 @@ class Destination:
         self.memory = Memory(r.database, r.index, self.base, location)
         before = self.memory.identity
         self.memory.open(identity)
+        self.side.may_be_written = self._came_from_there
         return before
+
+    def _came_from_there(self, node: Node) -> bool:
+        """Whether a file's version is one that this source had: it knows what it replaced."""
+        assert self.memory is not None
+        known = self.memory.held(node.id).memory
+        return known is not None and known.version == node.version
 
     def entries(self) -> int:
         """How many names the root has."""

@@ -51,6 +51,8 @@ class LocalEndpoint:
         self._buffer = bytearray(1 << 20)
         self._imagined: dict[NodeId, Place] = {}
         self._read_up_to: dict[int, int] = {}  # marks, by pair
+        # Whether the other side had a file's version: then it needs not be kept whole.
+        self.may_be_written: Callable[[Node], bool] = lambda _node: True
         if dry:
             self.replica.keep_dry()
             self._refuse_torn()
@@ -260,7 +262,7 @@ class LocalEndpoint:
             r.root, r.index, r.database, r.stage, r.store, r.directories,
             r.options.rules.matcher, lambda: r.contents.lists, r.options.workers, r.options.fsync,
             boot_id(), r.options.stop, r.options.whole_files, r.options.apply,
-            r.options.arrived,
+            self.may_be_written, r.options.arrived,
         )  # fmt: skip
         return Applier(tools, pair, source)
 

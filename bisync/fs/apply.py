@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from bisync.core.groups import Together
 from bisync.core.ignore import Matcher
 from bisync.core.method import Apply
-from bisync.core.node import ROOT, Attributes, Content, NodeId
+from bisync.core.node import ROOT, Attributes, Content, Node, NodeId
 from bisync.core.plan import Link, Make, Move, Park, Remove, Replace, Transition, Unlink, keys_of
 from bisync.errors import BusyError, Interrupted, PathError, StaleError
 from bisync.fs.content import ContentSource
@@ -62,6 +62,7 @@ class Tools:
     stop: Callable[[], None] = lambda: None
     whole_files: bool = False
     apply: Apply = Apply.AUTO
+    may_be_written: Callable[[Node], bool] = lambda _node: True
     arrived: Arrived = not_told
 
 
@@ -77,7 +78,7 @@ class Applier:
             apply = Apply.REPLACE  # what can be undone has to be durable
         self.builder = Builder(
             self.look, tools.stage, source, tools.lists, tools.workers, tools.stop, tools.arrived,
-            apply,
+            apply, tools.may_be_written,
         )  # fmt: skip
         self.record = Recorder(self.look, tools.db)
         self.log = ResultLog(tools.db, tools.index, pair)

@@ -89,6 +89,7 @@ class Builder:
         stop: Callable[[], None],
         arrived: Arrived,
         apply: Apply,
+        may_be_written: Callable[[Node], bool],
     ) -> None:
         self.look = look
         self.stage = stage
@@ -98,6 +99,7 @@ class Builder:
         self.stop = stop
         self.arrived = arrived
         self.apply = apply
+        self.may_be_written = may_be_written
 
     def build(
         self,
@@ -221,16 +223,18 @@ class Builder:
         same = replace(row.attributes, mtime_ns=attributes.mtime_ns) == attributes
         # The kernel takes such powers away from a file that is written to.
         armed = attributes.mode & _SETID or _CAPABILITY in dict(attributes.xattrs)
-        return large and same and not armed and self.look.index.is_installed(row)
+        theirs = self.look.index.is_installed(row) and self.may_be_written(row)
+        return large and same and not armed and theirs
 
     def _set_apart(
         self, row: Node, basis: int, mtime_ns: int, record: dict[str, Any], fd: int, patch: "Patch"
     ) -> "Apart | None":
         """Prepare the writing into a file; ``None``, and the new one whole, if it is no use."""
         from bisync.delta.reverse import About  # noqa: PLC0415 -- loads numpy
-        from bisync.fs.inplace import MOST, Apart, write_undo  # noqa: PLC0415
+        from bisync.fs.inplace import MOST, MOST_BYTES, Apart, write_undo  # noqa: PLC0415
 
-        if patch.overwritten * MOST > row.content.size and self.apply is not Apply.IN_PLACE:
+        most = min(row.content.size // MOST, MOST_BYTES)
+        if patch.overwritten > most and self.apply is not Apply.IN_PLACE:
             patch.fill(fd, basis)
             return None
         known, digest, blocks = self.look.index.identity(row.id), row.content.digest, patch.blocks()

@@ -10,14 +10,15 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from bisync.core.node import Attributes, Kind, NodeId, Place
-from bisync.delta.blocks import finding
-from bisync.delta.digest import BLOCK_SIZE, block_digest
+from bisync.delta.blocks import Blocks, finding, is_zero_block
+from bisync.delta.digest import BLOCK_SIZE, GROUP_BLOCKS, block_digest
 from bisync.delta.reverse import (
     STRETCH,
     About,
@@ -36,15 +37,15 @@ from bisync.fs.meta import apply_attributes, attributes_of, read_xattrs
 from bisync.fs.stage import Stage
 from bisync.fs.store import Store
 from bisync.linux.holes import allocate, punch
-from bisync.linux.lease import Lease, is_breaking, release, take_write_lease
+from bisync.linux.lease import Lease, WriteHold, release, take_write_lease
 
 if TYPE_CHECKING:
     from bisync.fs.incoming import Staged
 
 log = logging.getLogger(__name__)
 MOST = 4  # of a file at most this part is written over; of more, a new file costs less
+MOST_BYTES = 1 << 30  # nor more: who opens the file meanwhile has to wait so long
 _STEP = 8 << 20  # bytes between two looks whether somebody waits
-_SYNC = 64 << 20  # bytes between two flushes, so that the last one is short
 _PATIENCE_S = 10.0  # somebody who opens the file waits so long at most
 _OPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -140,12 +141,33 @@ def open_delta(fd: int) -> ReverseDelta | None:
     return read_delta(lambda at, length: os.pread(fd, length, at), os.fstat(fd).st_size)
 
 
+class LeaseLostError(Exception):
+    """Somebody waited too long to open the file, or has it open: nothing may be written to it."""
+
+
 class Overwriting:
     """A file, open for writing, and the undo of writing its next version into it."""
 
-    def __init__(self, fd: int, undo: int, delta: ReverseDelta) -> None:
+    def __init__(
+        self, fd: int, undo: int, delta: ReverseDelta, left_s: Callable[[], float] = lambda: inf
+    ) -> None:
+        """
+        Args:
+            left_s: seconds for which nobody else has the file open for certain.
+        """
         self.fd, self.undo, self.delta = fd, undo, delta
         self._read, self._old = Reader(fd), Reader(undo)
+        self._left_s = left_s
+        self._written = 0  # stretches that have new bytes
+        self.is_new = False  # all is written, but for its time
+
+    def _may(self) -> None:
+        """
+        Raises:
+            LeaseLostError: nothing may be written any more.
+        """
+        if self._left_s() <= 0:
+            raise LeaseLostError
 
     def state(self) -> State:
         """Look at every page that is written."""
@@ -168,6 +190,8 @@ class Overwriting:
     def settle(self) -> State:
         """Make a file that a crash left the old or the new version; which of them it is.
 
+        Nothing is written after somebody may have been let in: that raises ``LeaseLostError``.
+
         ``EDITED``: neither can be had, since somebody wrote to it; nothing was touched. One that is
         a whole version to begin with stays it, whatever was written to other places since.
         """
@@ -175,6 +199,7 @@ class Overwriting:
         if state is State.EDITED:
             return state
         rest = self.rest_is_old()
+        self._written = len(self.delta.stretches)
         if state in (State.OLD, State.BETWEEN):
             if rest and state is State.OLD:
                 self._end(self.delta.about.mtime_ns)
@@ -234,12 +259,35 @@ class Overwriting:
             first = stretch.offset // BLOCK_SIZE
             ours.update(range(first, (stretch.offset + length - 1) // BLOCK_SIZE + 1))
         end = min(about.size, about.new_size)
-        for block in range(-(-end // BLOCK_SIZE)):
-            if block not in ours:
-                data = self._read(block * BLOCK_SIZE, blocks.length(block))
-                if block_digest(data) != blocks.prove(block):
+        for chunk in chunks_of(self.fd, end, bytearray(STRETCH)):
+            self._may()
+            first = chunk.offset // BLOCK_SIZE
+            count = -(-chunk.length // BLOCK_SIZE)
+            if chunk.data is None:
+                if not self._are_zeros(blocks, first, count, ours):
                     return False
+                continue
+            for number in range(count):
+                if first + number not in ours:
+                    data = chunk.data[number * BLOCK_SIZE : (number + 1) * BLOCK_SIZE]
+                    if block_digest(data) != blocks.prove(first + number):
+                        return False
         return self._around_is_old(ours) and self._growth_is_empty()
+
+    @staticmethod
+    def _are_zeros(blocks: Blocks, first: int, count: int, ours: set[int]) -> bool:
+        """Whether some blocks were zeros, but for those that are written to."""
+        block, end = first, first + count
+        while block < end:
+            group, row = divmod(block, GROUP_BLOCKS)
+            if group not in blocks.groups:  # nothing but zeros
+                block += GROUP_BLOCKS - row
+                continue
+            length = blocks.length(block)
+            if block not in ours and not is_zero_block(blocks.prove(block), length):
+                return False
+            block += 1
+        return True
 
     def _growth_is_empty(self) -> bool:
         """Whether nothing is in what the file grows by but what we write there."""
@@ -281,50 +329,70 @@ class Overwriting:
         """Write the next version, from ``source`` where it has its place already.
 
         Raises:
-            StaleError: somebody opened the file, and it would take long.
+            StaleError: somebody wants to open the file, and to go back takes less time.
+            LeaseLostError: nothing may be written any more.
         """
         todo = [s for s in self.delta.stretches if s.new and not s.hole]
         for stretch in todo:
             allocate(self.fd, stretch.offset, stretch.new)  # no space: now, not half-way
-        total, done, looked, synced = sum(s.new for s in todo), 0, 0, 0
+        total, done, looked = sum(s.new for s in todo), 0, 0
         began, new = time.monotonic(), Reader(source)
-        for stretch in todo:
-            self._put(stretch.offset, new(stretch.offset, stretch.new))
-            done += stretch.new
-            if done - synced >= _SYNC:
-                os.fdatasync(self.fd)
-                synced = done
+        for number, stretch in enumerate(self.delta.stretches, 1):
+            if stretch.new and not stretch.hole:
+                self._written = number
+                self._put(stretch.offset, new(stretch.offset, stretch.new))
+                done += stretch.new
             if done - looked >= _STEP:
                 looked = done
-                left_s = (time.monotonic() - began) * (total - done) / done
-                if left_s > _PATIENCE_S and is_breaking(self.fd, write=True):
+                left_s, spent_s = self._left_s(), time.monotonic() - began
+                if left_s <= 0:
+                    raise LeaseLostError
+                more_s = spent_s * (total - done) / done
+                if left_s < inf and more_s > max(_PATIENCE_S, spent_s):
                     raise StaleError("somebody opened it while it was written to")
+        self._written = len(self.delta.stretches)
+        self._may()
 
     def finish_new(self) -> None:
-        """Holes, length and time: what is left when all bytes are written; all is durable then."""
+        """Holes, length and time: what is left when all bytes are written; all is durable then.
+
+        Raises:
+            LeaseLostError: nothing may be written any more.
+        """
         about = self.delta.about
         holes = [stretch for stretch in self.delta.stretches if stretch.hole]
         if holes or about.new_size != os.fstat(self.fd).st_size:
             os.fdatasync(self.fd)  # what they take away comes back as long as bytes are missing
             for stretch in holes:
+                self._may()
                 punch(self.fd, stretch.offset, stretch.new)
+            self._may()
             os.ftruncate(self.fd, about.new_size)
+        self.is_new = True
         self._end(about.new_mtime_ns)
 
     def write_old(self) -> None:
-        """Make it the old version again."""
+        """Make it the old version again.
+
+        Raises:
+            LeaseLostError: nothing may be written any more.
+        """
         about = self.delta.about
-        for stretch in self.delta.stretches:
+        for number, stretch in enumerate(self.delta.stretches[: self._written]):
+            if number % 64 == 0:
+                self._may()
             old = self._old(stretch.at, stretch.old)
             if old != bytes(len(old)):
                 self._put(stretch.offset, old)
             elif stretch.old:
                 punch(self.fd, stretch.offset, stretch.old)  # it may have been a hole: no space
+        self._may()
         os.ftruncate(self.fd, about.size)
         self._end(about.mtime_ns)
 
     def _end(self, mtime_ns: int) -> None:
         """Set the time, and make all durable. The undo tells what it is, whatever its time is."""
+        self._may()
         os.utime(self.fd, ns=(mtime_ns, mtime_ns))
         os.fsync(self.fd)
 
@@ -352,18 +420,22 @@ class InPlace:
         """
         assert staged.apart is not None
         path = self._look.index.place_path(place)
-        with self._opened(place, node) as fd:
-            if fd < 0:
+        with self._opened(place, node) as opened:
+            if opened is None:
                 return None
+            fd, hold = opened
             source = os.open(staged.name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=staged.dir_fd)
             try:
-                with self._written(fd, source, staged.apart.undo) as (folder, undo, record):
+                with self._written(opened, source, staged.apart.undo) as (folder, undo, record):
                     kept = self._store.keep(folder, undo, path, record, copy=False, delta=True)
             finally:
                 os.close(source)
             self._stage.discard(staged.name)
             staged.handle = self._look.root.handles.read(fd, b"")
             staged.info, staged.found = os.fstat(fd), read_xattrs(fd, b"")
+            if hold.left_s() <= 0:
+                # What it looks like now may be somebody else's doing: the next scan tells.
+                raise StaleError("somebody opened it while it was flushed")
             return kept.path
 
     def make_whole(self, place: Place, node: NodeId, staged: "Staged") -> None:
@@ -389,8 +461,8 @@ class InPlace:
         staged.apart = None
 
     @contextlib.contextmanager
-    def _opened(self, place: Place, node: NodeId) -> Iterator[int]:
-        """The file, open for writing, held so that nobody else can open it; -1 if that cannot be.
+    def _opened(self, place: Place, node: NodeId) -> Iterator[tuple[int, WriteHold] | None]:
+        """The file, open for writing, held so that nobody else can open it; ``None``: impossible.
 
         Raises:
             StaleError: it is not what was observed.
@@ -400,18 +472,19 @@ class InPlace:
             fd = os.open(looked.name, _OPEN, dir_fd=looked.dir_fd)
         except OSError as error:
             log.info("not-in-place node=%d reason=%s", node, error)
-            yield -1
+            yield None
             return
         try:
             if take_write_lease(fd) is not Lease.GRANTED:
-                yield -1
+                yield None
                 return
+            hold = WriteHold(fd)
             try:
                 self._look.at(place, node, content=True)
                 info = os.fstat(fd)
                 if info.st_ino != looked.info.st_ino:
                     raise StaleError("something else has its name")
-                yield fd if info.st_nlink == 1 else -1
+                yield (fd, hold) if info.st_nlink == 1 else None
             finally:
                 release(fd)
         finally:
@@ -419,7 +492,7 @@ class InPlace:
 
     @contextlib.contextmanager
     def _written(
-        self, fd: int, source: int, undo: bytes
+        self, opened: tuple[int, WriteHold], source: int, undo: bytes
     ) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
         """Write a version; if the block fails, or the writing itself, all is as it was.
 
@@ -427,7 +500,7 @@ class InPlace:
         with it there must leave it where it is, or take it away as a last step.
 
         Args:
-            fd: the file, held.
+            opened: the file, held.
             source: what is new of it.
             undo: its name in the stage.
 
@@ -441,14 +514,19 @@ class InPlace:
             delta = open_delta(delta_fd)
             if delta is None:
                 raise StaleError("its undo cannot be read")
-            target = Overwriting(fd, delta_fd, delta)
+            target = Overwriting(opened[0], delta_fd, delta, opened[1].left_s)
             if not target.is_old():
                 raise StaleError("it changed since it was observed")
             os.rename(undo, undo, src_dir_fd=stage.incoming, dst_dir_fd=stage.torn)
             os.fsync(stage.torn)
             try:
                 target.write_new(source)
-                target.finish_new()
+                try:
+                    target.finish_new()
+                except LeaseLostError:
+                    if not target.is_new:
+                        raise
+                    os.fsync(opened[0])
                 yield stage.torn, undo, delta.about.record
             except BaseException as error:
                 self._undo(target, undo, error)
@@ -459,8 +537,9 @@ class InPlace:
     def _undo(self, target: Overwriting, undo: bytes, why: BaseException) -> None:
         try:
             target.write_old()
-        except OSError as error:
-            text = f"{why}; undoing it failed as well ({error.strerror}): the next run does it"
-            raise PathError(text) from error
+        except (OSError, LeaseLostError) as error:
+            what = error.strerror if isinstance(error, OSError) else "somebody else has it open"
+            text = f"{why or 'somebody opened it'}; it is half-written, and cannot be undone now"
+            raise PathError(f"{text} ({what}): the next run does it") from error
         os.unlink(undo, dir_fd=self._stage.torn)
         os.fsync(self._stage.torn)

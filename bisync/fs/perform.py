@@ -436,13 +436,13 @@ class Performer:
         from bisync.fs.inplace import InPlace  # noqa: PLC0415 -- loads numpy
 
         place, in_place = step.places[0], InPlace(self.look, self.stage, self.store)
+        self.record.db.begin()
+        self.record.db.put(HAS_DELTAS, 1)
         kept = in_place.write(place, step.node, staged)
         if kept is None:
             in_place.make_whole(place, step.node, staged)
             self.log.amend(i, undo=None)
             return None
-        self.record.db.begin()
-        self.record.db.put(HAS_DELTAS, 1)
         return kept
 
     def _follow(

@@ -8,10 +8,12 @@ identity the log does not show in use is removed, everything else is kept as rec
 import json
 import logging
 import os
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from bisync.core.node import Attributes, Content, Kind, Node, NodeId, Place
+from bisync.core.path import display
 from bisync.core.plan import Placements, Update
 from bisync.core.rows import update_from_list
 from bisync.errors import PathError, StaleError
@@ -30,7 +32,9 @@ from bisync.linux.lease import Lease
 from bisync.linux.rename import ASIDE, rename_noreplace, swap
 
 log = logging.getLogger(__name__)
+STORE_NAME = "store"  # in the state: the path of the store that the last run used
 _NO_PAIR = 0
+_STUCK_PAIR = -1  # its rows say where that belongs which the store did not take yet
 
 
 @dataclass(slots=True)
@@ -42,7 +46,9 @@ class Recovered:
     failed: set[int] = field(default_factory=set)  # keys with a step that was not done
     placed: Placements = field(default_factory=Placements)
     returned: int = 0  # objects brought back or to the store
-    damaged: set[NodeId] = field(default_factory=set)  # what a power cut took (--fsync never)
+    damaged: set[NodeId] = field(default_factory=set)  # what has to be fetched again
+    said: list[str] = field(default_factory=list)
+    stuck: list[tuple[bytes, str]] = field(default_factory=list)  # what the store did not take
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +124,8 @@ class _Recovery:
         self._empty_stage()
         self._check_unflushed()
         self.replica.settled()
+        if self.replica.options.store_day is None:
+            self.replica.database.put(STORE_NAME, self.replica.options.store)
         self.index.save_numbers()
         self.replica.database.commit()
         return self.out
@@ -141,6 +149,15 @@ class _Recovery:
             self.index.drop_node(node)
         self.out.damaged |= mended.damaged
         self.out.returned += len(mended.old) + len(mended.new)
+        for kept, path, before in mended.taken:
+            text = [path.decode("latin-1"), before, time.time_ns()]
+            self.replica.database.execute(
+                "INSERT OR REPLACE INTO displaced VALUES(?, ?)", (kept, json.dumps(text))
+            )
+            self.out.said.append(
+                f"{display(path)}: a crash left it half-written, and it was written to since: "
+                f"kept as {display(kept)} in the store, and fetched again"
+            )
 
     # -- what was done -------------------------------------------------------
 
@@ -414,8 +431,10 @@ class _Recovery:
         for row in rows:
             if "near" in row:
                 self._settle_near(row)
+        self.replica.database.execute("DELETE FROM result WHERE pair=?", (_STUCK_PAIR,))
         incoming = {row["in"].encode(): row for row in rows if "in" in row}
-        outgoing = {row["out"].encode(): row for row in rows if "out" in row}
+        outgoing = {row["out"].encode("latin-1"): row for row in rows if "out" in row}
+        there = os.listdir(stage.displaced)  # before more has to wait there
         for name in map(os.fsencode, os.listdir(stage.incoming)):
             if name.startswith(PARTIAL):
                 continue  # the next run may go on with it
@@ -424,7 +443,7 @@ class _Recovery:
                 remove_object(stage.incoming, name)
             else:
                 self._to_store(stage.incoming, name, found)
-        for name in map(os.fsencode, os.listdir(stage.displaced)):
+        for name in map(os.fsencode, there):
             found = outgoing.get(name)
             back = found is not None and "astray" not in found
             if found is not None and back and found["op"] in ("Park", "Remove", "Unlink"):
@@ -491,8 +510,12 @@ class _Recovery:
                 return False
             path = self.index.place_path(ours[0])
             record = {"reason": "damaged by a power cut", "conflict": False, "digest": None}
-            self.replica.store.keep(dir_fd, name, path, record, copy=len(ours) > 1)
+            kept = self.replica.store.keep(dir_fd, name, path, record, copy=len(ours) > 1)
             self.replica.store.flush()
+            self.out.said.append(
+                f"{display(path)}: damaged by a power cut; kept as {display(kept.path)} in the "
+                "store, and fetched again"
+            )
             for parent, other in ours[1:]:
                 os.unlink(other, dir_fd=self.replica.directories.open(parent))
         except PathError as error:
@@ -517,11 +540,26 @@ class _Recovery:
         try:
             self.replica.store.keep(dir_fd, name, path, record, copy=shared)
         except PathError as error:
-            # It stays where it is, safe, and the next run tries again.
-            log.warning("stage-entry-kept name=%s reason=%s", name, error)
+            self._stay(dir_fd, name, path, error.reason)
             return
         self.replica.store.flush()
         self.out.returned += 1
+
+    def _stay(self, dir_fd: int, name: bytes, path: bytes, reason: str) -> None:
+        """What the store did not take stays where nothing is removed; the next run tries again."""
+        log.warning("stage-entry-kept name=%s reason=%s", name, reason)
+        self.out.stuck.append((path, f"displaced before a crash, it waits in the stage: {reason}"))
+        stage = self.replica.stage
+        if dir_fd == stage.incoming:
+            rename_noreplace(dir_fd, name, stage.displaced, name)
+            os.fsync(stage.displaced)
+        if dir_fd in (stage.incoming, stage.displaced):
+            row = {"op": "Stuck", "keys": [], "node": 0, "out": name.decode("latin-1")}
+            row["path"] = path.decode("latin-1")
+            self.replica.database.execute(
+                "INSERT INTO result(pair, done, payload) VALUES(?, 0, ?)",
+                (_STUCK_PAIR, json.dumps(row)),
+            )
 
 
 def _handle(row: dict[str, Any]) -> bytes | None:

@@ -5,25 +5,28 @@ the store, so that the other side's version can be fetched.
 """
 
 import contextlib
+import math
 import os
 import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bisync.core.node import NodeId
 from bisync.core.path import STATE_DIR, display
 from bisync.errors import HaltError, PathError, StaleError
+from bisync.fs.displaced import evidence
 from bisync.fs.look import Looker
 from bisync.fs.restore import parent_of
 from bisync.fs.stage import Stage
 from bisync.fs.store import Store
-from bisync.linux.lease import Lease, release, take_write_lease
+from bisync.linux.lease import Lease, WriteHold, release, take_write_lease
 
 if TYPE_CHECKING:
     from bisync.delta.reverse import About, ReverseDelta
 
+_STOP = "stop that program, then run again"
 _PATIENCE_S = 2.0  # who only reads is soon done
 _OPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -36,6 +39,7 @@ class Mended:
     new: list[bytes] = field(default_factory=list)  # the new version
     edited: list[bytes] = field(default_factory=list)  # written to since: to the store with it
     damaged: set[NodeId] = field(default_factory=set)  # numbers of those
+    taken: list[tuple[bytes, bytes, Any]] = field(default_factory=list)  # kept, path, evidence
 
 
 class Mender:
@@ -113,7 +117,8 @@ class Mender:
                 "or the other side, then move this one away"
             )
         try:
-            self._take(spot, path, node)
+            with self._held(spot, path) as (_, hold):
+                self._take(spot, path, node, hold)
         finally:
             spot.close()
         if self._take_out:
@@ -123,18 +128,25 @@ class Mender:
     def _mend(
         self, spot: "_Spot", name: bytes, undo: int, delta: "ReverseDelta", *, sure: bool
     ) -> None:
-        from bisync.fs.inplace import Overwriting, State  # noqa: PLC0415 -- loads numpy
+        from bisync.fs.inplace import LeaseLostError, Overwriting, State  # noqa: PLC0415
 
         about = delta.about
         path = about.path.encode("latin-1")
-        with self._held(spot, path) as fd:
-            target = Overwriting(fd, undo, delta)
+        with self._held(spot, path) as (fd, hold):
+            target = Overwriting(fd, undo, delta, hold.left_s)
+            what = f"{display(path)}: a crash left it half-written, and"
             try:
                 state = target.settle()
+            except LeaseLostError as error:
+                text = f"{what} a program opened it before it was whole again"
+                raise HaltError(f"{text}; {_STOP}") from error
             except OSError as error:
-                text = f"{display(path)}: a crash left it half-written, and it cannot be mended"
-                raise HaltError(f"{text}: {error.strerror}") from error
-            sure = sure or (state is State.EDITED and target.resembles())
+                text = f"{what} it cannot be mended ({error.strerror})"
+                raise HaltError(f"{text}; make that possible, then run again") from error
+            if state is State.EDITED and (sure or target.resembles()):
+                self._take(spot, path, about.node, hold)
+                if not self._take_out:
+                    return
         if state is State.OLD:
             self.done.old.append(path)
             os.unlink(name, dir_fd=self._stage.torn)
@@ -142,14 +154,10 @@ class Mender:
             return
         if state is State.NEW:
             self.done.new.append(path)
-        elif sure:
-            self._take(spot, path, about.node)
-            if not self._take_out:
-                return
         self._keep_delta(name, about)  # of an edited one; or another file has its name
 
     @contextlib.contextmanager
-    def _held(self, spot: "_Spot", path: bytes) -> Iterator[int]:
+    def _held(self, spot: "_Spot", path: bytes) -> Iterator[tuple[int, WriteHold]]:
         """The file, open for writing, while nobody else can open it.
 
         Raises:
@@ -166,24 +174,35 @@ class Mender:
             while (lease := take_write_lease(fd)) is Lease.REFUSED and time.monotonic() < until:
                 time.sleep(0.05)
             if lease is Lease.REFUSED:
-                raise HaltError(f"{what} a program has it open; stop that program, then run again")
+                raise HaltError(f"{what} a program has it open; {_STOP}")
+            if lease is not Lease.GRANTED:
+                raise HaltError(f"{what} only its owner or root can mend it; run as one of them")
             try:
-                yield fd
+                yield fd, WriteHold(fd)
             finally:
-                if lease is Lease.GRANTED:
-                    release(fd)
+                release(fd)
         finally:
             os.close(fd)
 
-    def _take(self, spot: "_Spot", path: bytes, node: NodeId) -> None:
-        """A file that is neither version leaves the tree, as it is."""
+    def _take(self, spot: "_Spot", path: bytes, node: NodeId, hold: WriteHold) -> None:
+        """A file that is neither version leaves the tree, as it is.
+
+        Who is caught in ``open`` then has what is kept: that is looked at again later.
+        """
+        if not self._take_out:
+            self.done.edited.append(path)
+            return
+        if hold.left_s() < math.inf:
+            what = f"{display(path)}: a crash left it half-written, and it was written to since"
+            raise HaltError(f"{what}; a program wants to open it; {_STOP}")
         self.done.edited.append(path)
-        if self._take_out:
-            record = {"reason": "half-written, and written to since", "conflict": False}
-            self._store.keep(spot.fd, spot.name, path, {**record, "digest": None}, copy=False)
-            self._store.flush()
-            os.fsync(spot.fd)
-            self.done.damaged.add(node)
+        before = evidence(spot.fd, spot.name)
+        record = {"reason": "half-written, and written to since", "conflict": False}
+        kept = self._store.keep(spot.fd, spot.name, path, {**record, "digest": None}, copy=False)
+        self._store.flush()
+        os.fsync(spot.fd)
+        self.done.damaged.add(node)
+        self.done.taken.append((kept.path, path, before))
 
     def _keep_delta(self, name: bytes, about: "About") -> None:
         self._keep(name, about.path.encode("latin-1"), about.record)

@@ -7,11 +7,15 @@ waits until the lease is given back.
 
 import errno
 import fcntl
+import math
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
+
+_MARGIN_S = 5.0  # before the kernel lets somebody in
 
 
 class Lease(Enum):
@@ -46,9 +50,35 @@ def _take(fd: int, kind: int) -> Lease:
     return Lease.GRANTED
 
 
-def is_breaking(fd: int, *, write: bool = False) -> bool:
-    """Whether somebody waits in ``open`` for our read (or write) lease to end."""
-    return fcntl.fcntl(fd, fcntl.F_GETLEASE) != (fcntl.F_WRLCK if write else fcntl.F_RDLCK)
+def is_breaking(fd: int) -> bool:
+    """Whether somebody waits in ``open`` for our read lease to end."""
+    return fcntl.fcntl(fd, fcntl.F_GETLEASE) != fcntl.F_RDLCK
+
+
+class WriteHold:
+    """A write lease that was granted, and how long it still holds everybody off.
+
+    Whoever opens the file makes the lease *break*: he waits, and after some seconds (45, see
+    ``/proc/sys/fs/lease-break-time``) the kernel lets him in. Nothing may be written then. When a
+    breaking began is not told: at the last look that saw the lease intact, at the earliest.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        with open("/proc/sys/fs/lease-break-time", "rb") as file:
+            self._patience_s = float(file.read()) or math.inf  # 0: he waits for ever
+        self._intact = time.monotonic()
+        self.breaking = False
+
+    def left_s(self) -> float:
+        """Seconds for which nobody else has it open for certain; endless while nobody waits."""
+        now = time.monotonic()
+        if not self.breaking:
+            if fcntl.fcntl(self._fd, fcntl.F_GETLEASE) == fcntl.F_WRLCK:
+                self._intact = now
+                return math.inf
+            self.breaking = True
+        return max(0.0, self._patience_s - _MARGIN_S - (now - self._intact))
 
 
 def release(fd: int) -> None:

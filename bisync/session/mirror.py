@@ -117,6 +117,8 @@ class MirrorRun:
             side.open()
             for text in side.messages:
                 self._note(b"", text)
+            for path, reason in side.problems:
+                self._met(Met("beta", "problem", path, reason))
             for number in range(_ROUNDS):
                 stale = self._round(side, tree, first=number == 0)
                 if not stale:

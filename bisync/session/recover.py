@@ -5,7 +5,7 @@ import os
 from bisync.core.ignore import Matcher
 from bisync.core.path import STORE_DIR
 from bisync.errors import EndpointError, UsageError
-from bisync.fs.recovery import mend
+from bisync.fs.recovery import STORE_NAME, mend
 from bisync.fs.replica import Options, Replica
 from bisync.fs.torn import Mended
 from bisync.fs.walk import ScanRules
@@ -15,7 +15,7 @@ def recover(
     root: str | bytes | os.PathLike[str],
     *,
     state_dir: str | None = None,
-    store: bytes = STORE_DIR,
+    store: bytes | None = None,
 ) -> Mended:
     """Make every file of a root that a crash left half-written its old or its new version.
 
@@ -24,7 +24,7 @@ def recover(
 
     Args:
         root: the root.
-        store: the rollback store's path below it.
+        store: the rollback store's path below it; ``None``: that of the last run.
 
     Raises:
         UsageError: it is no root, or was never synchronised.
@@ -32,15 +32,21 @@ def recover(
         RootLockedError: an engine works on it just now.
         HaltError: a program has such a file open for writing already.
     """
-    options = Options(rules=ScanRules(Matcher(()), store), store=store, state_dir=state_dir)
-    replica = Replica(os.fsencode(root), options)
-    try:
-        if replica.db is None:
-            raise UsageError(f"{os.fsdecode(replica.path)}: it was never synchronised")
-        if replica.damaged:
-            text = f"{os.fsdecode(replica.path)}: its state cannot be read ({replica.damaged})"
-            raise EndpointError(f"{text}; the next sync or mirror recovers what it can")
-        replica.establish()
-        return mend(replica)
-    finally:
-        replica.close()
+    name = STORE_DIR if store is None else store
+    while True:
+        options = Options(rules=ScanRules(Matcher(()), name), store=name, state_dir=state_dir)
+        replica = Replica(os.fsencode(root), options)
+        try:
+            if replica.db is None:
+                raise UsageError(f"{os.fsdecode(replica.path)}: it was never synchronised")
+            if replica.damaged:
+                text = f"{os.fsdecode(replica.path)}: its state cannot be read ({replica.damaged})"
+                raise EndpointError(f"{text}; the next sync or mirror recovers what it can")
+            used = replica.database.get(STORE_NAME)
+            if store is None and used not in (None, name):
+                store = name = bytes(used)
+                continue
+            replica.establish()
+            return mend(replica)
+        finally:
+            replica.close()

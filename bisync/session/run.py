@@ -149,6 +149,11 @@ class Run:
             self.sides[0].recover(ledger.archives[0]),
             self.sides[1].recover(ledger.archives[1]),
         )
+        for side in SIDES:
+            for text in recovered[side].said:
+                self._say(f"{self.sides[side].hello().path}: {text}")
+            for path, reason in recovered[side].stuck:
+                self._meet(Met(side.label, "problem", path, reason))
         if relation.start is Start.FIRST:
             ledger.clear()
             return ledger
@@ -181,9 +186,6 @@ class Run:
                 there = each.ids[side.other]
                 if there is not None:
                     self.forced[side.other].add(there)
-            for node in recovered[side].damaged:
-                self._say(f"{self.sides[side].hello().path}: a file was damaged by a power cut "
-                          f"(node {node}); it is kept aside and fetched again")  # fmt: skip
 
     def _carry_out(self, ledger: Ledger, hellos: tuple[Hello, Hello]) -> None:
         """Do what a person chose for conflicts that were decided: it is their edit."""

@@ -1,5 +1,6 @@
 """Big files that are written into: the same inode, an undo, and old versions as what was there."""
 
+import fcntl
 import json
 import os
 import random
@@ -15,9 +16,11 @@ import pytest
 import bisync
 from bisync.core.ignore import Matcher
 from bisync.core.retention import Retention
+from bisync.fs.inplace import Overwriting
 from bisync.fs.replica import Options, Replica
 from bisync.fs.retention import tend
 from bisync.fs.walk import ScanRules
+from bisync.linux.lease import Lease
 from tests.trees import environment, kept, look, run, sync
 
 Pair = tuple[Path, Path]
@@ -627,3 +630,174 @@ def test_a_copy_of_the_tree_that_was_written_to(here: Pair):
     sync(a, b)
     assert look(a)["f"] == look(b)["f"] == new
     assert torn in [content for _, content in kept(b)]
+
+
+class _Opener:
+    """A program that opens a file for writing, waits as long as it has to, and writes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._thread = threading.Thread(target=self._run)
+        self.text = b"somebody wrote this"
+
+    def _run(self) -> None:
+        with self._path.open("r+b", buffering=0) as file:
+            os.pwrite(file.fileno(), self.text, 3 * MIB + 11)
+
+    def start(self, fd: int) -> None:
+        """Begin to open; return when the holder of ``fd`` can see that somebody waits."""
+        self._thread.start()
+        while fcntl.fcntl(fd, fcntl.F_GETLEASE) == fcntl.F_WRLCK:
+            pass
+
+    def join(self) -> None:
+        self._thread.join()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits may have been let in at once, as far as anybody knows."""
+    monkeypatch.setattr("bisync.linux.lease._MARGIN_S", 1e9)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_somebody_is_let_in_while_it_is_made_whole(here: Pair, monkeypatch: pytest.MonkeyPatch):
+    """Nothing is written after that: what he writes stays, and is never written over."""
+    a, b = here
+    _, new = _crashed(a, b, 4)
+    torn = (b / "f").read_bytes()
+    opener, real = _Opener(b / "f"), Overwriting.rest_is_old
+
+    def look_through(self: Overwriting) -> bool:
+        found = real(self)
+        opener.start(self.fd)
+        return found
+
+    monkeypatch.setattr(Overwriting, "rest_is_old", look_through)
+    with pytest.raises(bisync.HaltError, match="stop that program"):
+        bisync.recover(b)
+    opener.join()
+    monkeypatch.undo()
+    written = (b / "f").read_bytes()
+    assert opener.text in written
+    assert written.replace(opener.text, torn[3 * MIB + 11 :][: len(opener.text)]) == torn
+    sync(a, b)
+    assert look(a)["f"] == look(b)["f"] == new
+    assert written in [content for _, content in kept(b)]
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("when", ["_put", "_end"])
+def test_somebody_is_let_in_while_it_is_written(
+    here: Pair, monkeypatch: pytest.MonkeyPatch, when: str
+):
+    """In the middle: it is half-written, and what he writes is kept. At the end: it is an edit."""
+    a, b = here
+    _changed(a, b)
+    opener, real, calls = _Opener(b / "f"), getattr(Overwriting, when), [0]
+
+    def opened(self: Overwriting, *args: object) -> None:
+        calls[0] += 1
+        if calls[0] == (4 if when == "_put" else 1):
+            opener.start(self.fd)
+        real(self, *args)
+
+    monkeypatch.setattr(Overwriting, when, opened)
+    monkeypatch.setattr("bisync.fs.inplace._STEP", 4096)
+    report = bisync.sync(a, b, bisync.Config(apply=bisync.Apply.IN_PLACE))
+    opener.join()
+    monkeypatch.undo()
+    assert opener.text in (b / "f").read_bytes()
+    if when == "_put":
+        assert (report.exit_code, report.problems) == (23, 1)
+    sync(a, b)
+    sync(a, b)
+    assert look(a) == look(b)
+    everywhere = [*(content for _, content in (*kept(a), *kept(b))), look(b)["f"]]
+    assert any(opener.text in content for content in everywhere if isinstance(content, bytes))
+
+
+def test_nobody_may_hold_it(here: Pair, monkeypatch: pytest.MonkeyPatch):
+    """Without the right to a lease nothing is written."""
+    a, b = here
+    _crashed(a, b, 4)
+    torn = (b / "f").read_bytes()
+    monkeypatch.setattr("bisync.fs.torn.take_write_lease", lambda _fd: Lease.UNKNOWN)
+    with pytest.raises(bisync.HaltError, match="only its owner or root"):
+        bisync.recover(b)
+    assert (b / "f").read_bytes() == torn
+
+
+def test_a_decayed_undo_and_a_program_at_work(here: Pair):
+    """What a program writes to is not taken away from it."""
+    a, b = here
+    _, new = _crashed(a, b, 4)
+    _write(next((b / ".bisync/undo").iterdir()), (100, b"rot"))
+    with (b / "f").open("r+b"):
+        assert "has it open" in run("sync", a, b, check=25).said
+        assert (b / "f").exists()
+    sync(a, b)
+    assert look(b)["f"] == new
+
+
+def test_a_mirror_from_another_source(here: Pair, tmp_path: Path):
+    """A version that this source never had is kept whole."""
+    a, b = here
+    first = _image(a / "f")
+    run("mirror", "-a", f"{a}/", f"{b}/")
+    second = _write(a / "f", (MIB, b"two"))
+    run("mirror", "-a", *IN_PLACE, f"{a}/", f"{b}/")
+    assert len(_deltas(b)) == 1
+    assert look(b)["f"] == second
+    other = tmp_path / "other"
+    other.mkdir()
+    _image(other / "f", seed=9)
+    _write(other / "f", (0, second[: SIZE - MIB]))
+    run("mirror", "-a", *IN_PLACE, f"{other}/", f"{b}/")
+    assert second in [content for _, content in kept(b)]
+    assert len(_deltas(b)) == 1
+    assert first not in [content for _, content in kept(b)]
+
+
+def test_recovery_uses_the_store_of_the_run(here: Pair):
+    """Without being told: a second store would be content to the next run."""
+    a, b = here
+    old, new = _changed(a, b)
+    store = ("--rollback-dir", "old")
+    sync(a, b, *store)
+    newer = _write(a / "f", (MIB, b"newer"))
+    _killed("bisync.fs.inplace:Overwriting:finish_new", 0, "after", "sync", *IN_PLACE, *store, a, b)
+    assert run("recover", "--json", b).summary["new"] == ["f"]
+    assert not (b / "rsync-rollback").exists()
+    assert list((b / "old").rglob("*.bisync-delta"))
+    sync(a, b, *store)
+    assert look(a)["f"] == look(b)["f"] == newer
+    assert old != new
+
+
+def test_what_the_store_does_not_take_waits(here: Pair):
+    """A loser that recovery cannot bring to the store is a problem, and stays until it can."""
+    if os.geteuid():
+        pytest.skip("needs root")
+    a, b = here
+    (a / "x").write_bytes(b"one")
+    (a / "other").write_bytes(b"1")
+    sync(a, b)
+    (a / "other").write_bytes(b"two")
+    sync(a, b)  # beta has a folder of today
+    (a / "x").write_bytes(b"loser")
+    os.utime(a / "x", ns=(1, 1))
+    (b / "x").write_bytes(b"winner")
+    (day,) = (p for p in (b / "rsync-rollback").iterdir() if p.name > "2")
+    (a / "rsync-rollback" / day.name).mkdir(parents=True)
+    _killed("bisync.fs.store:Store:keep", 0, "before", "sync", a, b)
+    (folder,) = (p for p in (a / "rsync-rollback").iterdir() if p.name == day.name)
+    if subprocess.run(["chattr", "+i", folder], check=False, capture_output=True).returncode:
+        pytest.skip("no such flag here")
+    try:
+        for _ in range(2):
+            assert sync(a, b, check=23).summary["problems"] == 1
+    finally:
+        subprocess.run(["chattr", "-i", folder], check=True)
+    assert sync(a, b).summary["problems"] == 0
+    assert b"loser" in [content for path, content in kept(a) if path.endswith(b"/x")]

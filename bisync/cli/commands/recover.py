@@ -4,14 +4,14 @@ import argparse
 import os
 
 from bisync.cli.output import show_rows
-from bisync.core.path import STORE_DIR, display
+from bisync.core.path import display
 from bisync.fs.torn import Mended
 from bisync.session.recover import recover
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
-    store = os.fsencode(options.rollback_dir) if options.rollback_dir else STORE_DIR
+    store = os.fsencode(options.rollback_dir) if options.rollback_dir else None
     found = recover(options.root, state_dir=options.state_dir, store=store)
     code = 23 if found.edited else 0
     row = {
