@@ -1,6 +1,7 @@
 """What following an image costs who writes to it: page writes per second, with and without.
 
-Usage (as root): python -m bench.guest [--mib N] [--seconds N] [--rounds N] [FILE_SYSTEM ...]
+Usage (as root): python -m bench.guest [--mib N] [--seconds N] [--rounds N] [--burst S]
+[FILE_SYSTEM ...]
 
 A process writes pages all over an image and flushes after every tenth, as a guest's file system
 does; in every other round a session syncs the image again and again, a second after the last time.
@@ -32,16 +33,19 @@ print(count / float(sys.argv[2]))
 """
 
 
-def rate(image: Path, seconds: float, seed: int, session: bisync.Session | None) -> float:
-    """Pages per second."""
+def rate(
+    image: Path, seconds: float, seed: int, session: bisync.Session | None
+) -> tuple[float, int]:
+    """Pages per second, and how many versions were taken meanwhile."""
+    versions = 0
     words = [sys.executable, "-c", WRITER, image, str(seconds), str(seed)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as writer:
         while writer.poll() is None:
             if session is not None:
-                session.run()
+                versions += session.run().updated
             time.sleep(1)
         assert writer.stdout is not None
-        return float(writer.stdout.read())
+        return float(writer.stdout.read()), versions
 
 
 def main() -> None:
@@ -50,9 +54,10 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=1024)
     parser.add_argument("--seconds", type=float, default=8)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--burst", type=float, default=30, help="seconds of work at once")
     parser.add_argument("file_systems", nargs="*", default=list(MAKE))
     options = parser.parse_args()
-    print(f"{'fs':6} {'MiB':>6} {'alone /s':>9} {'with /s':>9} {'rate':>6}")
+    print(f"{'fs':6} {'MiB':>6} {'alone /s':>9} {'with /s':>9} {'rate':>6} {'versions':>8}")
     for kind in options.file_systems:
         with (
             place() as folder,
@@ -68,8 +73,11 @@ def main() -> None:
             with (a / "image").open("wb") as file:
                 for _ in range(options.mib):
                     file.write(chance.randbytes(256 * PAGE))
-            config = bisync.Config(retention=bisync.Retention(days=None))
-            found: dict[bool, list[float]] = {False: [], True: []}
+            config = bisync.Config(
+                retention=bisync.Retention(days=None),
+                allowance=bisync.Allowance(burst_s=options.burst),
+            )
+            found: dict[bool, list[tuple[float, int]]] = {False: [], True: []}
             with bisync.Session(a, b, config) as session:
                 session.run()
                 for number in range(2 * options.rounds):
@@ -77,10 +85,14 @@ def main() -> None:
                     found[followed].append(
                         rate(a / "image", options.seconds, number, session if followed else None)
                     )
-            alone, followed_ = (statistics.median(found[key]) for key in (False, True))
-            ratio = followed_ / alone
+            alone, with_ = (
+                statistics.median(each for each, _ in found[key]) for key in (False, True)
+            )
+            versions = statistics.median(count for _, count in found[True])
             print(
-                f"{kind:6} {options.mib:6} {alone:9.0f} {followed_:9.0f} {ratio:6.2f}", flush=True
+                f"{kind:6} {options.mib:6} {alone:9.0f} {with_:9.0f} {with_ / alone:6.2f} "
+                f"{versions:8.0f}",
+                flush=True,
             )
 
 
