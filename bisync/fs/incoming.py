@@ -23,9 +23,9 @@ from bisync.fs.stage import Stage
 
 if TYPE_CHECKING:
     from bisync.delta.blocks import Blocks
+    from bisync.fs.apart import Apart
     from bisync.fs.bigfile import Patch
     from bisync.fs.blocklist import BlockLists
-    from bisync.fs.inplace import Apart
 
 log = logging.getLogger(__name__)
 _SETID = 0o6000
@@ -231,7 +231,7 @@ class Builder:
     ) -> "Apart | None":
         """Prepare the writing into a file; ``None``, and the new one whole, if it is no use."""
         from bisync.delta.reverse import About  # noqa: PLC0415 -- loads numpy
-        from bisync.fs.inplace import MOST, MOST_BYTES, Apart, write_undo  # noqa: PLC0415
+        from bisync.fs.apart import MOST, MOST_BYTES, Apart, write_undo  # noqa: PLC0415
 
         most = min(row.content.size // MOST, MOST_BYTES)
         if patch.overwritten > most and self.apply is not Apply.IN_PLACE:

@@ -88,7 +88,7 @@ def lay_back(out: int, deltas: Iterable[Kept]) -> "Blocks | None":
     Returns:
         The list of what it ought to be then; ``None`` if a delta is gone or damaged.
     """
-    from bisync.fs.inplace import open_delta  # noqa: PLC0415 -- loads numpy
+    from bisync.fs.overwriting import open_delta  # noqa: PLC0415 -- loads numpy
 
     last = None
     for kept in deltas:
@@ -243,7 +243,7 @@ def _join(store: Store, versions: list[Version]) -> bytes:
         OSError: one of them cannot be read, or there is no room.
     """
     from bisync.delta.reverse import joined  # noqa: PLC0415 -- loads numpy
-    from bisync.fs.inplace import open_delta  # noqa: PLC0415
+    from bisync.fs.overwriting import open_delta  # noqa: PLC0415
 
     with contextlib.ExitStack() as stack:
         deltas = []

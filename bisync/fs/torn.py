@@ -77,7 +77,7 @@ class Mender:
         return self.done
 
     def _settle(self, name: bytes) -> None:
-        from bisync.fs.inplace import open_delta  # noqa: PLC0415 -- loads numpy
+        from bisync.fs.overwriting import open_delta  # noqa: PLC0415 -- loads numpy
 
         folder = self._stage.torn
         undo = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
@@ -128,7 +128,7 @@ class Mender:
     def _mend(
         self, spot: "_Spot", name: bytes, undo: int, delta: "ReverseDelta", *, sure: bool
     ) -> None:
-        from bisync.fs.inplace import LeaseLostError, Overwriting, State  # noqa: PLC0415
+        from bisync.fs.overwriting import LeaseLostError, Overwriting, State  # noqa: PLC0415
 
         about = delta.about
         path = about.path.encode("latin-1")

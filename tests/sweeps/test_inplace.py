@@ -106,7 +106,7 @@ def test_kill_before_each_call(ways: list[Lane]) -> None:
         lanes=ways,
         attempt=attempt,
         key=lambda call: call.point,
-        seconds=25,
+        seconds=15,
     ).run(spread(points))
 
 

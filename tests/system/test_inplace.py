@@ -16,7 +16,7 @@ import pytest
 import bisync
 from bisync.core.ignore import Matcher
 from bisync.core.retention import Retention
-from bisync.fs.inplace import Overwriting
+from bisync.fs.overwriting import Overwriting
 from bisync.fs.replica import Options, Replica
 from bisync.fs.retention import tend
 from bisync.fs.walk import ScanRules
@@ -234,7 +234,7 @@ def some(self, *args, **more):
 setattr(owner, name, some)
 sys.exit(main(sys.argv[4:]))
 """
-PUT = "bisync.fs.inplace:Overwriting:_put"
+PUT = "bisync.fs.overwriting:Overwriting:_put"
 
 
 def _killed(where: str, count: int, how: str, *words: str | Path) -> None:
@@ -493,7 +493,7 @@ def test_an_undo_that_decayed_and_nobody_knows(here: Pair):
 @pytest.mark.parametrize(
     ("where", "how"),
     [
-        ("bisync.fs.inplace:Overwriting:finish_new", "after"),
+        ("bisync.fs.overwriting:Overwriting:finish_new", "after"),
         ("bisync.fs.store:Store:_record", "before"),
         ("bisync.fs.store:Store:_record", "after"),
         ("bisync.fs.store:Store:keep", "after"),
@@ -517,7 +517,7 @@ def test_killed_when_all_is_written_and_deleted_since(here: Pair):
     """What was written counts as done: a deletion of it is no conflict."""
     a, b = here
     _changed(a, b)
-    _killed("bisync.fs.inplace:Overwriting:finish_new", 0, "after", "sync", *IN_PLACE, a, b)
+    _killed("bisync.fs.overwriting:Overwriting:finish_new", 0, "after", "sync", *IN_PLACE, a, b)
     (a / "f").unlink()
     sync(a, b, "--yes")
     assert not (b / "f").exists()
@@ -703,7 +703,7 @@ def test_somebody_is_let_in_while_it_is_written(
         real(self, *args)
 
     monkeypatch.setattr(Overwriting, when, opened)
-    monkeypatch.setattr("bisync.fs.inplace._STEP", 4096)
+    monkeypatch.setattr("bisync.fs.overwriting._STEP", 4096)
     report = bisync.sync(a, b, bisync.Config(apply=bisync.Apply.IN_PLACE))
     opener.join()
     monkeypatch.undo()
@@ -766,7 +766,9 @@ def test_recovery_uses_the_store_of_the_run(here: Pair):
     store = ("--rollback-dir", "old")
     sync(a, b, *store)
     newer = _write(a / "f", (MIB, b"newer"))
-    _killed("bisync.fs.inplace:Overwriting:finish_new", 0, "after", "sync", *IN_PLACE, *store, a, b)
+    _killed(
+        "bisync.fs.overwriting:Overwriting:finish_new", 0, "after", "sync", *IN_PLACE, *store, a, b
+    )
     assert run("recover", "--json", b).summary["new"] == ["f"]
     assert not (b / "rsync-rollback").exists()
     assert list((b / "old").rglob("*.bisync-delta"))

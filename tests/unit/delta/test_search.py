@@ -23,7 +23,7 @@ from bisync.fs.bigfile import BasisError, Patch, Reader, list_blocks
 
 SEED = int(os.environ.get("BISYNC_SEED", "1"))
 ROUNDS = int(os.environ.get("BISYNC_ROUNDS", "0"))
-BOX = 20.0  # seconds of edits that CI draws
+BOX = 10.0  # seconds of edits that CI draws
 MIB = 1 << 20
 
 

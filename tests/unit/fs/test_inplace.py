@@ -14,10 +14,11 @@ from bisync.delta.backend import BACKEND
 from bisync.delta.blocks import Blocks
 from bisync.delta.changes import send_changes
 from bisync.delta.reverse import About, pages_in
-from bisync.fs import inplace
+from bisync.fs import overwriting
+from bisync.fs.apart import write_undo
 from bisync.fs.bigfile import Patch, Reader, list_blocks
-from bisync.fs.inplace import Overwriting, State, open_delta, write_undo
 from bisync.fs.meta import attributes_of
+from bisync.fs.overwriting import Overwriting, State, open_delta
 from bisync.fs.stage import Stage
 from tests.unit.delta.test_search import edited
 
@@ -34,7 +35,7 @@ class _Disk:
         self.fd = fd
         self.phases: list[list[Callable[[], object]]] = [[]]
         real = {name: getattr(os, name) for name in ("ftruncate", "fsync", "fdatasync", "utime")}
-        allocate, punch = inplace.allocate, inplace.punch
+        allocate, punch = overwriting.allocate, overwriting.punch
         self._pwrite = os.pwrite
 
         def note(name: str, act: Callable[..., object]) -> Callable[..., object]:
@@ -50,9 +51,9 @@ class _Disk:
             return noted
 
         for name, act in real.items():
-            monkeypatch.setattr(inplace.os, name, note(name, act))
-        monkeypatch.setattr(inplace, "allocate", note("allocate", allocate))
-        monkeypatch.setattr(inplace, "punch", note("punch", punch))
+            monkeypatch.setattr(overwriting.os, name, note(name, act))
+        monkeypatch.setattr(overwriting, "allocate", note("allocate", allocate))
+        monkeypatch.setattr(overwriting, "punch", note("punch", punch))
         monkeypatch.setattr(Overwriting, "_put", self._put)
 
     def _put(self, offset: int, data: memoryview) -> None:
