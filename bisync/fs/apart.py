@@ -12,7 +12,7 @@ from bisync.fs.meta import apply_attributes, attributes_of, read_xattrs
 from bisync.fs.stage import Stage
 
 MOST = 4  # of a file at most this part is written over; of more, a new file costs less
-MOST_BYTES = 1 << 30  # nor more: who opens the file meanwhile has to wait so long
+MOST_BYTES = 256 << 20  # nor more: who opens the file meanwhile has to wait so long
 
 
 @dataclass(frozen=True, slots=True)

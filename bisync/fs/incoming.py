@@ -233,8 +233,9 @@ class Builder:
         from bisync.delta.reverse import About  # noqa: PLC0415 -- loads numpy
         from bisync.fs.apart import MOST, MOST_BYTES, Apart, write_undo  # noqa: PLC0415
 
-        most = min(row.content.size // MOST, MOST_BYTES)
-        if patch.overwritten > most and self.apply is not Apply.IN_PLACE:
+        if patch.overwritten > MOST_BYTES or (
+            self.apply is not Apply.IN_PLACE and patch.overwritten * MOST > row.content.size
+        ):
             patch.fill(fd, basis)
             return None
         known, digest, blocks = self.look.index.identity(row.id), row.content.digest, patch.blocks()

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from bisync.core.node import NodeId, Place
-from bisync.errors import PathError, StaleError
+from bisync.core.path import display
+from bisync.errors import HaltError, StaleError
 from bisync.fs.incoming import Staged
 from bisync.fs.look import Looker
 from bisync.fs.meta import read_xattrs
@@ -40,7 +41,8 @@ class InPlace:
 
         Raises:
             StaleError: the file is not what was observed.
-            PathError: it failed; the file is as it was, or the next run makes it so.
+            OSError: it failed; the file is as it was.
+            HaltError: it failed, and the file is half-written until the next run.
         """
         assert staged.apart is not None
         path = self._look.index.place_path(place)
@@ -130,7 +132,7 @@ class InPlace:
 
         Raises:
             StaleError: the file is not what the undo was made for.
-            PathError: it failed, and could not be undone now; the next run does that.
+            HaltError: it failed, and could not be undone now; the next run does that.
         """
         stage = self._stage
         delta_fd = os.open(undo, os.O_RDONLY | os.O_CLOEXEC, dir_fd=stage.incoming)
@@ -141,6 +143,8 @@ class InPlace:
             target = Overwriting(opened[0], delta_fd, delta, opened[1].left_s)
             if not target.is_old():
                 raise StaleError("it changed since it was observed")
+            if opened[1].left_s() <= 0:
+                raise StaleError("somebody opened it before it was written to")
             os.rename(undo, undo, src_dir_fd=stage.incoming, dst_dir_fd=stage.torn)
             os.fsync(stage.torn)
             try:
@@ -159,11 +163,21 @@ class InPlace:
             os.close(delta_fd)
 
     def _undo(self, target: Overwriting, undo: bytes, why: BaseException) -> None:
+        lost = isinstance(why, LeaseLostError)
         try:
-            target.write_old()
+            if target.touched:
+                target.write_old()
         except (OSError, LeaseLostError) as error:
-            what = error.strerror if isinstance(error, OSError) else "somebody else has it open"
-            text = f"{why or 'somebody opened it'}; it is half-written, and cannot be undone now"
-            raise PathError(f"{text} ({what}): the next run does it") from error
+            what = "somebody opened it" if lost else str(why)
+            then = "he was let in" if isinstance(error, LeaseLostError) else str(error)
+            path = self._look.root.path
+            # Nothing may look at it as it is: the run ends, and the next one begins with mending.
+            raise HaltError(
+                f"{display(path)}: a file in it could not be written to the end ({what}; {then}) "
+                f"and is half-written now; run again, or 'bisync recover {display(path)}', when "
+                "nobody has it open"
+            ) from error
         os.unlink(undo, dir_fd=self._stage.torn)
         os.fsync(self._stage.torn)
+        if lost:
+            raise StaleError("somebody opened it before it was written to") from why

@@ -61,6 +61,7 @@ class Overwriting:
         self._read, self._old = Reader(fd), Reader(undo)
         self._left_s = left_s
         self._written = 0  # stretches that have new bytes
+        self.touched = False  # anything was done to it
         self.is_new = False  # all is written, but for its time
 
     def _may(self) -> None:
@@ -236,6 +237,8 @@ class Overwriting:
         """
         todo = [s for s in self.delta.stretches if s.new and not s.hole]
         for stretch in todo:
+            self._may()
+            self.touched = True
             allocate(self.fd, stretch.offset, stretch.new)  # no space: now, not half-way
         total, done, looked = sum(s.new for s in todo), 0, 0
         began, new = time.monotonic(), Reader(source)
@@ -247,13 +250,10 @@ class Overwriting:
             if done - looked >= _STEP:
                 looked = done
                 left_s, spent_s = self._left_s(), time.monotonic() - began
-                if left_s <= 0:
-                    raise LeaseLostError
                 more_s = spent_s * (total - done) / done
-                if left_s < inf and more_s > max(_PATIENCE_S, spent_s):
+                if left_s < inf and more_s > min(left_s, max(_PATIENCE_S, spent_s)):
                     raise StaleError("somebody opened it while it was written to")
         self._written = len(self.delta.stretches)
-        self._may()
 
     def finish_new(self) -> None:
         """Holes, length and time: what is left when all bytes are written; all is durable then.
@@ -263,6 +263,7 @@ class Overwriting:
         """
         about = self.delta.about
         holes = [stretch for stretch in self.delta.stretches if stretch.hole]
+        self.touched = True
         if holes or about.new_size != os.fstat(self.fd).st_size:
             os.fdatasync(self.fd)  # what they take away comes back as long as bytes are missing
             for stretch in holes:
@@ -280,13 +281,12 @@ class Overwriting:
             LeaseLostError: nothing may be written any more.
         """
         about = self.delta.about
-        for number, stretch in enumerate(self.delta.stretches[: self._written]):
-            if number % 64 == 0:
-                self._may()
+        for stretch in self.delta.stretches[: self._written]:
             old = self._old(stretch.at, stretch.old)
             if old != bytes(len(old)):
                 self._put(stretch.offset, old)
             elif stretch.old:
+                self._may()
                 punch(self.fd, stretch.offset, stretch.old)  # it may have been a hole: no space
         self._may()
         os.ftruncate(self.fd, about.size)
@@ -300,5 +300,6 @@ class Overwriting:
 
     def _put(self, offset: int, data: memoryview) -> None:
         while data:
+            self._may()
             done = os.pwrite(self.fd, data, offset)
             data, offset = data[done:], offset + done

@@ -405,7 +405,7 @@ class _Recovery:
             handle = self.look.handle(dir_fd, name)
         except StaleError:
             return
-        if "in" not in row and "astray" in row:
+        if "in" not in row and ("astray" in row or row["op"] == "Stuck"):
             self._to_store(dir_fd, name, row)
         elif "in" not in row:
             self._bring_back(dir_fd, name, row)
@@ -428,10 +428,10 @@ class _Recovery:
     def _empty_stage(self) -> None:
         stage = self.replica.stage
         rows = [intent.row for intent in self.intents]
+        self.replica.database.execute("DELETE FROM result WHERE pair=?", (_STUCK_PAIR,))
         for row in rows:
             if "near" in row:
                 self._settle_near(row)
-        self.replica.database.execute("DELETE FROM result WHERE pair=?", (_STUCK_PAIR,))
         incoming = {row["in"].encode(): row for row in rows if "in" in row}
         outgoing = {row["out"].encode("latin-1"): row for row in rows if "out" in row}
         there = os.listdir(stage.displaced)  # before more has to wait there
@@ -540,26 +540,33 @@ class _Recovery:
         try:
             self.replica.store.keep(dir_fd, name, path, record, copy=shared)
         except PathError as error:
-            self._stay(dir_fd, name, path, error.reason)
+            self._stay(dir_fd, name, path, error.reason, row)
             return
         self.replica.store.flush()
         self.out.returned += 1
 
-    def _stay(self, dir_fd: int, name: bytes, path: bytes, reason: str) -> None:
+    def _stay(
+        self, dir_fd: int, name: bytes, path: bytes, reason: str, row: dict[str, Any] | None
+    ) -> None:
         """What the store did not take stays where nothing is removed; the next run tries again."""
         log.warning("stage-entry-kept name=%s reason=%s", name, reason)
-        self.out.stuck.append((path, f"displaced before a crash, it waits in the stage: {reason}"))
+        self.out.stuck.append((path, f"what was displaced before a crash waits: {reason}"))
         stage = self.replica.stage
         if dir_fd == stage.incoming:
             rename_noreplace(dir_fd, name, stage.displaced, name)
             os.fsync(stage.displaced)
+        stuck: dict[str, Any] = {"op": "Stuck", "keys": [], "node": 0}
+        stuck["path"] = path.decode("latin-1")
         if dir_fd in (stage.incoming, stage.displaced):
-            row = {"op": "Stuck", "keys": [], "node": 0, "out": name.decode("latin-1")}
-            row["path"] = path.decode("latin-1")
-            self.replica.database.execute(
-                "INSERT INTO result(pair, done, payload) VALUES(?, 0, ?)",
-                (_STUCK_PAIR, json.dumps(row)),
-            )
+            stuck["out"] = name.decode("latin-1")
+        elif row is not None and "near" in row and place_from_row(row["near"])[1] == name:
+            stuck["near"] = row["near"]
+        else:
+            return  # it has its name in the tree
+        self.replica.database.execute(
+            "INSERT INTO result(pair, done, payload) VALUES(?, 0, ?)",
+            (_STUCK_PAIR, json.dumps(stuck)),
+        )
 
 
 def _handle(row: dict[str, Any]) -> bytes | None:

@@ -390,6 +390,10 @@ class Replica:
         A base takes room: it goes with its version, and when there is little room at all.
         """
         self.stage.tidy(room=has_room(self.folder.fd), now_ns=time.time_ns())
+        if self.database.execute("SELECT 1 FROM hot LIMIT 1").fetchone() is not None:
+            self.database.begin()
+            self.database.execute("DELETE FROM hot WHERE node NOT IN (SELECT id FROM node)")
+            self.database.commit()
         for folder in (b"blocks", b"bases"):
             try:
                 fd = os.open(folder, OPEN_DIR, dir_fd=self.folder.fd)

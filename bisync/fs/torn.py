@@ -5,7 +5,6 @@ the store, so that the other side's version can be fetched.
 """
 
 import contextlib
-import math
 import os
 import stat
 import time
@@ -192,7 +191,8 @@ class Mender:
         if not self._take_out:
             self.done.edited.append(path)
             return
-        if hold.left_s() < math.inf:
+        hold.left_s()
+        if hold.breaking:
             what = f"{display(path)}: a crash left it half-written, and it was written to since"
             raise HaltError(f"{what}; a program wants to open it; {_STOP}")
         self.done.edited.append(path)

@@ -687,31 +687,42 @@ def test_somebody_is_let_in_while_it_is_made_whole(here: Pair, monkeypatch: pyte
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("when", ["_put", "_end"])
+@pytest.mark.parametrize("when", ["is_old", "_put", "_end"])
 def test_somebody_is_let_in_while_it_is_written(
     here: Pair, monkeypatch: pytest.MonkeyPatch, when: str
 ):
-    """In the middle: it is half-written, and what he writes is kept. At the end: it is an edit."""
+    """Before: nothing is written. In the middle: it is half-written, the run ends, and what he
+    writes is kept. At the end: it is an edit."""
     a, b = here
     _changed(a, b)
     opener, real, calls = _Opener(b / "f"), getattr(Overwriting, when), [0]
 
-    def opened(self: Overwriting, *args: object) -> None:
+    def opened(self: Overwriting, *args: object) -> object:
         calls[0] += 1
         if calls[0] == (4 if when == "_put" else 1):
             opener.start(self.fd)
-        real(self, *args)
+        return real(self, *args)
 
     monkeypatch.setattr(Overwriting, when, opened)
     monkeypatch.setattr("bisync.fs.overwriting._STEP", 4096)
-    report = bisync.sync(a, b, bisync.Config(apply=bisync.Apply.IN_PLACE))
-    opener.join()
-    monkeypatch.undo()
-    assert opener.text in (b / "f").read_bytes()
-    if when == "_put":
-        assert (report.exit_code, report.problems) == (23, 1)
-    sync(a, b)
-    sync(a, b)
+    config = bisync.Config(apply=bisync.Apply.IN_PLACE)
+    old = (b / "f").read_bytes()
+    with bisync.Session(a, b, config) as session:
+        if when == "_put":
+            with pytest.raises(bisync.HaltError, match="half-written"):
+                session.run()
+        else:
+            session.run()
+        opener.join()
+        monkeypatch.undo()
+        found = (b / "f").read_bytes()
+        assert opener.text in found
+        if when == "is_old":
+            assert found.replace(opener.text, old[3 * MIB + 11 :][: len(opener.text)]) == old
+        if when == "_put":
+            assert (a / "f").read_bytes() != found
+        session.run()
+        session.run()
     assert look(a) == look(b)
     everywhere = [*(content for _, content in (*kept(a), *kept(b))), look(b)["f"]]
     assert any(opener.text in content for content in everywhere if isinstance(content, bytes))

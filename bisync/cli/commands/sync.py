@@ -47,8 +47,8 @@ def _allowance(text: str) -> Allowance | None:
         share = float(text.removesuffix("%")) / 100
     except ValueError:
         share = 0.0
-    if not 0 < share <= 1:
-        raise UsageError(f"--hot-share {text}: give a percentage like 5%, or all")
+    if not 0.0001 <= share <= 1:
+        raise UsageError(f"--hot-share {text}: give a percentage from 0.01% on, or all")
     return Allowance(share=share)
 
 
