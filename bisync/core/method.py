@@ -4,7 +4,7 @@ from enum import Enum
 
 
 class Apply(Enum):
-    """What a person may choose; see hard choices in ``docs/decisions``."""
+    """What a person may choose; see ``docs/decisions/0014-written-in-place.md``."""
 
     AUTO = "auto"  # by what the file system can do, and how much changes
     REPLACE = "replace"  # a whole new file, exchanged with the old one

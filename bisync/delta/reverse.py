@@ -110,13 +110,11 @@ class Writer:
         self._write, self._seal = write, _new_seal()
         self._rows: list[bytes] = []
         self._pages: list[bytes] = []
-        self.at = 0  # bytes written so far
         self._out(_MAGIC)
 
     def _out(self, data: bytes | memoryview) -> None:
         self._write(data)
         self._seal.update(data)
-        self.at += len(data)
 
     def add(self, offset: int, old: bytes | memoryview, new: bytes | memoryview | int) -> None:
         """Take a stretch of at most ``STRETCH`` bytes.
@@ -136,10 +134,9 @@ class Writer:
 
     def finish(self, about: About, blocks: Blocks) -> None:
         """Write what is behind the stretches; ``blocks`` is the list of the old version."""
-        listed = proofs(blocks)
         parts = [
             json.dumps(asdict(about), separators=(",", ":")).encode(),
-            listed,
+            proofs(blocks),
             b"".join(self._rows),
             b"".join(self._pages),
         ]

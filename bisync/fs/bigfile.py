@@ -364,7 +364,7 @@ class Patch:
         self.old = old
         self.literal = 0  # bytes that came
         self.apart = False
-        self.stretches: list[tuple[int, int, bool]] = []  # offset, length, whether it is a hole
+        self.stretches: list[tuple[int, int, bool]] = []  # while apart: offset, length, if a hole
         self._apply, self._stays = apply, [-1, 0]  # edges of what both versions have in common
         self._fd, self._basis, self._backend, self._stop = fd, basis, backend, stop
         self._arrived = arrived
@@ -527,7 +527,8 @@ class Patch:
             else [(0, length)]
         ):
             self._write(offset + start, memoryview(data)[start:end])
-            self.stretches.append((offset + start, end - start, False))
+            if self.apart:
+                self.stretches.append((offset + start, end - start, False))
         self.literal += sum(len(piece) for _, piece in pieces if isinstance(piece, memoryview))
         self._arrived(offset + length, self.literal)
         self._changed.add(block, finding(data, self.old.seed), proof)
@@ -548,7 +549,8 @@ class Patch:
         if not is_zero_block(proof, length):
             raise BasisError("zeros that are none")
         punch(self._fd, offset, length)
-        self.stretches.append((offset, length, True))
+        if self.apart:
+            self.stretches.append((offset, length, True))
         self._changed.add(block, finding(bytes(length), self.old.seed), proof)
 
     def blocks(self) -> Blocks:

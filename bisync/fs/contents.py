@@ -3,7 +3,8 @@
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -236,16 +237,11 @@ class Contents:
 
         if lister is None or isinstance(lister, Lister):
             return None
-        try:
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=dir_fd)
-        except OSError:
-            return None
-        try:
-            info = os.fstat(fd)
-            same = (info.st_ino, info.st_size) == (seen.ino, seen.size)
-            digest = lister.instant(fd) if same and stat.S_ISREG(info.st_mode) else None
-        finally:
-            os.close(fd)
+        with _same_file(dir_fd, name, seen) as found:
+            if found is None:
+                return None
+            fd, info = found
+            digest = lister.instant(fd)
         if digest is None or lister.blocks.size != seen.size:
             return None
         return Version(seen.size, digest, info, writer=True, instant=True)
@@ -259,16 +255,11 @@ class Contents:
     ) -> Version | None:
         """All of what a file is at this very moment; ``None`` where that cannot be frozen."""
         dir_fd, name = self._directories.at(self._index.places(node)[0])
-        try:
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=dir_fd)
-        except OSError:
-            return None
-        try:
-            info = os.fstat(fd)
-            same = (info.st_ino, info.st_size) == (seen.ino, seen.size)
-            frozen = self.bases.freeze(fd) if same and stat.S_ISREG(info.st_mode) else None
-        finally:
-            os.close(fd)
+        with _same_file(dir_fd, name, seen) as found:
+            if found is None:
+                return None
+            fd, info = found
+            frozen = self.bases.freeze(fd)
         if frozen is None:
             return None
         try:
@@ -380,3 +371,19 @@ class Contents:
             if part is not None:
                 part.close()
         self._lists = self._bases = None
+
+
+@contextmanager
+def _same_file(dir_fd: int, name: bytes, seen: Seen) -> Iterator[tuple[int, os.stat_result] | None]:
+    """An observed file, open for reading; ``None`` if it is another one or has another size."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=dir_fd)
+    except OSError:
+        yield None
+        return
+    try:
+        info = os.fstat(fd)
+        same = (info.st_ino, info.st_size) == (seen.ino, seen.size)
+        yield (fd, info) if same and stat.S_ISREG(info.st_mode) else None
+    finally:
+        os.close(fd)

@@ -109,16 +109,8 @@ class Origin:
     def _inside_time(self, kept: bytes) -> int | None:
         """The modification time of something in a kept directory; ``None`` if it is not there."""
         assert self._store is not None
-        try:
-            fd, name = self._store.open_kept(kept)
-        except OSError:
-            return None
-        try:
-            return os.stat(name, dir_fd=fd, follow_symlinks=False).st_mtime_ns
-        except OSError:
-            return None
-        finally:
-            os.close(fd)
+        info = self._store.look_at(kept)
+        return None if info is None else info.st_mtime_ns
 
     def kept(self, digest: str) -> list[Kept]:
         """The files with a digest that are in the store."""

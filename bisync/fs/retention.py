@@ -154,16 +154,9 @@ def _thin_days(store: Store, db: Database) -> Dropped:
 
 def _object(store: Store, kept: bytes) -> tuple[int, int, int] | None:
     """What tells a kept file from another one that took its name: inode, size, time."""
-    try:
-        fd, name = store.open_kept(kept)
-    except OSError:
+    info = store.look_at(kept)
+    if info is None:
         return None
-    try:
-        info = os.stat(name, dir_fd=fd, follow_symlinks=False)
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
     return info.st_ino, info.st_size, info.st_mtime_ns
 
 

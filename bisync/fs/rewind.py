@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from bisync.core.path import TEMP_PREFIX, display
-from bisync.fs.content import chunks_of
+from bisync.fs.content import Chunk, chunks_of
 from bisync.fs.copying import dress_like, write_chunk
 from bisync.fs.store import Store, Version
 from bisync.linux.filesystem import clone
@@ -100,11 +100,8 @@ def lay_back(out: int, deltas: Iterable[Kept]) -> "Blocks | None":
             if last is None or last.about.digest != kept.version.digest:
                 return None  # damaged; or another one has its name now
             for stretch in last.stretches:
-                data = memoryview(os.pread(fd, stretch.old, stretch.at))
-                offset = stretch.offset
-                while data:
-                    done = os.pwrite(out, data, offset)
-                    data, offset = data[done:], offset + done
+                old = memoryview(os.pread(fd, stretch.old, stretch.at))
+                write_chunk(out, Chunk(stretch.offset, len(old), old))
             os.ftruncate(out, last.about.size)
         finally:
             os.close(fd)
@@ -212,16 +209,9 @@ def present(store: Store) -> list[Version]:
 
 def is_there(store: Store, version: Version) -> bool:
     """Whether a version that a manifest tells of is still in the store."""
-    try:
-        fd, name = store.open_kept(version.kept)
-    except OSError:
+    info = store.look_at(version.kept)
+    if info is None:
         return False
-    try:
-        info = os.stat(name, dir_fd=fd, follow_symlinks=False)
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
     return version.kind != "file" or version.delta or info.st_size == version.size
 
 

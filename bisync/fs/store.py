@@ -523,6 +523,19 @@ class Store:
             return os.dup(self._fd)
         return _descend(self._base_fd, self._name.split(b"/"))
 
+    def look_at(self, path: bytes) -> os.stat_result | None:
+        """What a kept object, or something in a kept directory, is; ``None`` if it is gone."""
+        try:
+            fd, name = self.open_kept(path)
+        except OSError:
+            return None
+        try:
+            return os.stat(name, dir_fd=fd, follow_symlinks=False)
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
+
     def open_kept(self, path: bytes) -> tuple[int, bytes]:
         """The directory (caller closes) and name of a kept object.
 

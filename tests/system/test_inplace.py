@@ -331,16 +331,21 @@ def test_it_was_renamed_before_recovery(here: Pair):
     assert look(a)["sub/g"] == look(b)["sub/g"] == new
 
 
+def _become_a_copy(root: Path) -> None:
+    """Let everything in a root be another object, state and all."""
+    other = root.with_name("other")
+    subprocess.run(["cp", "-a", root, other], check=True)
+    for path in root.iterdir():
+        subprocess.run(["rm", "-rf", path], check=True)
+    for path in other.iterdir():
+        path.rename(root / path.name)
+
+
 def test_the_tree_was_copied_before_recovery(here: Pair):
     """A half-written file in a copy of everything, where each object is another one."""
     a, b = here
     _, new = _crashed(a, b, 4)
-    other = b.with_name("other")
-    subprocess.run(["cp", "-a", b, other], check=True)
-    for path in b.iterdir():
-        subprocess.run(["rm", "-rf", path], check=True)
-    for path in other.iterdir():
-        path.rename(b / path.name)
+    _become_a_copy(b)
     sync(a, b)
     assert look(a)["f"] == look(b)["f"] == new
     assert len(kept(a)) == 0
@@ -621,12 +626,7 @@ def test_a_copy_of_the_tree_that_was_written_to(here: Pair):
     a, b = here
     _, new = _crashed(a, b, 4)
     torn = _write(b / "f", (4 * MIB + 5000, b"written since the crash"))
-    other = b.with_name("other")
-    subprocess.run(["cp", "-a", b, other], check=True)
-    for path in b.iterdir():
-        subprocess.run(["rm", "-rf", path], check=True)
-    for path in other.iterdir():
-        path.rename(b / path.name)
+    _become_a_copy(b)
     sync(a, b)
     assert look(a)["f"] == look(b)["f"] == new
     assert torn in [content for _, content in kept(b)]
@@ -814,3 +814,16 @@ def test_what_the_store_does_not_take_waits(here: Pair):
         subprocess.run(["chattr", "-i", folder], check=True)
     assert sync(a, b).summary["problems"] == 0
     assert (b"x", b"loser") in kept(a)
+
+
+def test_killed_while_an_edited_file_is_taken_out(here: Pair):
+    """It left the tree, and the run came no further: that is no deletion."""
+    a, b = here
+    _, new = _crashed(a, b, 4)
+    torn = _write(b / "f", (4 * MIB + 5000, b"written since the crash"))
+    _killed("bisync.fs.store:Store:keep", 0, "after", "sync", a, b)
+    assert not (b / "f").exists()
+    sync(a, b)
+    assert look(a)["f"] == look(b)["f"] == new
+    assert torn in [content for _, content in kept(b)]
+    assert sync(a, b).summary["updated"] == 0
