@@ -7,7 +7,6 @@ import stat
 import tempfile
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from bisync.core.node import Attributes, Kind
 from bisync.core.past import Past
@@ -28,9 +27,6 @@ from bisync.fs.rewind import (
     open_version,
 )
 from bisync.fs.store import Store, Version
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 _PRIVATE = 0o700

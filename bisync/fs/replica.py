@@ -11,7 +11,6 @@ import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from bisync.core.hot import Allowance
 from bisync.core.ignore import Matcher, reserved
@@ -36,9 +35,6 @@ from bisync.fs.stage import Stage
 from bisync.fs.statefolder import Marker, StateFolder
 from bisync.fs.store import Store, has_room
 from bisync.fs.walk import Scanner, ScanResult, ScanRules
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 _LOST_LOG = "lost_log"
