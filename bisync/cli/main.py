@@ -45,6 +45,14 @@ def _big_file_options(p: argparse.ArgumentParser) -> None:
         "whole new files, or written into the old ones with an undo (auto)",
     )
     p.add_argument(
+        "--postgresql",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="the data directory of a PostgreSQL server, below the root: its files are taken at "
+        "one instant and applied together",
+    )
+    p.add_argument(
         "--hot",
         action="append",
         default=[],

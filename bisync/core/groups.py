@@ -2,13 +2,15 @@
 
 SQLite keeps what is not yet in the database file, or no longer, in ``NAME-wal`` or
 ``NAME-journal``; neither file says anything without the other of the same instant. Such files are
-read at one instant, decided on together and applied together.
+read at one instant, decided on together and applied together. So are the files of a declared
+directory.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from bisync.core.conflict import Conflict, ConflictKind
+from bisync.core.declared import Declared
 from bisync.core.diff import Join, Joined, same_version
 from bisync.core.node import SIDES, Kind, NodeId, Place, Side
 from bisync.core.plan import Make, Remove, Replace, Transition
@@ -34,13 +36,22 @@ def names_of_group(name: bytes) -> list[bytes]:
     return [name, *(name + end for end in JOURNALS), name + SHARED]
 
 
+Members = tuple[dict[bytes, NodeId], dict[bytes, NodeId]]
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The files of one database: its place in keys, and its members as each side has them."""
+    """The files of one database: its place in keys, and its members as each side has them.
+
+    Members are named; those of a declared directory by their paths below it.
+    """
 
     place: Place
     keys: frozenset[int]
-    members: tuple[dict[bytes, NodeId], dict[bytes, NodeId]]
+    members: Members
+    declared: Declared | None = None
+    directories: frozenset[int] = frozenset()  # keys, of a declared one
+    own: frozenset[int] = frozenset()  # keys of what is there as long as the database is
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +60,7 @@ class Together:
 
     keys: frozenset[int]
     source: tuple[NodeId, ...]  # the members on the side that has the content
+    there: tuple[NodeId, ...] = ()  # and on the side where the steps are done
 
 
 def databases_in(
@@ -82,37 +94,80 @@ Stems = tuple[set[Place], set[Place]]
 """Where on each side databases are that have a journal: (parent, name) in the side's numbers."""
 
 
-def groups_in(j: Join, stems: Stems) -> list[Group]:
+Inside = dict[NodeId, bytes]
+"""The directories of a declared one, itself included: their paths below it."""
+
+
+def groups_in(
+    j: Join, stems: Stems, declared: Sequence[tuple[Declared, tuple[Inside, Inside]]] = ()
+) -> list[Group]:
     """The databases that a closure has files of."""
+    directories = [_declared(j, rule, inside) for rule, inside in declared]
+    groups = [group for group in directories if group is not None]
+    taken = frozenset[int]().union(*(group.keys for group in groups))
     found: dict[Place, set[int]] = {}
     for key, joined in j.nodes.items():
-        if joined.is_dir:
+        if joined.is_dir or key in taken:
             continue
         for parent, name in joined.base.union(*joined.names):
             for base in (name, stem(name)):  # a database may be called like a journal itself
                 if any((j.local_of[s].get(parent), base) in stems[s] for s in SIDES):
                     found.setdefault((parent, base), set()).add(key)
                     break
-    return [
-        Group(place, frozenset(keys), (_members(j, place, keys, 0), _members(j, place, keys, 1)))
-        for place, keys in sorted(found.items())
-    ]
+    for place, keys in sorted(found.items()):
+        own = {k for k in keys if place in j.nodes[k].base.union(*j.nodes[k].names)}
+        group = Group(place, frozenset(keys), ({}, {}), own=frozenset(own))
+        for key, side, (_, name), node in _files(j, group):
+            del key
+            group.members[side][name] = node
+        groups.append(group)
+    return groups
 
 
-def _members(j: Join, place: Place, keys: Iterable[int], side: int) -> dict[bytes, NodeId]:
-    found: dict[bytes, NodeId] = {}
-    for key in keys:
+def _declared(j: Join, rule: Declared, inside: tuple[Inside, Inside]) -> Group | None:
+    """A declared directory, if the closure has anything of it."""
+    paths: dict[int, bytes] = {}
+    for side in SIDES:
+        for node, path in inside[side].items():
+            if node in j.key_of[side]:
+                paths.setdefault(j.key_of[side][node], path)
+    top = next((key for key, path in paths.items() if not path), None)
+    if top is None:
+        return None
+    keys = {
+        key
+        for key, joined in j.nodes.items()
+        if not joined.is_dir
+        and any(parent in paths for parent, _ in joined.base.union(*joined.names))
+    }
+    (place, *_) = sorted(j.nodes[top].base.union(*j.nodes[top].names)) or [(top, b"")]
+    group = Group(place, frozenset(keys), ({}, {}), rule, frozenset(paths), frozenset(keys))
+    own = set()
+    for key, side, (parent, name), node in _files(j, group):
+        path = paths[parent] + b"/" + name if paths[parent] else name
+        group.members[side][path] = node
+        if path == rule.stamp:
+            own.add(key)
+    return group if rule.stamp is None else replace(group, own=frozenset(own))
+
+
+def _files(j: Join, group: Group) -> Iterator[tuple[int, Side, Place, NodeId]]:
+    """The files of a database with their names: key, side, place, and number there."""
+    for key in group.keys:
         joined = j.nodes[key]
-        node = joined.seen[side]
-        if node is not None and node.kind is Kind.FILE:
-            found.update((name, node.id) for _, name in _here(joined.names[side], place))
-    return found
+        for side in SIDES:
+            node = joined.seen[side]
+            if node is not None and node.kind is Kind.FILE:
+                for place in _here(joined.names[side], group):
+                    yield key, side, place, node.id
 
 
-def _here(names: Iterable[Place], place: Place) -> set[Place]:
+def _here(names: Iterable[Place], group: Group) -> set[Place]:
     """Those of some names that are a database's."""
-    mine = names_of_group(place[1])
-    return {(parent, name) for parent, name in names if parent == place[0] and name in mine}
+    if group.declared is not None:
+        return {(parent, name) for parent, name in names if parent in group.directories}
+    mine = names_of_group(group.place[1])
+    return {(p, name) for p, name in names if p == group.place[0] and name in mine}
 
 
 def changed(j: Join, group: Group, side: Side) -> bool:
@@ -135,10 +190,10 @@ def _is_changed(joined: Joined, group: Group, side: Side) -> bool:
 
 
 def _says_nothing(joined: Joined, group: Group, side: Side) -> bool:
-    ends = [
-        name[len(group.place[1]) :]
-        for _, name in _here(joined.base.union(*joined.names), group.place)
-    ]
+    if group.declared is not None:
+        return False
+    names = _here(joined.base.union(*joined.names), group)
+    ends = [name[len(group.place[1]) :] for _, name in names]
     if all(end == SHARED for end in ends):
         return True
     node = joined.seen[side]
@@ -159,7 +214,12 @@ def latest(j: Join, group: Group) -> Side:
 
 def only_side(group: Group) -> Side | None:
     """The only side that has the database's own file: an edit beats a deletion."""
-    there = [side for side in SIDES if group.place[1] in group.members[side]]
+    if group.declared is None:
+        there = [side for side in SIDES if group.place[1] in group.members[side]]
+    elif group.declared.stamp is not None:
+        there = [side for side in SIDES if group.declared.stamp in group.members[side]]
+    else:
+        there = [side for side in SIDES if group.members[side]]
     return there[0] if len(there) == 1 else None
 
 
@@ -175,10 +235,10 @@ def is_whole(j: Join, outcome: Outcome, group: Group) -> bool:
 
 def _is_from(j: Join, outcome: Outcome, group: Group, key: int, side: Side) -> bool:
     joined, verdict = j.nodes[key], outcome.verdicts[key]
-    names = _here(verdict.names if verdict.alive else (), group.place)
+    names = _here(verdict.names if verdict.alive else (), group)
     if joined.seen[side] is None or not names:
-        return not names and not _here(joined.names[side], group.place)
-    same = names == _here(joined.names[side], group.place)
+        return not names and not _here(joined.names[side], group)
+    same = names == _here(joined.names[side], group)
     return same and verdict.source in (None, side)
 
 
@@ -192,14 +252,14 @@ def choose(j: Join, outcome: Outcome, group: Group, winner: Side) -> None:
         if theirs is None:
             if not verdict.alive or other is None:
                 continue
-            verdict.names -= _here(verdict.names, group.place)  # a link elsewhere is its own
+            verdict.names -= _here(verdict.names, group)  # a link elsewhere is its own
             verdict.alive = bool(verdict.names)
         elif _is_from(j, outcome, group, key, winner):
             continue
         else:
             verdict.alive, verdict.forget = True, False
-            verdict.names = (verdict.names - _here(verdict.names, group.place)) | _here(
-                joined.names[winner], group.place
+            verdict.names = (verdict.names - _here(verdict.names, group)) | _here(
+                joined.names[winner], group
             )
             verdict.content, verdict.source = theirs.content, winner
             verdict.attributes = [theirs.attributes, theirs.attributes]
@@ -207,7 +267,7 @@ def choose(j: Join, outcome: Outcome, group: Group, winner: Side) -> None:
         verdict.reason = "conflict: it goes with its database"
         if other is not None and not any(c.key == key for c in outcome.conflicts):
             names = joined.names[winner.other]
-            place = min(_here(names, group.place) or names, key=lambda p: (p[1], p[0]))
+            place = min(_here(names, group) or names, key=lambda p: (p[1], p[0]))
             outcome.conflicts.append(
                 Conflict(
                     ConflictKind.CONTENT,
@@ -221,9 +281,16 @@ def choose(j: Join, outcome: Outcome, group: Group, winner: Side) -> None:
             )
 
 
-def logs_of(j: Join, outcome: Outcome, group: Group) -> set[int]:
+def goes_with(outcome: Outcome, group: Group) -> set[int]:
     """The keys of what goes without being a deletion: logs of a database that stays."""
-    own = {key for key in group.keys if group.place in j.nodes[key].base.union(*j.nodes[key].names)}
-    if any(outcome.verdicts[key].alive for key in own):
-        return set(group.keys - own)
-    return set()
+    if not any(outcome.verdicts[key].alive for key in group.own):
+        return set()
+    return set(group.keys - group.own if group.declared is None else group.keys)
+
+
+def gone_from(j: Join, outcome: Outcome, group: Group) -> int:
+    """How many of the files that a declared directory had would go, while it stays."""
+    if group.declared is None or not goes_with(outcome, group):
+        return 0
+    gone = (k for k in group.keys if not outcome.verdicts[k].alive and not outcome.verdicts[k].held)
+    return sum(any(j.nodes[key].names) for key in gone)

@@ -169,7 +169,9 @@ class _Planner:
                     elif new != old:
                         moves.append(Op("move", key, src=old, dst=new, is_dir=joined.is_dir))
                 moves += [Op("link", key, dst=place) for place in sorted(extra)]
-        makes.sort(key=lambda op: op.kind != "keep")  # an old object is kept before it moves on
+        # An old object is kept before it moves on; directories come first, so that what is one
+        # thing with others needs none that is still to be made.
+        makes.sort(key=lambda op: (op.kind != "keep", not op.is_dir))
         return makes + moves + leaves
 
     def _make_ops(self, side: Side, joined: Joined, verdict: Verdict) -> list[Op]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from bisync.core.closure import View
+from bisync.core.declared import Declared
 from bisync.core.groups import Together
 from bisync.core.node import Attributes, Node, NodeId, Place
 from bisync.core.plan import Transition
@@ -116,6 +117,17 @@ class Endpoint(ContentSource, Protocol):
             parent: their directory.
             names: all names that such files may have there.
             nodes: those that are there.
+        """
+        ...
+
+    def hold_declared(
+        self, top: NodeId, rule: Declared, nodes: dict[bytes, NodeId], agreed: set[NodeId]
+    ) -> Read:
+        """Let the files of a declared directory be read at one instant, until :meth:`release`.
+
+        Args:
+            nodes: its files by their paths below it.
+            agreed: those that both sides had agreed on, as they were observed.
         """
         ...
 

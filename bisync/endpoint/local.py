@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bisync.core.conflict import ConflictKind
+from bisync.core.declared import Declared
 from bisync.core.groups import MAGIC, Together, stem
 from bisync.core.node import ROOT, Attributes, Node, NodeId, Place
 from bisync.core.path import display
@@ -219,6 +220,21 @@ class LocalEndpoint:
             return ""
 
         return self._tried(parent, act)
+
+    def hold_declared(
+        self, top: NodeId, rule: Declared, nodes: dict[bytes, NodeId], agreed: set[NodeId]
+    ) -> Read:
+        """Let the files of a declared directory be read at one instant."""
+        matcher = self.replica.options.rules.matcher
+
+        def ignores(path: bytes, is_dir: bool) -> bool:
+            return matcher.ignores(rule.path + b"/" + path, is_dir=is_dir)
+
+        def act() -> str:
+            self.replica.contents.hold_declared(top, rule, nodes, agreed, ignores)
+            return ""
+
+        return self._tried(top, act)
 
     def release(self) -> None:
         """Let go of what was held."""

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from bisync.core.groups import Together
 from bisync.core.ignore import Matcher
 from bisync.core.method import Apply
-from bisync.core.node import ROOT, Attributes, Content, Node, NodeId
+from bisync.core.node import ROOT, Attributes, Content, Node, NodeId, Place
+from bisync.core.path import display
 from bisync.core.plan import Link, Make, Move, Park, Remove, Replace, Transition, Unlink, keys_of
 from bisync.errors import BusyError, Interrupted, PathError, StaleError
 from bisync.fs.content import ContentSource
@@ -201,7 +202,22 @@ class Applier:
         for i in mine:
             if i not in self.results:
                 self._guard(i, steps[i], self._refuse_writers)
-        self._give_up(group, steps, mine)
+        busy = ""
+        for node in group.there:  # a server has some of its files open, not all
+            places = self.t.index.places(node)
+            if places and self._has_writer(places[0], node):
+                busy = f"{display(self.t.index.place_path(places[0]))} is open for writing there"
+                break
+        self._give_up(group, steps, mine, busy)
+
+    def _has_writer(self, place: Place, node: NodeId) -> bool:
+        try:
+            with self.look.guarded(place, node):
+                return False
+        except BusyError:
+            return True
+        except (PathError, OSError):
+            return False  # whoever moved it is found by the next scan; its step fails by itself
 
     def _give_up(
         self, group: Together, steps: list[Transition], mine: list[int], busy: str = ""

@@ -9,13 +9,16 @@ import contextlib
 import logging
 import os
 import secrets
+import stat
 
 from bisync.core.node import NodeId
 from bisync.fs.stage import subfolder
 from bisync.fs.store import has_room
 from bisync.linux.filesystem import clone, tells_extents
+from bisync.linux.subvolume import destroy, snapshot
 
 log = logging.getLogger(__name__)
+_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MARK = "user.bisync.base"
 SMALLEST = 64 << 20  # bytes; a smaller file is read faster than it is compared
 
@@ -89,6 +92,33 @@ class Bases:
         with contextlib.suppress(OSError):
             os.unlink(name, dir_fd=self._dir)
 
+    def snapshot(self, subvolume: int) -> bytes | None:
+        """Take a snapshot of a subvolume; its name, ``None`` where we may not or cannot."""
+        if self._dir < 0:
+            return None
+        name = b"new." + secrets.token_hex(8).encode()
+        try:
+            snapshot(subvolume, self._dir, name)
+        except OSError as error:
+            log.info("no-snapshot reason=%s", error)
+            return None
+        return name
+
+    def open_snapshot(self, name: bytes, path: bytes) -> int:
+        """A directory in a snapshot, opened."""
+        top = os.open(name, _DIR, dir_fd=self._dir)
+        try:
+            return os.open(path or b".", _DIR, dir_fd=top)
+        finally:
+            os.close(top)
+
+    def destroy(self, name: bytes) -> None:
+        """Remove a snapshot; who has files of it open goes on reading them."""
+        try:
+            destroy(self._dir, name)
+        except OSError as error:
+            log.warning("snapshot-left name=%s reason=%s", os.fsdecode(name), error)
+
     def close(self) -> None:
         """Give the descriptor back."""
         if self._dir >= 0:
@@ -109,6 +139,14 @@ def may_serve(folder: int, name: bytes, digest: bytes | None) -> bool:
         return False
     finally:
         os.close(fd)
+
+
+def remove_base(folder: int, name: bytes) -> None:
+    """Remove a base, or what a crash left of a snapshot."""
+    if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+        destroy(folder, name)
+    else:
+        os.unlink(name, dir_fd=folder)
 
 
 def _name(node: NodeId) -> bytes:

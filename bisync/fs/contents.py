@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
+from bisync.core.declared import Declared
 from bisync.core.hot import Allowance
 from bisync.core.ignore import Matcher
 from bisync.core.node import Content, Kind, Node, NodeId, Place
@@ -16,8 +17,9 @@ from bisync.fs.bases import Bases
 from bisync.fs.content import BIG, Chunk, Version, read_all, read_version
 from bisync.fs.database import Database
 from bisync.fs.debts import Debts
-from bisync.fs.holding import HeldFile, Holds
+from bisync.fs.holding import Holds
 from bisync.fs.index import Index, Seen
+from bisync.fs.instant import HeldFile, Taker
 from bisync.fs.root import Directories
 
 if TYPE_CHECKING:
@@ -163,7 +165,39 @@ class Contents:
         Raises:
             PathError: stale or busy.
         """
-        held = self.holds.take(parent, names, nodes)
+        self._note_held(self.holds.take(parent, names, nodes))
+
+    def hold_declared(
+        self,
+        top: NodeId,
+        rule: Declared,
+        nodes: dict[bytes, NodeId],
+        agreed: set[NodeId],
+        ignores: Callable[[bytes, bool], bool],
+    ) -> None:
+        """Let a declared directory be read at one instant, until ``holds.release()``.
+
+        Args:
+            nodes: its files by their paths below it.
+            agreed: those that both sides had agreed on, as the index has them.
+            ignores: whether a path below it is left alone; and whether that is a directory.
+
+        Raises:
+            PathError: stale or busy, or it cannot be done.
+        """
+        index = self._index
+
+        def is_known(node: NodeId, info: os.stat_result) -> bool:
+            known = index.known(node) if node in agreed and index.is_trusted(node) else None
+            return known is not None and known[1].fits(info)
+
+        below = index.directories_below(top)
+        taker = Taker(
+            rule, lambda: self._directories.open(top), ignores, nodes, below, is_known, self.bases
+        )
+        self._note_held(self.holds.take_declared(taker))
+
+    def _note_held(self, held: dict[NodeId, HeldFile]) -> None:
         for node, file in held.items():
             known = self._index.known(node)
             if known is None:

@@ -8,7 +8,6 @@ nothing: who opens the copy makes it anew.
 
 import os
 import stat
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,23 +15,10 @@ from bisync.core.groups import SHARED
 from bisync.core.node import NodeId
 from bisync.errors import BusyError, StaleError
 from bisync.fs.bases import Bases
+from bisync.fs.instant import HeldFile, Stamp, Still, Taker, stamp, waits
 from bisync.linux.lease import Lease, probed
 
-_TRIES = 10
-_FIRST_WAIT = 0.005  # seconds between tries, doubled each time up to
-_LONGEST_WAIT = 0.2
-
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-
-Stamp = tuple[int, int, int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class HeldFile:
-    """One file: its frozen clone, where there is one, and what it was when it was held."""
-
-    fd: int  # -1: it is read where it is
-    info: os.stat_result
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +36,7 @@ class Holds:
         self._bases, self._directory = bases, directory
         self._files: dict[NodeId, HeldFile] = {}
         self._groups: list[_Group] = []
+        self._still: list[Still] = []
 
     def get(self, node: NodeId) -> HeldFile | None:
         """What is held of a node."""
@@ -71,11 +58,7 @@ class Holds:
         """
         if any(node in self._files for node in nodes.values()):
             raise BusyError("it is part of two databases")
-        wait = _FIRST_WAIT
-        for attempt in range(_TRIES):
-            if attempt:
-                time.sleep(wait)
-                wait = min(2 * wait, _LONGEST_WAIT)
+        for _ in waits():
             files = self._try(parent, names, nodes)
             if files is not None:
                 self._files |= files
@@ -83,6 +66,20 @@ class Holds:
         if not _are(stamps(self._directory(parent), names), nodes):
             raise StaleError("files of the database came or went")
         raise BusyError("the database was written to, at every try")
+
+    def take_declared(self, taker: Taker) -> dict[NodeId, HeldFile]:
+        """Hold a declared directory.
+
+        Raises:
+            PathError: stale, busy, or it cannot be done.
+        """
+        if any(node in self._files for node in taker.nodes.values()):
+            raise BusyError("it is part of two databases")
+        files, still = taker.take()
+        self._files |= files
+        if still is not None:
+            self._still.append(still)
+        return files
 
     def _try(
         self, parent: NodeId, names: list[bytes], nodes: dict[bytes, NodeId]
@@ -102,14 +99,14 @@ class Holds:
             pass
         except BaseException:
             for file in files.values():
-                _close(file)
+                file.close()
             raise
         else:
             if are_still(before, stamps(dir_fd, names)):
                 self._groups.append(_Group(parent, names, nodes, before))
                 return files
         for file in files.values():
-            _close(file)
+            file.close()
         return None
 
     def _freeze(self, dir_fd: int, name: bytes) -> HeldFile:
@@ -136,13 +133,13 @@ class Holds:
                 return True
             if not are_still(group.stamps, now):
                 return True
-        return False
+        return any(still.nodes() & nodes and still.moved() for still in self._still)
 
     def release(self) -> None:
         """Let go of everything."""
         for file in self._files.values():
-            _close(file)
-        self._files, self._groups = {}, []
+            file.close()
+        self._files, self._groups, self._still = {}, [], []
 
 
 def _has_writer(dir_fd: int, name: bytes) -> bool:
@@ -163,7 +160,7 @@ def stamps(dir_fd: int, names: list[bytes]) -> dict[bytes, Stamp]:
         except FileNotFoundError:
             continue
         if stat.S_ISREG(info.st_mode):
-            found[name] = info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
+            found[name] = stamp(info)
     return found
 
 
@@ -178,8 +175,3 @@ def are_still(before: dict[bytes, Stamp], after: dict[bytes, Stamp]) -> bool:
     """Whether files of a database are the same, and nobody wrote to them."""
     names = {name for name in {*before, *after} if not name.endswith(SHARED)}
     return all(before.get(name) == after.get(name) for name in names)
-
-
-def _close(file: HeldFile) -> None:
-    if file.fd >= 0:
-        os.close(file.fd)

@@ -123,6 +123,21 @@ class Index:
             for parent in ids
         }
 
+    def directories_below(self, top: NodeId) -> set[bytes]:
+        """The paths of all directories below one, itself included, below it."""
+        rows = self.db.execute(
+            """WITH RECURSIVE below(node, path) AS (
+                   VALUES(?, CAST('' AS BLOB)) UNION ALL
+                   SELECT n.node, CAST(
+                       CASE below.path WHEN x'' THEN n.name ELSE below.path || '/' || n.name END
+                       AS BLOB)
+                   FROM below JOIN name n ON n.parent=below.node
+                   JOIN node ON node.id=n.node AND node.kind=?)
+               SELECT path FROM below""",
+            (top, int(Kind.DIR)),
+        ).fetchall()
+        return {bytes(path) for (path,) in rows}
+
     def forgotten(self, ids: Iterable[NodeId]) -> set[NodeId]:
         """Those that a filter hides now."""
         return {row[0] for row in self._each("SELECT node FROM forgotten WHERE node", ids)}
@@ -286,6 +301,13 @@ class Index:
     def distrust(self, node: NodeId) -> None:
         """Look at a node again next time, whatever its times say."""
         self.db.execute("UPDATE name SET stamp=? WHERE node=?", (NO_STAMP, node))
+
+    def is_trusted(self, node: NodeId) -> bool:
+        """Whether the times of a file tell what happened to it."""
+        row = self.db.execute(
+            "SELECT 1 FROM name WHERE node=? AND stamp=? LIMIT 1", (node, NO_STAMP)
+        ).fetchone()
+        return row is None
 
     def mark(self, node: NodeId, pair: int = 0) -> None:
         """Queue a node for every pair, but for the one that did it itself."""

@@ -182,12 +182,14 @@ class ResultLog:
         """What is under all names of a database before anything is done: name, state or null."""
         match step:
             case Make() | Remove():
-                parent, name = step.place
+                at = [step.place]
             case Replace():
-                parent, name = step.places[0]
+                at = [step.places[0]]
+            case Move():
+                at = [step.new] if step.old is None else [step.old, step.new]
             case _:
                 return []
-        places = {(parent, n) for base in (name, stem(name)) for n in names_of_group(base)}
+        places = {(p, n) for p, name in at for b in (name, stem(name)) for n in names_of_group(b)}
         there = self.index.at(places)
         return [
             [place_to_row(place), self._state(there[place]) if place in there else None]

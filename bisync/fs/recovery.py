@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import time
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,6 +80,9 @@ def mend(replica: Replica) -> Mended:
     run.finish_databases()
     replica.database.commit()
     return mended
+
+
+_There = tuple[list[Any] | None, Place | None]  # what is at a place, and where it is as yet
 
 
 class _Recovery:
@@ -275,11 +279,11 @@ class _Recovery:
             if not intent.done and "with" in intent.row and intent.row["op"] != "SetAttributes":
                 groups.setdefault((intent.pair, intent.row["with"]), []).append(intent.row)
         for rows in groups.values():
-            left = [row for row in rows if not self._was_performed(row)]
+            left = [row for row, done in zip(rows, self._performed(rows), strict=True) if not done]
             if not left or len(left) == len(rows):
                 continue
             try:
-                if self._is_untouched(rows) and all(map(self._can_follow, left)):
+                if self._is_untouched(rows) and self._can_follow(left):
                     for row in left:
                         self._follow(row)
                     continue
@@ -289,23 +293,36 @@ class _Recovery:
             for row in rows:
                 row["astray"] = True
 
+    def _performed(self, rows: list[dict[str, Any]]) -> list[bool]:
+        """Which steps were: also a move of what was replaced at its new place since."""
+        found: list[bool] = []
+        replaced: set[int] = set()
+        for row in reversed(rows):
+            done = row["node"] in replaced or self._was_performed(row)
+            if done and row["op"] == "Replace":
+                replaced.add(row["node"])
+            found.append(done)
+        return found[::-1]
+
     def _is_untouched(self, rows: list[dict[str, Any]]) -> bool:
-        """Whether each file of a database is what it was before its step, or is after it."""
-        after: dict[Place, list[Any] | None] = {}
-        before: dict[Place, list[Any] | None] = {}
+        """Whether each file of a database is what it was before some step of it, or is after."""
+        found: dict[Place, list[list[Any] | None]] = defaultdict(list)
         for row in rows:
-            before.update((place_from_row(place), state) for place, state in row["before"])
-            if row["op"] == "Remove":
-                after[place_from_row(row["from"])] = None
-            elif row["op"] in ("Make", "Replace"):
-                after[place_from_row(row["at"][0])] = [row["handle"], row["size"], row["mtime"]]
-            else:
-                return False
-        for place, state in before.items():
-            now = self._state_at(place)
-            if now != state and not (place in after and now == after[place]):
-                return False
-        return True
+            for place, state in row["before"]:
+                found[place_from_row(place)].append(state)
+        for row in rows:
+            match row["op"]:
+                case "Remove":
+                    found[place_from_row(row["from"])].append(None)
+                case "Make" | "Replace":
+                    state = [row["handle"], row["size"], row["mtime"]]
+                    found[place_from_row(row["at"][0])].append(state)
+                case "Move" if row["was"] is not None:
+                    found[place_from_row(row["was"])].append(None)
+                    found[place_from_row(row["at"][0])].append(row["old"])
+                case _:
+                    return False
+        return all(self._state_at(place) in states for place, states in found.items())
 
     def _state_at(self, place: Place) -> list[Any] | None:
         try:
@@ -315,30 +332,52 @@ class _Recovery:
         except (StaleError, FileNotFoundError):
             return None
 
-    def _can_follow(self, row: dict[str, Any]) -> bool:
-        """Whether a step can still be done: what it needs is there, and nobody was faster."""
-        try:
-            if row["op"] in ("Make", "Replace"):
-                place = place_from_row(row["at"][0])
-                if len(row["at"]) > 1 or self.look.handle(*self._spot(row)) != _handle(row):
+    def _can_follow(self, rows: list[dict[str, Any]]) -> bool:
+        """Whether steps can still be done, in their order: what each needs is there."""
+        now: dict[Place, _There] = {}
+
+        def at(place: Place) -> _There:
+            return now.get(place) or (self._state_at(place), place)
+
+        after: _There
+        for row in rows:
+            match row["op"]:
+                case "Make" | "Replace" if len(row["at"]) == 1 and "keep" not in row:
+                    place = place_from_row(row["at"][0])
+                    if self.look.handle(*self._spot(row)) != _handle(row):
+                        return False
+                    after = [row["handle"], row["size"], row["mtime"]], None
+                    before = None if row["op"] == "Make" else row["old"]
+                case "Remove":
+                    place, after, before = place_from_row(row["from"]), (None, None), row["old"]
+                case "Move" if row["was"] is not None:
+                    was = place_from_row(row["was"])
+                    place, after, before = place_from_row(row["at"][0]), at(was), None
+                    if after[0] != row["old"] or row["old"] is None:
+                        return False
+                    now[was] = None, None
+                case _:
                     return False
-            elif row["op"] == "Remove":
-                place = place_from_row(row["from"])
-            else:
+            there, yet = at(place)
+            if there != before or ("displaces" in row and before is None):
                 return False
-            if row["op"] == "Make":
-                return "displaces" not in row and self._state_at(place) is None
-            with hold(*self.replica.directories.at(place)) as held:
-                same = self._state_at(place) == row["old"]
-                return same and "keep" not in row and held.lease is not Lease.REFUSED
-        except (StaleError, FileNotFoundError):
-            return False
+            if before is not None and yet is not None:
+                with hold(*self.replica.directories.at(yet)) as held:
+                    if held.lease is Lease.REFUSED:
+                        return False
+            now[place] = after
+        return True
 
     def _follow(self, row: dict[str, Any]) -> None:
         """Do a step; what it displaces goes to the store with the rest of the stage."""
         if row["op"] == "Remove":
             dir_fd, name = self.replica.directories.at(place_from_row(row["from"]))
             self._to_store(dir_fd, name, row)
+        elif row["op"] == "Move":
+            old_fd, was = self.replica.directories.at(place_from_row(row["was"]))
+            dir_fd, name = self.replica.directories.at(place_from_row(row["at"][0]))
+            rename_noreplace(old_fd, was, dir_fd, name)
+            os.fsync(old_fd)
         else:
             dir_fd, name = self.replica.directories.at(place_from_row(row["at"][0]))
             move = rename_noreplace if row["op"] == "Make" else swap

@@ -22,7 +22,7 @@ from bisync.errors import (
     UsageError,
 )
 from bisync.fs.archive import PairState, pair_states
-from bisync.fs.bases import may_serve
+from bisync.fs.bases import may_serve, remove_base
 from bisync.fs.conflicts import ConflictList
 from bisync.fs.contents import Contents
 from bisync.fs.database import FORMAT, Database, StateDamagedError, is_sound
@@ -405,7 +405,7 @@ class Replica:
                     if useful and row is not None and folder == b"bases":
                         useful = may_serve(fd, os.fsencode(name), row.content.digest)
                     if not useful:
-                        os.unlink(name, dir_fd=fd)
+                        remove_base(fd, os.fsencode(name))
             except OSError as error:
                 log.info("not-tidied folder=%s reason=%s", folder, error)
             finally:

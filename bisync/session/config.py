@@ -4,10 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
+from bisync.core.declared import Declared
 from bisync.core.hot import Allowance
-from bisync.core.ignore import Ignore
+from bisync.core.ignore import Ignore, Matcher
 from bisync.core.method import Apply
-from bisync.core.path import STORE_DIR, valid_name
+from bisync.core.path import STORE_DIR, display, valid_name
 from bisync.core.resolve import Policy
 from bisync.core.retention import Retention
 from bisync.core.safety import DeleteLimit
@@ -48,6 +49,7 @@ class Config:
     retention: Retention = field(default_factory=Retention)  # of kept versions
     fsync: Fsync = Fsync.BATCH
     apply: Apply = Apply.AUTO  # how new versions of big files get into place
+    groups: tuple[Declared, ...] = ()  # directories whose files are one thing together
     hot: Ignore = field(default_factory=Ignore)  # files to take before their writer closes them
     allowance: Allowance | None = field(
         default_factory=Allowance
@@ -60,3 +62,16 @@ class Config:
         parts = self.store.split(b"/")
         if not all(map(valid_name, parts)) or parts[0] == b".bisync":
             raise UsageError("the rollback folder must be a path below the root")
+        paths = [group.path + b"/" for group in self.groups]
+        for i, path in enumerate(paths):
+            if any(path.startswith(other) for other in paths[:i] + paths[i + 1 :]):
+                raise UsageError(f"{display(path[:-1])} is part of another group")
+
+    def matcher(self) -> Matcher:
+        """What is left alone, in the trees and in groups.
+
+        Raises:
+            UsageError: a pattern cannot be understood.
+        """
+        inside = [pattern for group in self.groups for pattern in group.patterns]
+        return Ignore((*self.ignore.patterns, *inside)).matcher()

@@ -14,7 +14,7 @@ from typing import Any
 from bisync.core.closure import close
 from bisync.core.conflict import Conflict
 from bisync.core.diff import Join, frozen_keys, join, wanted_digests
-from bisync.core.groups import Group, logs_of
+from bisync.core.groups import Group, goes_with
 from bisync.core.node import (
     ROOT,
     SIDES,
@@ -51,7 +51,7 @@ from bisync.fs.result import Failed, Result, Status
 from bisync.fs.walk import ScanResult
 from bisync.session.commit import Ledger
 from bisync.session.config import Config, Fsync
-from bisync.session.groups import MIXED, Groups, settle, together
+from bisync.session.groups import MIXED, Groups, losing, settle, together
 from bisync.session.report import (
     ACTIONS,
     Change,
@@ -101,7 +101,7 @@ class Cycle:
         self.numbers = Numbers(
             (sides[0].numbers(), sides[1].numbers()), itertools.count(ledger.lead.next_key())
         )
-        self.groups = Groups(sides)
+        self.groups = Groups(sides, config.groups)
         self.databases: list[Group] = []  # of the chunk in hand
         self.applied = 0  # steps done so far
         self.settled: tuple[set[NodeId], set[NodeId]] = (set(), set())
@@ -254,7 +254,7 @@ class Cycle:
             views = self.sides[0].view, self.sides[1].view
             agreed, parts = close(self.ledger.lead, views, marks)
             missing = self.groups.missing(parts)
-            if not any(missing):
+            if missing[0] <= marks[0] and missing[1] <= marks[1]:
                 break
             marks = marks[0] | missing[0], marks[1] | missing[1]
         for part, archive in zip(parts, self.ledger.archives, strict=True):
@@ -280,9 +280,16 @@ class Cycle:
 
         outcome = judge(self.rules, {})
         outcome, left = settle(joined, outcome, self.databases, self.rules, judge)
+        for group, gone in losing(joined, outcome, self.databases, self.config):
+            text = f"{gone} of {len(group.keys)} files would be deleted; withheld"
+            path = joined.path(Side.ALPHA, group.place)
+            self.report.withheld += gone
+            self._tell_met(Met("", "withheld", path, f"{text}; approve with --yes"))
+            held = held | dict.fromkeys(group.keys, text)
+            outcome, left = settle(joined, judge(self.rules, {}), self.databases, self.rules, judge)
         for group in left:
             self._tell_met(Met("", "problem", joined.path(Side.ALPHA, group.place), MIXED))
-        at_once = set[int]().union(*(logs_of(joined, outcome, g) for g in self.databases))
+        at_once = set[int]().union(*(goes_with(outcome, group) for group in self.databases))
         return make_plan(joined, outcome, self.numbers, removals=removals, at_once=at_once)
 
     def _note_plan(self, plan: Plan, joined: Join) -> None:

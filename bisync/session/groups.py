@@ -1,15 +1,18 @@
 """Databases in several files, in one run: read at one instant, decided and applied together."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
-from bisync.core.diff import Join
+from bisync.core.declared import Declared
+from bisync.core.diff import Join, same_version
 from bisync.core.groups import (
     Group,
+    Inside,
     Stems,
     Together,
     changed,
     choose,
+    gone_from,
     groups_in,
     is_whole,
     latest,
@@ -17,11 +20,12 @@ from bisync.core.groups import (
     only_side,
     stem,
 )
-from bisync.core.node import SIDES, NodeId, Part, Side
+from bisync.core.node import ROOT, SIDES, Kind, NodeId, Part, Side
 from bisync.core.plan import Plan
 from bisync.core.reconcile import Outcome
 from bisync.core.resolve import Policy, Rules
 from bisync.endpoint.interface import Endpoint, Read
+from bisync.session.config import Config
 
 _SIDES = {Policy.ALPHA: Side.ALPHA, Policy.BETA: Side.BETA}
 MIXED = "both sides wrote to one database: say which with --conflict alpha, beta or newest"
@@ -30,9 +34,14 @@ MIXED = "both sides wrote to one database: say which with --conflict alpha, beta
 class Groups:
     """The databases of one run."""
 
-    def __init__(self, sides: tuple[Endpoint, Endpoint]) -> None:
+    def __init__(
+        self, sides: tuple[Endpoint, Endpoint], declared: tuple[Declared, ...] = ()
+    ) -> None:
         self._sides = sides
         self._stems: Stems = (set(), set())
+        self._declared: list[tuple[Declared, tuple[Inside, Inside]]] = [
+            (rule, ({}, {})) for rule in declared
+        ]
 
     def look(self) -> None:
         """Where there are any; after each scan."""
@@ -40,6 +49,34 @@ class Groups:
             places = self._sides[side].companions()
             self._stems[side].clear()
             self._stems[side].update((parent, stem(name)) for parent, name in places)
+        self._declared = [
+            (rule, (self._inside(rule, Side.ALPHA), self._inside(rule, Side.BETA)))
+            for rule, _ in self._declared
+        ]
+
+    def _inside(self, rule: Declared, side: Side) -> Inside:
+        """The directories of a declared one."""
+        view, top = self._sides[side].view, ROOT
+        for name in rule.path.split(b"/"):
+            found = view.at([(top, name)]).get((top, name))
+            if found is None:
+                return {}
+            top = found
+        paths = {top: b""} if self._directories_of(side, [top]) else {}
+        new = list(paths)
+        while new:
+            below = {
+                node: (paths[parent] + b"/" if paths[parent] else b"") + name
+                for parent, entries in view.children(new).items()
+                for name, node in entries
+            }
+            new = [n for n in self._directories_of(side, below) if n not in paths]
+            paths.update((node, below[node]) for node in new)
+        return paths
+
+    def _directories_of(self, side: Side, nodes: Iterable[NodeId]) -> list[NodeId]:
+        view = self._sides[side].view
+        return [id_ for id_, n in view.nodes(nodes).items() if n.kind is Kind.DIR]
 
     def missing(self, parts: tuple[Part, Part]) -> tuple[set[NodeId], set[NodeId]]:
         """Files of databases that a closure has others of."""
@@ -55,11 +92,19 @@ class Groups:
             if places:
                 there = self._sides[side].view.at(places).values()
                 found[side].update(node for node in there if node not in parts[side].nodes)
+        for _, inside in self._declared:
+            if any(parent in inside[side] for side in SIDES for parent, _ in parts[side].names):
+                for side in SIDES:
+                    below = self._sides[side].view.children(inside[side]).values()
+                    every = {*inside[side], *(node for names in below for _, node in names)}
+                    found[side].update(every - parts[side].nodes.keys())
         return found
 
     def among(self, joined: Join) -> list[Group]:
         """All databases of a closure."""
-        return groups_in(joined, self._stems) if any(self._stems) else []
+        if not any(self._stems) and not self._declared:
+            return []
+        return groups_in(joined, self._stems, self._declared)
 
     def hold(self, joined: Join, groups: list[Group]) -> list[tuple[Side, Group, Read]]:
         """Hold the databases that a side changed, there; what came of it."""
@@ -69,10 +114,22 @@ class Groups:
                 parent = joined.local_of[side].get(group.place[0])
                 if parent is None or not changed(joined, group, side):
                     continue
-                names = names_of_group(group.place[1])
-                read = self._sides[side].hold(parent, names, group.members[side])
+                if group.declared is not None:
+                    read = self._hold_declared(joined, group, group.declared, side)
+                else:
+                    names = names_of_group(group.place[1])
+                    read = self._sides[side].hold(parent, names, group.members[side])
                 found.append((side, group, read))
         return found
+
+    def _hold_declared(self, joined: Join, group: Group, rule: Declared, side: Side) -> Read:
+        agreed = set()
+        for key in group.keys:
+            known, node = joined.nodes[key].agreed, joined.nodes[key].seen[side]
+            if known is not None and node is not None and same_version(node, known, side):
+                agreed.add(node.id)
+        top = next(node for r, inside in self._declared if r == rule for node in inside[side])
+        return self._sides[side].hold_declared(top, rule, group.members[side], agreed)
 
     def release(self) -> None:
         """Let go of what was held."""
@@ -86,6 +143,7 @@ def together(plan: Plan, groups: list[Group], side: Side) -> list[Together]:
         Together(
             frozenset(plan.archived.get(key, key) for key in group.keys),
             tuple(group.members[side.other].values()),
+            tuple(group.members[side].values()) if group.declared is not None else (),
         )
         for group in groups
     ]
@@ -139,3 +197,11 @@ def settle(
         for group in left:
             held |= dict.fromkeys(group.keys, MIXED)
         winners = [(group, winner) for group, winner in winners if group not in left]
+
+
+def losing(
+    joined: Join, outcome: Outcome, groups: list[Group], config: Config
+) -> list[tuple[Group, int]]:
+    """Declared directories that would lose too many of their files, and how many."""
+    counted = [] if config.yes else [(g, gone_from(joined, outcome, g)) for g in groups]
+    return [(g, n) for g, n in counted if n and config.max_delete.exceeded(n, len(g.keys))]

@@ -125,7 +125,7 @@ class Session:
             self.close()
 
     def _open(self, *, dry: bool) -> None:
-        matcher = self.config.ignore.matcher()
+        matcher = self.config.matcher()
         _refuse_nested(self.paths)
         sides: list[LocalEndpoint] = []
         try:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from bisync.core.closure import close
 from bisync.core.diff import join, wanted_digests
-from bisync.core.groups import JOURNALS, groups_in, logs_of, stem
+from bisync.core.groups import JOURNALS, goes_with, groups_in, stem
 from bisync.core.node import (
     ROOT,
     SIDES,
@@ -404,7 +404,7 @@ class MemoryPair:
             )
             groups = groups_in(joined, stems)
             outcome, self.left = settle(joined, outcome, groups, self.rules, judge)
-            at_once.update(*(logs_of(joined, outcome, group) for group in groups))
+            at_once.update(*(goes_with(outcome, group) for group in groups))
         numbers = Numbers((self.sides[0].count, self.sides[1].count), self.archive.count)
         plan = make_plan(joined, outcome, numbers, removals=removals, at_once=at_once)
         return plan, outcome

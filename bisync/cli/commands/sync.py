@@ -6,6 +6,7 @@ import os
 from bisync.cli.output import Output
 from bisync.cli.stopping import Stopper, local_path, workers
 from bisync.cli.times import retention
+from bisync.core.declared import postgresql
 from bisync.core.hot import Allowance
 from bisync.core.ignore import Ignore, filter_lines
 from bisync.core.method import Apply
@@ -66,6 +67,7 @@ def _config(options: argparse.Namespace, stopper: Stopper) -> Config:
         state_dir=options.state_dir,
         fsync=Fsync(options.fsync),
         apply=Apply(options.apply),
+        groups=tuple(postgresql(_below(path)) for path in options.postgresql),
         hot=Ignore(tuple(options.hot)),
         allowance=_allowance(options.hot_share),
         retention=retention(options.keep, options.keep_every),
@@ -73,6 +75,11 @@ def _config(options: argparse.Namespace, stopper: Stopper) -> Config:
         stop=stopper.check,
         store=os.fsencode(options.rollback_dir) if options.rollback_dir else STORE_DIR,
     )
+
+
+def _below(path: str) -> bytes:
+    """A directory's path below the root."""
+    return os.fsencode(path.strip("/"))
 
 
 def _patterns(filters: list[tuple[str, str]]) -> tuple[str, ...]:
