@@ -14,6 +14,7 @@ from bisync.errors import (
 )
 
 if TYPE_CHECKING:
+    from bisync.core.declared import Declared, postgresql
     from bisync.core.hot import Allowance
     from bisync.core.ignore import Ignore
     from bisync.core.method import Apply
@@ -63,6 +64,7 @@ _LAZY = {
     "RootFacts": "bisync.fs.facts",
     "Session": "bisync.session.session",
     "Allowance": "bisync.core.hot",
+    "Declared": "bisync.core.declared",
     "Apply": "bisync.core.method",
     "Mended": "bisync.fs.torn",
     "recover": "bisync.session.recover",
@@ -73,6 +75,7 @@ _LAZY = {
     "history": "bisync.session.history",
     "mirror": "bisync.session.mirror",
     "plan": "bisync.session.api",
+    "postgresql": "bisync.core.declared",
     "resolve": "bisync.session.conflicts",
     "restore": "bisync.session.history",
     "sync": "bisync.session.api",
@@ -88,6 +91,7 @@ __all__ = [
     "BusyError",
     "Change",
     "Config",
+    "Declared",
     "DeleteLimit",
     "Endpoint",
     "EndpointError",
@@ -120,6 +124,7 @@ __all__ = [
     "history",
     "mirror",
     "plan",
+    "postgresql",
     "recover",
     "resolve",
     "restore",

@@ -19,7 +19,7 @@ from bisync.fs.database import Database
 from bisync.fs.debts import Debts
 from bisync.fs.holding import Holds
 from bisync.fs.index import Index, Seen
-from bisync.fs.instant import HeldFile, Taker
+from bisync.fs.instant import HeldFile, Stamp, Taker
 from bisync.fs.root import Directories
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ class Contents:
         *,
         dry: bool,
     ) -> None:
-        self.holds = Holds(lambda: self.bases, directories.open)  # what is read at one instant
+        # what is read at one instant
+        self.holds = Holds(lambda: self.bases, directories.open, self._stamp)
         self._index, self._directories, self._db = index, directories, db
         self._options, self._state_fd, self._dry = options, state_fd, dry
         self._debts = Debts(db, options.allowance)
@@ -193,9 +194,17 @@ class Contents:
 
         below = index.directories_below(top)
         taker = Taker(
-            rule, lambda: self._directories.open(top), ignores, nodes, below, is_known, self.bases
-        )
+            rule, lambda: self._directories.open(top), ignores, nodes, below, is_known,
+            self._stamp, self.bases,
+        )  # fmt: skip
         self._note_held(self.holds.take_declared(taker))
+
+    def _stamp(self, node: NodeId | None) -> Stamp | None:
+        known = None if node is None else self._index.known(node)
+        if known is None:
+            return None
+        _, seen = known
+        return seen.ino, seen.size, seen.mtime_ns, seen.ctime_ns
 
     def _note_held(self, held: dict[NodeId, HeldFile]) -> None:
         for node, file in held.items():

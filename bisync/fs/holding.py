@@ -15,7 +15,7 @@ from bisync.core.groups import SHARED
 from bisync.core.node import NodeId
 from bisync.errors import BusyError, StaleError
 from bisync.fs.bases import Bases
-from bisync.fs.instant import HeldFile, Stamp, Still, Taker, stamp, waits
+from bisync.fs.instant import HeldFile, Known, Stamp, Still, Taker, are_still, stamp, waits
 from bisync.linux.lease import Lease, probed
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -32,8 +32,10 @@ class _Group:
 class Holds:
     """What is held of one replica."""
 
-    def __init__(self, bases: Callable[[], Bases], directory: Callable[[NodeId], int]) -> None:
-        self._bases, self._directory = bases, directory
+    def __init__(
+        self, bases: Callable[[], Bases], directory: Callable[[NodeId], int], index: Known
+    ) -> None:
+        self._bases, self._directory, self._index = bases, directory, index
         self._files: dict[NodeId, HeldFile] = {}
         self._groups: list[_Group] = []
         self._still: list[Still] = []
@@ -102,7 +104,7 @@ class Holds:
                 file.close()
             raise
         else:
-            if are_still(before, stamps(dir_fd, names)):
+            if telling(before) == telling(stamps(dir_fd, names)):
                 self._groups.append(_Group(parent, names, nodes, before))
                 return files
         for file in files.values():
@@ -131,7 +133,7 @@ class Holds:
                 now = stamps(self._directory(group.parent), group.names)
             except StaleError:
                 return True
-            if not are_still(group.stamps, now):
+            if not are_still(telling(group.stamps), telling(now), group.nodes, self._index):
                 return True
         return any(still.nodes() & nodes and still.moved() for still in self._still)
 
@@ -166,12 +168,9 @@ def stamps(dir_fd: int, names: list[bytes]) -> dict[bytes, Stamp]:
 
 def _are(there: dict[bytes, Stamp], nodes: dict[bytes, NodeId]) -> bool:
     """Whether the files that are there are those that are known, but for the shared memory."""
-    return {n for n in there if not n.endswith(SHARED)} == {
-        n for n in nodes if not n.endswith(SHARED)
-    }
+    return telling(there).keys() == {n for n in nodes if not n.endswith(SHARED)}
 
 
-def are_still(before: dict[bytes, Stamp], after: dict[bytes, Stamp]) -> bool:
-    """Whether files of a database are the same, and nobody wrote to them."""
-    names = {name for name in {*before, *after} if not name.endswith(SHARED)}
-    return all(before.get(name) == after.get(name) for name in names)
+def telling(files: dict[bytes, Stamp]) -> dict[bytes, Stamp]:
+    """All but the shared memory."""
+    return {name: each for name, each in files.items() if not name.endswith(SHARED)}

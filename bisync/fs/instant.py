@@ -32,6 +32,7 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 Stamp = tuple[int, int, int, int]
+Known = Callable[[NodeId | None], Stamp | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ class Taker:
         ignores: whether a path below it is left alone; and whether that is a directory.
         nodes: its files by path, as the index has them.
         is_known: whether the index knows what is in a file, and both sides agreed on it.
+        index: what the index says of a file: the engine itself may give it other attributes.
     """
 
     rule: Declared
@@ -91,6 +93,7 @@ class Taker:
     nodes: dict[bytes, NodeId]
     directories: set[bytes]
     is_known: Callable[[NodeId, os.stat_result], bool]
+    index: Known
     bases: Bases
 
     def take(self) -> tuple[dict[NodeId, HeldFile], "Still | None"]:
@@ -101,11 +104,13 @@ class Taker:
             BusyError: it moved during every try.
             PathError: it cannot be taken at all.
         """
+        if self.rule.stamp is not None and self.rule.stamp not in self.nodes:
+            raise PathError(f"{display(self.rule.stamp)} is missing: it cannot be taken as a whole")
         with self._snapshot() as frozen:
             if frozen is not None:
                 there = self.listing(frozen)
                 self._compare(there)
-                return self._gather(there.files, lambda path, _: _opened(frozen, path)), None
+                return self.gather(there.files, lambda path, _: _opened(frozen, path)), None
         for _ in waits():
             try:
                 taken = self._try()
@@ -162,12 +167,12 @@ class Taker:
             late = [path for path in there.files if rule.last and path.startswith(rule.last + b"/")]
             early = there.files.keys() - set(late) - {rule.stamp}
             order = [path for path in (rule.stamp,) if path is not None] + sorted(early)
-            self._gather({path: there.files[path] for path in order}, freeze, files)
+            self.gather({path: there.files[path] for path in order}, freeze, files)
             if rule.last is not None:
                 log_now = self.listing(fd, rule.last).files
                 if log_now.keys() != set(late):
                     raise StaleError("files of it came or went")
-                self._gather(log_now, freeze, files)
+                self.gather(log_now, freeze, files)
             still = self._is_still(fd, before, there, frozen=frozen)
         finally:
             if not still:
@@ -185,7 +190,7 @@ class Taker:
         late = {path for path in there.files if path.startswith(self.rule.last + b"/")}
         return self.listing(fd, self.rule.last).files.keys() == late
 
-    def _gather(
+    def gather(
         self,
         there: dict[bytes, os.stat_result],
         hold: Callable[[bytes, os.stat_result], HeldFile],
@@ -211,8 +216,6 @@ class Taker:
             os.close(fd)
 
     def _compare(self, there: Listing) -> None:
-        if self.rule.stamp is not None and self.rule.stamp not in there.files:
-            raise PathError(f"{display(self.rule.stamp)} is missing: it cannot be taken as a whole")
         if self.rule.stamp is not None and there.ways_out:
             what = display(there.ways_out[0])
             raise PathError(f"{what} is a link to a directory: it cannot be taken with the rest")
@@ -261,9 +264,21 @@ class Still:
     def moved(self) -> bool:
         """Whether anything did."""
         try:
-            return self.taker.listing(self.taker.top()).stamps() != self.stamps
+            now = self.taker.listing(self.taker.top()).stamps()
         except (StaleError, FileNotFoundError):
             return True
+        return not are_still(self.stamps, now, self.taker.nodes, self.taker.index)
+
+
+def are_still(
+    before: dict[bytes, Stamp], now: dict[bytes, Stamp], nodes: dict[bytes, NodeId], index: Known
+) -> bool:
+    """Whether files are the same, and nobody but the engine did anything to them."""
+    for path in before.keys() | now.keys():
+        is_now = now.get(path)
+        if before.get(path) != is_now and (is_now is None or index(nodes.get(path)) != is_now):
+            return False
+    return True
 
 
 def _opened(top: int, path: bytes) -> HeldFile:

@@ -82,6 +82,8 @@ class ResultLog:
                 row["before"] = self._group_before(step)
                 if (new := staged.get(i)) is not None:
                     row["mtime"] = new.info.st_mtime_ns
+                elif isinstance(step, SetAttributes):
+                    row["mtime"] = step.attributes.mtime_ns
             text = json.dumps(row, separators=(",", ":"))
             self.rows[i] = self.db.execute(_INSERT, (self.pair, text)).lastrowid or 0
         self.db.many(_INSERT, [(self.pair, updates[key]) for key in sorted(keys & updates.keys())])
@@ -184,7 +186,7 @@ class ResultLog:
             case Make() | Remove():
                 at = [step.place]
             case Replace():
-                at = [step.places[0]]
+                at = [step.places[0]] if step.keep is None else [step.places[0], step.keep]
             case Move():
                 at = [step.new] if step.old is None else [step.old, step.new]
             case _:

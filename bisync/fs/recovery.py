@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import time
-from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,16 +19,16 @@ from bisync.core.rows import update_from_list
 from bisync.errors import PathError, StaleError
 from bisync.fs.content import read_version
 from bisync.fs.copying import is_another_place, remove_object
+from bisync.fs.finisher import Finisher, handle_in
 from bisync.fs.incoming import link_beside
 from bisync.fs.log import FAILED, place_from_row
-from bisync.fs.look import Looker, hold
+from bisync.fs.look import Looker
 from bisync.fs.meta import attributes_of, kind_of
 from bisync.fs.replica import Replica
 from bisync.fs.stage import PARTIAL
 from bisync.fs.torn import Mended, Mender
 from bisync.linux.boot import boot_id
 from bisync.linux.filesystem import syncfs
-from bisync.linux.lease import Lease
 from bisync.linux.rename import ASIDE, rename_noreplace, swap
 
 log = logging.getLogger(__name__)
@@ -82,9 +81,6 @@ def mend(replica: Replica) -> Mended:
     return mended
 
 
-_There = tuple[list[Any] | None, Place | None]  # what is at a place, and where it is as yet
-
-
 class _Recovery:
     def __init__(self, replica: Replica, pair: int) -> None:
         self.replica = replica
@@ -112,10 +108,10 @@ class _Recovery:
                 self._note_written(intent.row)
                 self._undo_keep(intent.row)
                 self._finish_group(intent.row)
-                self._bind(intent.row)
+                self.bind(intent.row)
         for intent in self.intents:
             performed = intent.row["op"] != FAILED and (
-                intent.done or self._was_performed(intent.row)
+                intent.done or self.was_performed(intent.row)
             )
             if performed and not intent.done:
                 self._finish_move_over(intent.row)
@@ -165,9 +161,9 @@ class _Recovery:
 
     # -- what was done -------------------------------------------------------
 
-    def _bind(self, row: dict[str, Any]) -> None:
+    def bind(self, row: dict[str, Any]) -> None:
         """Tell the index which object a step put into place, so that it keeps its number."""
-        handle = _handle(row)
+        handle = handle_in(row)
         if handle is None or not row.get("at"):
             return
         place = place_from_row(row["at"][0])
@@ -221,10 +217,10 @@ class _Recovery:
         known = self.index.identity(node)
         return None if known is None else known[0]
 
-    def _was_performed(self, row: dict[str, Any]) -> bool:
+    def was_performed(self, row: dict[str, Any]) -> bool:
         match row["op"]:
             case "Make" | "Replace" | "Link" | "Move" | "Exchange":
-                wanted = _handle(row) if "handle" in row else self._handle_of(row["node"])
+                wanted = handle_in(row) if "handle" in row else self._handle_of(row["node"])
                 return wanted is not None and all(
                     self._handle_at(place) == wanted for place in _places(row["at"])
                 )
@@ -244,12 +240,12 @@ class _Recovery:
         """
         if row["op"] != "Replace" or len(row["at"]) < 2 or row.get("old") is None:
             return
-        new, (text, size, mtime_ns) = _handle(row), row["old"]
+        new, (text, size, mtime_ns) = handle_in(row), row["old"]
         old, places = bytes.fromhex(text), _places(row["at"])
         if new is None:
             return
         try:
-            spot = self._spot(row)
+            spot = self.spot(row)
             info = self.look.stat(*spot)
             if self.look.handle(*spot) != old or self._handle_at(places[0]) != new:
                 return
@@ -270,119 +266,9 @@ class _Recovery:
             os.unlink(temp, dir_fd=spot[0])
 
     def finish_databases(self) -> None:
-        """Files that belong together were replaced in part: the others follow.
-
-        Only if that can be done for all: where somebody was faster, the next plan decides.
-        """
-        groups: dict[tuple[int, int], list[dict[str, Any]]] = {}
-        for intent in self.intents:
-            if not intent.done and "with" in intent.row and intent.row["op"] != "SetAttributes":
-                groups.setdefault((intent.pair, intent.row["with"]), []).append(intent.row)
-        for rows in groups.values():
-            left = [row for row, done in zip(rows, self._performed(rows), strict=True) if not done]
-            if not left or len(left) == len(rows):
-                continue
-            try:
-                if self._is_untouched(rows) and self._can_follow(left):
-                    for row in left:
-                        self._follow(row)
-                    continue
-            except (PathError, OSError) as error:
-                log.warning("database-not-finished path=%s reason=%s", left[0].get("path"), error)
-            # Somebody worked with what was there: what was taken out would not fit any more.
-            for row in rows:
-                row["astray"] = True
-
-    def _performed(self, rows: list[dict[str, Any]]) -> list[bool]:
-        """Which steps were: also a move of what was replaced at its new place since."""
-        found: list[bool] = []
-        replaced: set[int] = set()
-        for row in reversed(rows):
-            done = row["node"] in replaced or self._was_performed(row)
-            if done and row["op"] == "Replace":
-                replaced.add(row["node"])
-            found.append(done)
-        return found[::-1]
-
-    def _is_untouched(self, rows: list[dict[str, Any]]) -> bool:
-        """Whether each file of a database is what it was before some step of it, or is after."""
-        found: dict[Place, list[list[Any] | None]] = defaultdict(list)
-        for row in rows:
-            for place, state in row["before"]:
-                found[place_from_row(place)].append(state)
-        for row in rows:
-            match row["op"]:
-                case "Remove":
-                    found[place_from_row(row["from"])].append(None)
-                case "Make" | "Replace":
-                    state = [row["handle"], row["size"], row["mtime"]]
-                    found[place_from_row(row["at"][0])].append(state)
-                case "Move" if row["was"] is not None:
-                    found[place_from_row(row["was"])].append(None)
-                    found[place_from_row(row["at"][0])].append(row["old"])
-                case _:
-                    return False
-        return all(self._state_at(place) in states for place, states in found.items())
-
-    def _state_at(self, place: Place) -> list[Any] | None:
-        try:
-            spot = self.replica.directories.at(place)
-            info = self.look.stat(*spot)
-            return [self.look.handle(*spot).hex(), info.st_size, info.st_mtime_ns]
-        except (StaleError, FileNotFoundError):
-            return None
-
-    def _can_follow(self, rows: list[dict[str, Any]]) -> bool:
-        """Whether steps can still be done, in their order: what each needs is there."""
-        now: dict[Place, _There] = {}
-
-        def at(place: Place) -> _There:
-            return now.get(place) or (self._state_at(place), place)
-
-        after: _There
-        for row in rows:
-            match row["op"]:
-                case "Make" | "Replace" if len(row["at"]) == 1 and "keep" not in row:
-                    place = place_from_row(row["at"][0])
-                    if self.look.handle(*self._spot(row)) != _handle(row):
-                        return False
-                    after = [row["handle"], row["size"], row["mtime"]], None
-                    before = None if row["op"] == "Make" else row["old"]
-                case "Remove":
-                    place, after, before = place_from_row(row["from"]), (None, None), row["old"]
-                case "Move" if row["was"] is not None:
-                    was = place_from_row(row["was"])
-                    place, after, before = place_from_row(row["at"][0]), at(was), None
-                    if after[0] != row["old"] or row["old"] is None:
-                        return False
-                    now[was] = None, None
-                case _:
-                    return False
-            there, yet = at(place)
-            if there != before or ("displaces" in row and before is None):
-                return False
-            if before is not None and yet is not None:
-                with hold(*self.replica.directories.at(yet)) as held:
-                    if held.lease is Lease.REFUSED:
-                        return False
-            now[place] = after
-        return True
-
-    def _follow(self, row: dict[str, Any]) -> None:
-        """Do a step; what it displaces goes to the store with the rest of the stage."""
-        if row["op"] == "Remove":
-            dir_fd, name = self.replica.directories.at(place_from_row(row["from"]))
-            self._to_store(dir_fd, name, row)
-        elif row["op"] == "Move":
-            old_fd, was = self.replica.directories.at(place_from_row(row["was"]))
-            dir_fd, name = self.replica.directories.at(place_from_row(row["at"][0]))
-            rename_noreplace(old_fd, was, dir_fd, name)
-            os.fsync(old_fd)
-        else:
-            dir_fd, name = self.replica.directories.at(place_from_row(row["at"][0]))
-            move = rename_noreplace if row["op"] == "Make" else swap
-            move(*self._spot(row), dir_fd, name)
-        os.fsync(dir_fd)
+        """Files that belong together were replaced in part: the others follow, if they all can."""
+        rows = [(i.pair, i.row) for i in self.intents if not i.done]
+        Finisher(self.replica, self.look, self).run(rows)
 
     def _undo_keep(self, row: dict[str, Any]) -> None:
         """A save by backup linked the old object to its new name and came no further."""
@@ -426,12 +312,12 @@ class _Recovery:
         except OSError as error:
             if not is_another_place(error):
                 raise
-            self._to_store(dir_fd, name, row)
+            self.to_store(dir_fd, name, row)
         os.fsync(dir_fd)
 
     # -- what lies in the stage, or beside its target ------------------------
 
-    def _spot(self, row: dict[str, Any]) -> tuple[int, bytes]:
+    def spot(self, row: dict[str, Any]) -> tuple[int, bytes]:
         """Where a step's new object waits, and what it displaced lies after an exchange."""
         if "near" in row:
             return self.replica.directories.at(place_from_row(row["near"]))
@@ -440,18 +326,18 @@ class _Recovery:
     def _settle_near(self, row: dict[str, Any]) -> None:
         """What lies beside its target: unused is removed, displaced kept or brought back."""
         try:
-            dir_fd, name = self._spot(row)
+            dir_fd, name = self.spot(row)
             handle = self.look.handle(dir_fd, name)
         except StaleError:
             return
         if "in" not in row and ("astray" in row or row["op"] == "Stuck"):
-            self._to_store(dir_fd, name, row)
+            self.to_store(dir_fd, name, row)
         elif "in" not in row:
             self._bring_back(dir_fd, name, row)
-        elif _handle(row) in (None, handle):
+        elif handle_in(row) in (None, handle):
             remove_object(dir_fd, name)
         else:
-            self._to_store(dir_fd, name, row)
+            self.to_store(dir_fd, name, row)
         self._remove_links(dir_fd, name, len(row.get("at", ())))
 
     def _remove_links(self, dir_fd: int, near: bytes, count: int) -> None:
@@ -481,14 +367,14 @@ class _Recovery:
             if not name.endswith(ASIDE) and self._is_unused(name, found):
                 remove_object(stage.incoming, name)
             else:
-                self._to_store(stage.incoming, name, found)
+                self.to_store(stage.incoming, name, found)
         for name in map(os.fsencode, there):
             found = outgoing.get(name)
             back = found is not None and "astray" not in found
             if found is not None and back and found["op"] in ("Park", "Remove", "Unlink"):
                 self._bring_back(stage.displaced, name, found)
             else:
-                self._to_store(stage.displaced, name, found)
+                self.to_store(stage.displaced, name, found)
 
     def _is_unused(self, name: bytes, row: dict[str, Any] | None) -> bool:
         """Whether an incoming object never had a name in the tree.
@@ -500,7 +386,7 @@ class _Recovery:
             return not self.replica.lost_log
         if "near" in row or row.get("undo"):
             return True  # what is to be written into a file is never exchanged with it
-        return _handle(row) in (None, self.look.handle(self.replica.stage.incoming, name))
+        return handle_in(row) in (None, self.look.handle(self.replica.stage.incoming, name))
 
     def _bring_back(self, from_fd: int, name: bytes, row: dict[str, Any]) -> None:
         """What was on its way out of the tree goes back: the next plan decides again."""
@@ -511,7 +397,7 @@ class _Recovery:
             os.fsync(dir_fd)
         except (StaleError, OSError) as error:
             log.info("recovered name=%s reason=%s", name, error)
-            self._to_store(from_fd, name, row)
+            self.to_store(from_fd, name, row)
             return
         self.out.returned += 1
         self.out.failed.update(row["keys"])
@@ -565,7 +451,7 @@ class _Recovery:
         self.index.drop_node(node)
         return True
 
-    def _to_store(self, dir_fd: int, name: bytes, row: dict[str, Any] | None) -> None:
+    def to_store(self, dir_fd: int, name: bytes, row: dict[str, Any] | None) -> None:
         """Displaced, and the only copy may be here: into the store with it."""
         path = b"recovered/" + name
         if row is not None and "path" in row:
@@ -606,12 +492,6 @@ class _Recovery:
             "INSERT INTO result(pair, done, payload) VALUES(?, 0, ?)",
             (_STUCK_PAIR, json.dumps(stuck)),
         )
-
-
-def _handle(row: dict[str, Any]) -> bytes | None:
-    """The identity of a step's new object; ``None`` while it is copied beside its target."""
-    text = row.get("handle")
-    return None if text is None else bytes.fromhex(text)
 
 
 def _places(rows: list[Any]) -> list[Place]:

@@ -23,7 +23,7 @@ from bisync.core.path import STATE_DIR, STORE_DIR
 from bisync.core.wish import Seen, Wish
 from bisync.errors import PathError, StaleError, UsageError
 from bisync.fs.content import BIG, Chunk, Scan, Version, read_version
-from bisync.fs.holding import are_still, stamps
+from bisync.fs.holding import stamps, telling
 from bisync.fs.meta import attributes_of, kind_of, read_xattrs
 from bisync.fs.root import OPEN_DIR
 from bisync.fs.stage import refuse_torn, refuse_torn_above
@@ -454,7 +454,7 @@ class SourceTree:
                 for name, one in self._siblings(seen).items()
                 if name in names and one.kind is Kind.FILE
             }
-            if not are_still(walked, there):
+            if telling(walked) != telling(there):
                 return True
         return False
 

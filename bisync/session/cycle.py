@@ -51,7 +51,7 @@ from bisync.fs.result import Failed, Result, Status
 from bisync.fs.walk import ScanResult
 from bisync.session.commit import Ledger
 from bisync.session.config import Config, Fsync
-from bisync.session.groups import MIXED, Groups, losing, settle, together
+from bisync.session.groups import MIXED, Groups, losing, settle, together, with_the_rest
 from bisync.session.report import (
     ACTIONS,
     Change,
@@ -139,6 +139,8 @@ class Cycle:
             for side in SIDES:
                 names = self.sides[side].view.names_of(stale[side].keys())
                 parents = {parent for places in names.values() for parent, _ in places}
+                if not parents.isdisjoint(self.groups.directories(side)):
+                    parents |= self.groups.directories(side)
                 if parents:
                     self.met_by_scan(side, self.sides[side].scan(parents))
             todo = [
@@ -223,7 +225,7 @@ class Cycle:
             joined = join(agreed, parts)
         wanted = wanted_digests(joined, presume=self.rules.presume)
         if not any(wanted) and not waiting:
-            return joined, frozen_keys(joined, self.frozen)
+            return joined, with_the_rest(frozen_keys(joined, self.frozen), self.databases)
         held_back = {node for _, node, _ in waiting}
         for side in SIDES:
             for read in self.sides[side].read(sorted(wanted[side] - held_back)):
@@ -235,16 +237,10 @@ class Cycle:
                     parts[side].nodes[node] = fresh
         joined = join(agreed, parts)
         held = frozen_keys(joined, self.frozen)
-        for group in self.databases:
-            reasons = [
-                r for side, node, r in waiting if joined.key_of[side].get(node) in group.keys
-            ]
-            held |= dict.fromkeys(group.keys if reasons else (), (reasons or [""])[0])
         for side, node, reason in waiting:
-            key = joined.key_of[side].get(node)
-            if key is not None:
-                held[key] = reason
-        return joined, held
+            if node in joined.key_of[side]:
+                held[joined.key_of[side][node]] = reason
+        return joined, with_the_rest(held, self.databases)
 
     def _close(
         self, marks: tuple[set[NodeId], set[NodeId]]
@@ -282,11 +278,12 @@ class Cycle:
         outcome, left = settle(joined, outcome, self.databases, self.rules, judge)
         for group, gone in losing(joined, outcome, self.databases, self.config):
             text = f"{gone} of {len(group.keys)} files would be deleted; withheld"
-            path = joined.path(Side.ALPHA, group.place)
             self.report.withheld += gone
-            self._tell_met(Met("", "withheld", path, f"{text}; approve with --yes"))
+            place = joined.path(Side.ALPHA, group.place)
+            self._tell_met(Met("", "withheld", place, f"{text}; approve with --yes"))
             held = held | dict.fromkeys(group.keys, text)
-            outcome, left = settle(joined, judge(self.rules, {}), self.databases, self.rules, judge)
+            outcome = judge(self.rules, {})
+            outcome, left = settle(joined, outcome, self.databases, self.rules, judge)
         for group in left:
             self._tell_met(Met("", "problem", joined.path(Side.ALPHA, group.place), MIXED))
         at_once = set[int]().union(*(goes_with(outcome, group) for group in self.databases))

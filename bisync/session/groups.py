@@ -114,6 +114,8 @@ class Groups:
                 parent = joined.local_of[side].get(group.place[0])
                 if parent is None or not changed(joined, group, side):
                     continue
+                if group.declared is not None and not group.members[side]:
+                    continue  # all of it is gone
                 if group.declared is not None:
                     read = self._hold_declared(joined, group, group.declared, side)
                 else:
@@ -130,6 +132,10 @@ class Groups:
                 agreed.add(node.id)
         top = next(node for r, inside in self._declared if r == rule for node in inside[side])
         return self._sides[side].hold_declared(top, rule, group.members[side], agreed)
+
+    def directories(self, side: Side) -> set[NodeId]:
+        """Those of declared directories; what came into them is found by looking there."""
+        return {node for _, inside in self._declared for node in inside[side]}
 
     def release(self) -> None:
         """Let go of what was held."""
@@ -205,3 +211,13 @@ def losing(
     """Declared directories that would lose too many of their files, and how many."""
     counted = [] if config.yes else [(g, gone_from(joined, outcome, g)) for g in groups]
     return [(g, n) for g, n in counted if n and config.max_delete.exceeded(n, len(g.keys))]
+
+
+def with_the_rest(held: dict[int, str], groups: list[Group]) -> dict[int, str]:
+    """What has to wait, with the databases that some of it is part of."""
+    found: dict[int, str] = {}
+    for group in groups:
+        reason = next((held[key] for key in sorted(group.keys & held.keys())), None)
+        if reason is not None:
+            found |= dict.fromkeys(group.keys, reason)
+    return found | held

@@ -1,0 +1,461 @@
+"""Directories that somebody declared to be one thing: taken, decided and applied as a whole."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import bisync
+from bisync.fs import instant
+from bisync.fs.bases import Bases
+from bisync.linux import subvolume
+from tests.trees import environment, kept, look, run, sync
+
+Pair = tuple[Path, Path]
+CONTROL, LOGS = "global/control", "log"
+SERVER = bisync.Declared(b"db", stamp=CONTROL.encode(), last=LOGS.encode())
+WHOLE = bisync.Declared(b"db")
+CONFIG = bisync.Config(groups=(SERVER,))
+
+
+def turn(root: Path, number: int) -> dict[str, bytes | str | None]:
+    """Bring a made-up server's directory to its state of a number; what that is."""
+    db = root / "db"
+    for folder in ("global", "base/1", LOGS, f"base/{number + 100}"):
+        (db / folder).mkdir(parents=True, exist_ok=True)
+    (db / CONTROL).write_bytes(b"checkpoint %d" % number)
+    for name in range(5):
+        (db / f"base/1/{name}").write_bytes(b"%d of %d " % (name, number) * 2000)
+    (db / f"base/{number + 100}/0").write_bytes(b"new in %d" % number)
+    (db / f"base/1/old{number - 1}").unlink(missing_ok=True)
+    (db / f"base/1/old{number}").write_bytes(b"old of %d" % number)
+    (db / "always").write_bytes(b"the same")
+    for old in sorted((db / LOGS).iterdir()):
+        if int(old.name) < number:  # it is used again, under a new name
+            old.rename(db / LOGS / f"{number + 2:03}")
+    for segment in range(number, number + 3):
+        (db / LOGS / f"{segment:03}").touch()
+    (db / LOGS / f"{number:03}").write_bytes(b"log of %d " % number * 4000)
+    (db / "base/saved~").unlink(missing_ok=True)
+    if (db / "base/saved").exists():
+        (db / "base/saved").rename(db / "base/saved~")  # a save with a backup
+    (db / "base/saved").write_bytes(b"saved in %d" % number)
+    return whole(root)
+
+
+def whole(root: Path) -> dict[str, bytes | str | None]:
+    """All files of it."""
+    there = look(root).items()
+    return {path: data for path, data in there if path.startswith("db/") and data is not None}
+
+
+@pytest.fixture(params=["xfs", "btrfs", "btrfs-clones", "ext4"])
+def disks(
+    request: pytest.FixtureRequest,
+    file_system: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> Pair:
+    """Two roots on a file system; on btrfs with and without the right to make snapshots."""
+    if request.param == "btrfs-clones":
+        monkeypatch.setattr(Bases, "snapshot", lambda _self, _subvolume: None)
+    base = file_system(request.param.split("-")[0]) / tmp_path.name
+    for name in "AB":
+        (base / name).mkdir(parents=True)
+    return base / "A", base / "B"
+
+
+def test_it_is_followed(disks: Pair):
+    a, b = disks
+    for number in range(4):
+        turn(a, number)
+        assert bisync.sync(a, b, CONFIG).exit_code == 0
+        assert look(a) == look(b)
+        assert bisync.sync(a, b, CONFIG).files_scanned
+    assert not list((a / ".bisync").glob("bases/new*"))
+    assert kept(b)
+
+
+def _meddling(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) -> list[bytes]:
+    """Do something after each file that is held, by its number; the paths that were held."""
+    held: list[bytes] = []
+    method = instant.Taker.take
+
+    def take(self: instant.Taker) -> object:
+        gather = type(self).gather
+
+        def gathered(self, there, hold, files=None):  # type: ignore[no-untyped-def]
+            def holding(path, info):  # type: ignore[no-untyped-def]
+                found = hold(path, info)
+                held.append(path)
+                act(len(held))
+                return found
+
+            return gather(self, there, holding, files)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(instant.Taker, "gather", gathered)
+            return method(self)
+
+    monkeypatch.setattr(instant.Taker, "take", take)
+    return held
+
+
+def test_the_order_in_which_it_is_taken(disks: Pair, monkeypatch: pytest.MonkeyPatch):
+    """The control file first, the log last; all of it, on ext4 too."""
+    a, b = disks
+    turn(a, 1)
+    held = _meddling(monkeypatch, lambda _number: None)
+    assert bisync.sync(a, b, CONFIG).exit_code == 0
+    if held[0] != CONTROL.encode():
+        assert "btrfs" in str(a) and not _clones_only()  # one instant has no order
+        return
+    assert [path.startswith(LOGS.encode() + b"/") for path in held] == sorted(
+        path.startswith(LOGS.encode() + b"/") for path in held
+    )
+    assert len(held) == len(whole(a))
+
+
+def _clones_only() -> bool:
+    return Bases.snapshot.__name__ == "<lambda>"
+
+
+@pytest.mark.parametrize("times", [1, 1000])
+def test_a_checkpoint_ends_while_it_is_taken(
+    disks: Pair, monkeypatch: pytest.MonkeyPatch, times: int
+):
+    """It is taken again; if that never ends, it is busy, and nothing of it is shown."""
+    a, b = disks
+    old = turn(a, 1)
+    (a / "beside").write_bytes(b"1")
+    assert bisync.sync(a, b, CONFIG).exit_code == 0
+    turn(a, 2)
+    (a / "beside").write_bytes(b"2")
+    made = 0
+
+    def checkpoint(number: int) -> None:
+        nonlocal made
+        if number % 3 == 0 and made < times:
+            made += 1
+            (a / "db" / CONTROL).write_bytes(b"checkpoint %d" % (made + 10))
+            (a / "db/base/1/3").write_bytes(b"written by %d" % made)
+
+    monkeypatch.setattr(instant, "_FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr(instant, "_LONGEST_WAIT_S", 0.0)
+    _meddling(monkeypatch, checkpoint)
+    report = bisync.sync(a, b, CONFIG)
+    assert look(b)["beside"] == b"2"
+    assert made >= 1
+    if _is_snapshot(a):
+        # What was written after the snapshot is not in it.
+        assert report.exit_code in (0, 24)
+        assert look(b)["db/" + CONTROL] in (b"checkpoint 2", look(a)["db/" + CONTROL])
+    elif times == 1:
+        assert report.exit_code in (0, 24)  # 24 where it cannot be held still
+        assert whole(b) in (whole(a), old)
+    else:
+        assert report.exit_code == 24
+        assert whole(b) == old
+    monkeypatch.undo()
+    assert bisync.sync(a, b, CONFIG).exit_code == 0
+    assert look(a) == look(b)
+
+
+def _is_snapshot(a: Path) -> bool:
+    return "/btrfs/" in str(a) and not _clones_only()
+
+
+@pytest.mark.parametrize("what", ["segment", "table", "folder", "gone"])
+def test_files_come_and_go_while_it_is_taken(
+    disks: Pair, monkeypatch: pytest.MonkeyPatch, what: str
+):
+    """It is looked at again; what is shown has all that the server needs."""
+    a, b = disks
+    turn(a, 1)
+    assert bisync.sync(a, b, CONFIG).exit_code == 0
+    turn(a, 2)
+    once = iter([True])
+    method = instant.Taker.take
+
+    def take(self: instant.Taker) -> object:
+        if next(once, False):
+            match what:
+                case "segment":
+                    (a / "db" / LOGS / "900").write_bytes(b"the newest")
+                case "table":
+                    (a / "db/base/1/77").write_bytes(b"a table")
+                case "folder":
+                    (a / "db/base/500").mkdir()
+                    (a / "db/base/500/1").write_bytes(b"a database")
+                case _:
+                    (a / "db/base/1/2").unlink()
+            (a / "db" / CONTROL).write_bytes(b"checkpoint after it")
+        return method(self)
+
+    monkeypatch.setattr(instant.Taker, "take", take)
+    assert bisync.sync(a, b, CONFIG).exit_code == 0
+    assert look(a) == look(b)
+
+
+def test_a_segment_appears_behind_the_others(disks: Pair, monkeypatch: pytest.MonkeyPatch):
+    """While its files are cloned the server goes on: the log has to be whole."""
+    a, b = disks
+    turn(a, 1)
+
+    def append(number: int) -> None:
+        if number == 2:
+            (a / "db" / LOGS / "901").write_bytes(b"what the tables have already")
+
+    _meddling(monkeypatch, append)
+    report = bisync.sync(a, b, CONFIG)
+    monkeypatch.undo()
+    if report.exit_code == 0 and not _is_snapshot(a):
+        assert look(b)["db/log/901"] == b"what the tables have already"
+    assert bisync.sync(a, b, CONFIG).exit_code == 0
+    assert look(a) == look(b)
+
+
+def test_written_to_while_it_is_read(disks: Pair, monkeypatch: pytest.MonkeyPatch):
+    """Without a stamp of its own, all its files have to rest; where that cannot be, it is busy."""
+    a, b = disks
+    config = bisync.Config(groups=(WHOLE,))
+    old = turn(a, 1)
+    assert bisync.sync(a, b, config).exit_code == 0
+    assert whole(b) == old
+    turn(a, 2)
+    monkeypatch.setattr(instant, "_LONGEST_WAIT_S", 0.0)
+
+    def write(number: int) -> None:
+        (a / "db/base/1/4").write_bytes(b"%d" % number)
+
+    _meddling(monkeypatch, write)
+    report = bisync.sync(a, b, config)
+    if not _is_snapshot(a):
+        assert report.exit_code == 24
+        assert whole(b) == old
+    monkeypatch.undo()
+    assert bisync.sync(a, b, config).exit_code == 0
+    assert look(a) == look(b)
+
+
+def test_times_that_are_too_young(disks: Pair, monkeypatch: pytest.MonkeyPatch):
+    """Two writes in one tick of the clock leave the same times: who relies on them waits."""
+    a, b = disks
+    turn(a, 1)
+    monkeypatch.setattr(instant, "_TICK_NS", 10**12)
+    monkeypatch.setattr(instant, "_LONGEST_WAIT_S", 0.0)
+    wanted = 0 if _is_snapshot(a) else 24
+    assert bisync.sync(a, b, bisync.Config(groups=(WHOLE,))).exit_code == wanted
+    assert bool(whole(b)) == (wanted == 0)
+
+
+def test_a_snapshot_that_a_crash_left(file_system: Callable[[str], Path], tmp_path: Path):
+    base = file_system("btrfs") / tmp_path.name
+    a, b = base / "A", base / "B"
+    a.mkdir(parents=True)
+    b.mkdir()
+    turn(a, 1)
+    words = ("--groups", _toml(tmp_path, 'directory = "db"'))
+    sync(a, b, *words)
+    turn(a, 2)
+    line = [sys.executable, "-c", CRASH, "bisync.fs.bases.Bases.open_snapshot", "0"]
+    subprocess.run([*line, a, b], env=environment(), check=False)
+    left = list((a / ".bisync/bases").iterdir())
+    assert [path.name[:4] for path in left] == ["new."]
+    assert (left[0] / "A/db/always").read_bytes() == b"the same" or list(left[0].rglob("always"))
+    sync(a, b, *words)
+    assert look(a) == look(b)
+    assert not list((a / ".bisync/bases").iterdir())
+
+
+CRASH = """
+import importlib, os, signal, sys
+import bisync
+path, count = sys.argv[1].split("."), int(sys.argv[2])
+owner = importlib.import_module(".".join(path[:3]))
+for name in path[3:-1]:
+    owner = getattr(owner, name)
+act = getattr(owner, path[-1])
+
+def wrapped(*words):
+    global count
+    count -= 1
+    if count < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return act(*words)
+
+setattr(owner, path[-1], wrapped)
+rule = bisync.Declared(b"db", stamp=b"global/control", last=b"log")
+print(bisync.sync(sys.argv[3], sys.argv[4], bisync.Config(groups=(rule,))).exit_code)
+"""
+
+
+@pytest.mark.parametrize("call", ["rename_noreplace", "swap"])
+def test_killed_between_two_files(pair: Pair, call: str):
+    """Recovery, before anything else, makes it the old state or the new one."""
+    a, b = pair
+    other = a.parent / "C"
+    other.mkdir()
+    turn(a, 0)
+    assert bisync.sync(a, b, CONFIG).exit_code == bisync.sync(b, other, CONFIG).exit_code == 0
+    killed = forward = 0
+    for count in range(40):
+        old, new = whole(b), turn(a, count + 1)
+        line = [sys.executable, "-c", CRASH, f"bisync.fs.perform.{call}", str(count)]
+        done = subprocess.run([*line, a, b], env=environment(), capture_output=True, check=False)
+        killed += done.returncode == -9
+        bisync.sync(b, other, CONFIG)  # another pair of the root: it recovers, and knows no A
+        assert whole(b) in (old, new), count
+        forward += whole(b) == new and done.returncode == -9
+        assert bisync.sync(a, b, CONFIG).exit_code == 0
+        assert whole(b) == new
+        assert look(a) == look(b)
+        if done.returncode == 0:
+            break
+    assert killed >= 3 and forward >= 2
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("policy", list(bisync.Policy))
+def test_both_sides_wrote(here: Pair, policy: bisync.Policy):
+    """One side's, whole; or nothing until a person says."""
+    a, b = here
+    turn(a, 1)
+    assert bisync.sync(a, b, CONFIG).exit_code == 0
+    mine = turn(a, 2)
+    turn(b, 3)
+    (b / "db/base/1/only here").write_bytes(b"1")
+    theirs = whole(b)
+    config = bisync.Config(groups=(SERVER,), conflict=policy)
+    report = bisync.sync(a, b, config)
+    if policy in (bisync.Policy.MANUAL, bisync.Policy.KEEP_BOTH):
+        assert report.exit_code == 23
+        assert (whole(a), whole(b)) == (mine, theirs)
+        return
+    wanted = mine if policy in (bisync.Policy.ALPHA, bisync.Policy.OLDEST) else theirs
+    assert report.exit_code == 0
+    assert whole(a) == whole(b) == wanted
+    assert report.conflicts
+    lost = theirs if wanted is mine else mine
+    stored = {data for side in here for _, data in kept(side)}
+    assert {data for data in lost.values() if isinstance(data, bytes)} <= stored | {
+        data for data in wanted.values() if isinstance(data, bytes)
+    }
+
+
+@pytest.mark.parametrize("name", ["base/1/3", "always"])
+def test_somebody_works_with_it_at_the_other_side(here: Pair, name: str):
+    """A server runs there: a file that would stay as it is shows that, too."""
+    a, b = here
+    old = turn(a, 1)
+    assert bisync.sync(a, b, CONFIG).exit_code == 0
+    new = turn(a, 2)
+    with (b / "db" / name).open("r+b"):
+        assert bisync.sync(a, b, CONFIG).exit_code == 24
+        assert whole(b) == old
+    assert bisync.sync(a, b, CONFIG).exit_code == 0
+    assert whole(b) == new
+
+
+def test_it_would_lose_most_of_its_files(here: Pair):
+    """Somebody deleted tables: nothing of it goes on until a person says so."""
+    a, b = here
+    turn(a, 1)
+    for number in range(60):
+        (a / f"db/base/1/t{number}").write_bytes(b"%d" % number)
+    assert bisync.sync(a, b, CONFIG).exit_code == 0
+    old = whole(b)
+    for number in range(55):
+        (a / f"db/base/1/t{number}").unlink()
+    new = turn(a, 2)
+    report = bisync.sync(a, b, CONFIG)
+    assert report.exit_code == 25
+    assert report.withheld >= 55
+    assert whole(b) == old
+    assert whole(a) == new
+    assert bisync.sync(a, b, bisync.Config(groups=(SERVER,), yes=True)).exit_code == 0
+    assert whole(b) == whole(a) == new
+
+
+def test_all_of_it_goes(here: Pair):
+    """That is a deletion like any other."""
+    a, b = here
+    turn(a, 1)
+    (a / "other").write_bytes(b"1")
+    assert bisync.sync(a, b, CONFIG).exit_code == 0
+    subprocess.run(["rm", "-r", a / "db"], check=True)
+    assert bisync.sync(a, b, CONFIG).exit_code == 0
+    assert not (b / "db").exists()
+
+
+@pytest.mark.parametrize("how", ["control", "link"])
+def test_it_cannot_be_taken_as_a_whole(here: Pair, tmp_path: Path, how: str):
+    a, b = here
+    old = turn(a, 1)
+    assert bisync.sync(a, b, CONFIG).exit_code == 0
+    turn(a, 2)
+    if how == "control":
+        (a / "db" / CONTROL).unlink()
+    else:
+        (a / "db" / LOGS).rename(tmp_path / "log")
+        (a / "db" / LOGS).symlink_to(tmp_path / "log")
+    report = bisync.sync(a, b, CONFIG)
+    assert report.exit_code == 23
+    assert whole(b) == old
+
+
+def test_other_files_go_on(here: Pair):
+    """A group that waits makes nothing else wait, and a later run needs no event for it."""
+    a, b = here
+    turn(a, 1)
+    with _open_for_writing(a / "db/always"):
+        (a / "beside").write_bytes(b"1")
+        report = bisync.sync(a, b, CONFIG)
+        assert look(b)["beside"] == b"1"
+    assert report.exit_code in (0, 24)
+    assert bisync.sync(a, b, CONFIG).exit_code == 0
+    assert look(a) == look(b)
+
+
+@contextlib.contextmanager
+def _open_for_writing(path: Path) -> Iterator[None]:
+    with path.open("r+b"):
+        yield
+
+
+def test_a_plan_changes_nothing(here: Pair):
+    a, b = here
+    turn(a, 1)
+    assert bisync.plan(a, b, CONFIG).changes
+    assert not whole(b)
+
+
+@pytest.mark.parametrize(
+    ("paths", "said"),
+    [(["db", "db/base"], "part of another"), ([""], "below the root"), (["../db"], "below")],
+)
+def test_groups_that_make_no_sense(here: Pair, paths: list[str], said: str):
+    a, b = here
+    words = [word for path in paths for word in ("--postgresql", path)]
+    assert said in run("sync", *words, a, b, check=2).said
+
+
+def test_the_way_to_a_subvolume(file_system: Callable[[str], Path], tmp_path: Path):
+    top = file_system("btrfs")
+    folder = top / tmp_path.name / "a" / "b"
+    folder.mkdir(parents=True)
+    for path in (folder, top):
+        fd = os.open(path, os.O_RDONLY)
+        found, below = subvolume.place_in_subvolume(fd)
+        assert os.fstat(found).st_ino == 256
+        assert os.stat(below or b".", dir_fd=found).st_ino == os.fstat(fd).st_ino
+        os.close(found)
+        os.close(fd)
+    other = os.open(tmp_path, os.O_RDONLY)
+    with pytest.raises(OSError):
+        subvolume.place_in_subvolume(other)
+    os.close(other)
