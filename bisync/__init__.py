@@ -14,7 +14,7 @@ from bisync.errors import (
 )
 
 if TYPE_CHECKING:
-    from bisync.core.declared import Declared, postgresql
+    from bisync.core.declared import Declared, Hooks, postgresql
     from bisync.core.hot import Allowance
     from bisync.core.ignore import Ignore
     from bisync.core.method import Apply
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from bisync.session.api import plan, sync
     from bisync.session.config import AfterRestore, Config, Fsync
     from bisync.session.conflicts import conflicts, resolve
+    from bisync.session.groupfile import read_groups
     from bisync.session.history import Moment, Restored, history, restore
     from bisync.session.mirror import mirror
     from bisync.session.mirrorconfig import MirrorConfig, MirrorReport
@@ -65,6 +66,7 @@ _LAZY = {
     "Session": "bisync.session.session",
     "Allowance": "bisync.core.hot",
     "Declared": "bisync.core.declared",
+    "Hooks": "bisync.core.declared",
     "Apply": "bisync.core.method",
     "Mended": "bisync.fs.torn",
     "recover": "bisync.session.recover",
@@ -76,6 +78,7 @@ _LAZY = {
     "mirror": "bisync.session.mirror",
     "plan": "bisync.session.api",
     "postgresql": "bisync.core.declared",
+    "read_groups": "bisync.session.groupfile",
     "resolve": "bisync.session.conflicts",
     "restore": "bisync.session.history",
     "sync": "bisync.session.api",
@@ -98,6 +101,7 @@ __all__ = [
     "Event",
     "Fsync",
     "HaltError",
+    "Hooks",
     "Ignore",
     "Mended",
     "Met",
@@ -125,6 +129,7 @@ __all__ = [
     "mirror",
     "plan",
     "postgresql",
+    "read_groups",
     "recover",
     "resolve",
     "restore",

@@ -53,6 +53,14 @@ def _big_file_options(p: argparse.ArgumentParser) -> None:
         "one instant and applied together",
     )
     p.add_argument(
+        "--groups",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="directories whose files are one thing together, with commands that freeze and thaw "
+        "their programs (TOML)",
+    )
+    p.add_argument(
         "--hot",
         action="append",
         default=[],

@@ -6,8 +6,32 @@ directory is taken at one instant, decided on together and applied together.
 
 from dataclasses import dataclass
 
-from bisync.core.path import valid_name
+from bisync.core.path import display, valid_name
 from bisync.errors import UsageError
+
+_LONGEST_S = 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """Commands of a person's that let a program hold still while its files are read.
+
+    They are given to ``/bin/sh`` on the machine whose files are read, with the directory's path in
+    ``BISYNC_GROUP``. Whatever happens, ``thaw`` is run after ``freeze``.
+    """
+
+    freeze: str = ""
+    thaw: str = ""
+    read_from: bytes | None = None  # a snapshot of the directory, there between the two
+    limit_s: float = 30.0  # for each command, and for what is between them
+
+    def __post_init__(self) -> None:
+        if not (self.freeze or self.read_from):
+            raise UsageError("a group's thaw needs a freeze")
+        if self.read_from is not None and not self.read_from.startswith(b"/"):
+            raise UsageError("read-from: give a path from / on")
+        if not 0 < self.limit_s <= _LONGEST_S:
+            raise UsageError(f"limit: give 1 to {_LONGEST_S:.0f} seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +47,16 @@ class Declared:
     stamp: bytes | None = None  # a file below it
     last: bytes | None = None  # a directory below it
     left_out: tuple[str, ...] = ()  # gitignore patterns below it, of what is no content
+    hooks: Hooks | None = None
 
     def __post_init__(self) -> None:
         if not self.path or not all(map(valid_name, self.path.split(b"/"))):
             raise UsageError("a group is a directory below the root")
+        if self.last is not None and self.stamp is None:
+            raise UsageError("an order needs a stamp: else all files of a group have to rest")
+        for path in filter(None, (self.stamp, self.last)):
+            if not all(map(valid_name, path.split(b"/"))):
+                raise UsageError(f"{display(path)} is no path below the group's directory")
 
     @property
     def patterns(self) -> tuple[str, ...]:
@@ -35,7 +65,7 @@ class Declared:
         return tuple(f"/{place}/{pattern}" for pattern in self.left_out)
 
 
-def postgresql(path: bytes) -> Declared:
+def postgresql(path: bytes, left_out: tuple[str, ...] = (), hooks: Hooks | None = None) -> Declared:
     """The data directory of a PostgreSQL server.
 
     Recovery begins at the checkpoint that the control file names and needs the log from there on
@@ -46,7 +76,8 @@ def postgresql(path: bytes) -> Declared:
         path,
         stamp=b"global/pg_control",
         last=b"pg_wal",
-        left_out=("postmaster.pid", "postmaster.opts", "pg_stat_tmp/*", "pgsql_tmp*"),
+        left_out=("postmaster.pid", "postmaster.opts", "pg_stat_tmp/*", "pgsql_tmp*", *left_out),
+        hooks=hooks,
     )
 
 

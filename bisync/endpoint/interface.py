@@ -131,8 +131,12 @@ class Endpoint(ContentSource, Protocol):
         """
         ...
 
-    def release(self) -> None:
-        """Let go of what was held."""
+    def release(self) -> list[str]:
+        """Let go of what was held.
+
+        Returns:
+            What went wrong with that and a person should hear.
+        """
         ...
 
     def apply(

@@ -231,14 +231,16 @@ class LocalEndpoint:
             return matcher.ignores(rule.path + b"/" + path, is_dir=is_dir)
 
         def act() -> str:
-            self.replica.contents.hold_declared(top, rule, nodes, agreed, ignores)
+            self.replica.contents.hold_declared(
+                top, rule, nodes, agreed, ignores, self.replica.path + b"/" + rule.path
+            )
             return ""
 
         return self._tried(top, act)
 
-    def release(self) -> None:
+    def release(self) -> list[str]:
         """Let go of what was held."""
-        self.replica.contents.holds.release()
+        return self.replica.contents.holds.release()
 
     def moved(self, nodes: set[NodeId]) -> bool:
         """Whether files that are to be read at one instant moved on while they were read."""

@@ -175,6 +175,7 @@ class Contents:
         nodes: dict[bytes, NodeId],
         agreed: set[NodeId],
         ignores: Callable[[bytes, bool], bool],
+        where: bytes,
     ) -> None:
         """Let a declared directory be read at one instant, until ``holds.release()``.
 
@@ -182,6 +183,7 @@ class Contents:
             nodes: its files by their paths below it.
             agreed: those that both sides had agreed on, as the index has them.
             ignores: whether a path below it is left alone; and whether that is a directory.
+            where: its path, for commands.
 
         Raises:
             PathError: stale or busy, or it cannot be done.
@@ -197,7 +199,7 @@ class Contents:
             rule, lambda: self._directories.open(top), ignores, nodes, below, is_known,
             self._stamp, self.bases,
         )  # fmt: skip
-        self._note_held(self.holds.take_declared(taker))
+        self._note_held(self.holds.take_declared(taker, where))
 
     def _stamp(self, node: NodeId | None) -> Stamp | None:
         known = None if node is None else self._index.known(node)

@@ -15,6 +15,7 @@ from bisync.core.groups import SHARED
 from bisync.core.node import NodeId
 from bisync.errors import BusyError, StaleError
 from bisync.fs.bases import Bases
+from bisync.fs.freezing import Freeze
 from bisync.fs.instant import HeldFile, Known, Stamp, Still, Taker, are_still, stamp, waits
 from bisync.linux.lease import Lease, probed
 
@@ -39,6 +40,8 @@ class Holds:
         self._files: dict[NodeId, HeldFile] = {}
         self._groups: list[_Group] = []
         self._still: list[Still] = []
+        self._frozen: list[Freeze] = []
+        self._trouble: list[str] = []
 
     def get(self, node: NodeId) -> HeldFile | None:
         """What is held of a node."""
@@ -69,15 +72,31 @@ class Holds:
             raise StaleError("files of the database came or went")
         raise BusyError("the database was written to, at every try")
 
-    def take_declared(self, taker: Taker) -> dict[NodeId, HeldFile]:
+    def take_declared(self, taker: Taker, where: bytes) -> dict[NodeId, HeldFile]:
         """Hold a declared directory.
+
+        Args:
+            where: its path, for commands.
 
         Raises:
             PathError: stale, busy, or it cannot be done.
         """
         if any(node in self._files for node in taker.nodes.values()):
             raise BusyError("it is part of two databases")
-        files, still = taker.take()
+        hooks = taker.rule.hooks
+        freeze = None if hooks is None else Freeze(hooks, where)
+        done = False
+        try:
+            files, still = taker.take()
+            done = still is None and (hooks is None or hooks.read_from is None)
+        except BaseException:
+            done = True
+            raise
+        finally:
+            if freeze is not None and done:
+                self._trouble.append(freeze.thaw())
+            elif freeze is not None:
+                self._frozen.append(freeze)
         self._files |= files
         if still is not None:
             self._still.append(still)
@@ -137,11 +156,14 @@ class Holds:
                 return True
         return any(still.nodes() & nodes and still.moved() for still in self._still)
 
-    def release(self) -> None:
-        """Let go of everything."""
+    def release(self) -> list[str]:
+        """Let go of everything; what a person should hear of it."""
         for file in self._files.values():
             file.close()
         self._files, self._groups, self._still = {}, [], []
+        self._trouble += [freeze.thaw() for freeze in self._frozen]
+        trouble, self._frozen, self._trouble = self._trouble, [], []
+        return [text for text in trouble if text]
 
 
 def _has_writer(dir_fd: int, name: bytes) -> bool:

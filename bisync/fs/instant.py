@@ -106,10 +106,13 @@ class Taker:
         """
         if self.rule.stamp is not None and self.rule.stamp not in self.nodes:
             raise PathError(f"{display(self.rule.stamp)} is missing: it cannot be taken as a whole")
-        with self._snapshot() as frozen:
+        hooks = self.rule.hooks
+        elsewhere = None if hooks is None else hooks.read_from
+        with self._snapshot() if elsewhere is None else _snapshot_at(elsewhere) as frozen:
             if frozen is not None:
                 there = self.listing(frozen)
                 self._compare(there)
+                self._compare_numbers(there)
                 return self.gather(there.files, lambda path, _: _opened(frozen, path)), None
         for _ in waits():
             try:
@@ -222,6 +225,13 @@ class Taker:
         if there.files.keys() != self.nodes.keys() or not there.directories <= self.directories:
             raise StaleError("files of it came or went")
 
+    def _compare_numbers(self, there: Listing) -> None:
+        """A snapshot has the files themselves: who restores from a copy has others."""
+        for path, info in there.files.items():
+            known = self.index(self.nodes[path])
+            if known is not None and known[0] != info.st_ino:
+                raise StaleError(f"{display(path)} is another file in the snapshot")
+
     def listing(self, top: int, below: bytes = b"") -> Listing:
         """What is below a directory, or one of its own, by paths below the first."""
         found = Listing()
@@ -279,6 +289,19 @@ def are_still(
         if before.get(path) != is_now and (is_now is None or index(nodes.get(path)) != is_now):
             return False
     return True
+
+
+@contextmanager
+def _snapshot_at(path: bytes) -> Iterator[int]:
+    """A snapshot that somebody else made."""
+    try:
+        fd = os.open(path, _DIR)
+    except OSError as error:
+        raise PathError(f"read-from {display(path)}: {error.strerror}") from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _opened(top: int, path: bytes) -> HeldFile:

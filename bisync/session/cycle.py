@@ -189,7 +189,8 @@ class Cycle:
         try:
             self._chunk((marks[0], marks[1]), removals=removals)
         finally:
-            self.groups.release()
+            for s, text in self.groups.release():
+                self._tell_met(Met(s.label, "problem", b"", text))
 
     def _chunk(self, marks: tuple[set[NodeId], set[NodeId]], *, removals: bool) -> None:
         joined, held = self._decide_inputs(marks)

@@ -137,10 +137,9 @@ class Groups:
         """Those of declared directories; what came into them is found by looking there."""
         return {node for _, inside in self._declared for node in inside[side]}
 
-    def release(self) -> None:
-        """Let go of what was held."""
-        for side in self._sides:
-            side.release()
+    def release(self) -> list[tuple[Side, str]]:
+        """Let go of what was held; what went wrong with that."""
+        return [(side, text) for side in SIDES for text in self._sides[side].release()]
 
 
 def together(plan: Plan, groups: list[Group], side: Side) -> list[Together]:

@@ -6,7 +6,7 @@ import os
 from bisync.cli.output import Output
 from bisync.cli.stopping import Stopper, local_path, workers
 from bisync.cli.times import retention
-from bisync.core.declared import postgresql
+from bisync.core.declared import Declared, postgresql
 from bisync.core.hot import Allowance
 from bisync.core.ignore import Ignore, filter_lines
 from bisync.core.method import Apply
@@ -15,6 +15,7 @@ from bisync.core.resolve import Policy
 from bisync.core.safety import DeleteLimit
 from bisync.errors import UsageError
 from bisync.session.config import AfterRestore, Config, Fsync
+from bisync.session.groupfile import read_groups
 from bisync.session.session import Session
 
 
@@ -67,7 +68,7 @@ def _config(options: argparse.Namespace, stopper: Stopper) -> Config:
         state_dir=options.state_dir,
         fsync=Fsync(options.fsync),
         apply=Apply(options.apply),
-        groups=tuple(postgresql(_below(path)) for path in options.postgresql),
+        groups=_groups(options),
         hot=Ignore(tuple(options.hot)),
         allowance=_allowance(options.hot_share),
         retention=retention(options.keep, options.keep_every),
@@ -77,9 +78,9 @@ def _config(options: argparse.Namespace, stopper: Stopper) -> Config:
     )
 
 
-def _below(path: str) -> bytes:
-    """A directory's path below the root."""
-    return os.fsencode(path.strip("/"))
+def _groups(options: argparse.Namespace) -> tuple[Declared, ...]:
+    named = (postgresql(os.fsencode(path.strip("/"))) for path in options.postgresql)
+    return (*named, *(group for path in options.groups for group in read_groups(path)))
 
 
 def _patterns(filters: list[tuple[str, str]]) -> tuple[str, ...]:
