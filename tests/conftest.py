@@ -78,15 +78,16 @@ def _make(cleanup: contextlib.ExitStack, base: Path, name: str) -> None:
         point.mkdir()
     elif name == "tmpfs":
         _mount(cleanup, point, "-t", "tmpfs", "-o", f"size={SIZE},mode=755", "none")
-    elif shutil.which(MAKE[name][0]) is None:
-        pytest.skip(f"{MAKE[name][0]} is not installed")
     else:
+        kind, _, size = name.partition("-")  # "xfs-2048": of so many MiB
+        if shutil.which(MAKE[kind][0]) is None:
+            pytest.skip(f"{MAKE[kind][0]} is not installed")
         image = base / f"{name}.img"
         with image.open("wb") as file:
-            file.truncate(SIZE)
-        done = subprocess.run([*MAKE[name], image], capture_output=True, text=True, check=False)
+            file.truncate(int(size) << 20 if size else SIZE)
+        done = subprocess.run([*MAKE[kind], image], capture_output=True, text=True, check=False)
         if done.returncode:
-            pytest.skip(f"cannot make {name}: {done.stderr.strip()}")
+            pytest.skip(f"cannot make {kind}: {done.stderr.strip()}")
         _mount(cleanup, point, "-o", "loop", image)
         point.chmod(0o755)
 

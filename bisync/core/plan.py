@@ -235,3 +235,18 @@ class Plan:
     def empty(self) -> bool:
         """Whether no side has anything to do and nothing new was agreed."""
         return not (self.steps[0] or self.steps[1] or self.updates)
+
+
+def place_of(step: Transition) -> Place | None:
+    """Where a step's node is to be, or was; ``None`` if it stays where it is."""
+    match step:
+        case Move() | Exchange():
+            return step.new
+        case Replace():
+            return step.places[0]
+        case Park():
+            return step.old
+        case SetAttributes():
+            return None
+        case _:
+            return step.place

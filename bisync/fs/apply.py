@@ -99,6 +99,7 @@ class Applier:
         self.results: dict[int, Result] = {}
         self.failed = Failed()
         self.members: dict[Together, list[int]] = {}  # positions of what belongs together
+        self.of_step: dict[int, Together] = {}
         self.fixed: set[NodeId] = set()  # nodes whose files are not written into
         self.hard: dict[NodeId, int] = {}  # directories that are softened for a step, with modes
 
@@ -134,7 +135,7 @@ class Applier:
             keys = [group.keys for group in together]
             self.log.intend(todo, self.staged, self.outs, updates, self.hard, keys)
             self.t.root.check()
-            of_step = {i: group for group, mine in self.members.items() for i in mine}
+            of_step = self.of_step = {i: g for g, mine in self.members.items() for i in mine}
             begun: set[Together] = set()
             try:
                 for i, step in enumerate(steps):
@@ -329,6 +330,7 @@ class Applier:
 
     def _perform(self, i: int, step: Transition) -> None:
         with softened((step,), self.hard, self.t.directories):
+            self.performer.together = i in self.of_step
             result = self.failed.stops(step) or self.performer.perform(i, step)
         staged = self.staged.get(i)
         if staged is not None and result.status is Status.DONE:

@@ -29,6 +29,7 @@ from bisync.fs.index import Index
 from bisync.fs.soften import soft
 
 FAILED = "Failed"  # in place of an operation
+STUCK_PAIR = -1  # its rows say where that belongs which the store did not take yet
 _INSERT = "INSERT INTO result(pair, done, payload) VALUES(?, 0, ?)"
 
 
@@ -112,6 +113,15 @@ class ResultLog:
         row = {**json.loads(text), **fields}
         self.db.execute("UPDATE result SET payload=? WHERE seq=?", (json.dumps(row), self.rows[i]))
         self.db.commit()
+
+    def stuck(self, path: bytes, name: bytes, *, displaced: bool) -> None:
+        """Note what waits in the stage for the store, so that it is never taken for unused."""
+        # A handle that no object has: what is there was exchanged, and is not ours.
+        where = (
+            {"out": name.decode("latin-1")} if displaced else {"in": name.decode(), "handle": "00"}
+        )
+        self.db.begin()
+        note_stuck(self.db, path, where)
 
     def conclude(self, failed: dict[int, Transition]) -> None:
         """Turn intents into results; of those that failed, by position, only that. No commit."""
@@ -210,3 +220,9 @@ class ResultLog:
 
     def _path_text(self, place: Place) -> str:
         return self.index.place_path(place).decode("latin-1")
+
+
+def note_stuck(db: Database, path: bytes, where: dict[str, Any]) -> None:
+    """Note what waits for the store: its path below the root, and where it lies."""
+    row = {"op": "Stuck", "keys": [], "node": 0, "path": path.decode("latin-1"), **where}
+    db.execute(_INSERT, (STUCK_PAIR, json.dumps(row)))

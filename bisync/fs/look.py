@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from bisync.core.ignore import Matcher
 from bisync.core.node import ROOT, Kind, Node, NodeId, Place
 from bisync.errors import BusyError, StaleError
 from bisync.fs.index import Index, stamp_of
@@ -194,3 +195,23 @@ def _look_at_file(fd: int, name: bytes, info: os.stat_result, node: Node) -> Non
     with probed(fd, name) as (_, lease):
         if lease is Lease.REFUSED:
             raise BusyError("somebody has a file in it open for writing")
+
+
+def uncovered(matcher: Matcher, fd: int, old: bytes, new: bytes) -> bytes | None:
+    """A path that a filter hides in a directory at its old path, and would not at the new one."""
+    for name in map(os.fsencode, os.listdir(fd)):
+        info = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        is_dir = stat.S_ISDIR(info.st_mode)
+        one, two = old + b"/" + name, new + b"/" + name
+        if matcher.ignores(one, is_dir=is_dir):
+            if not matcher.ignores(two, is_dir=is_dir):
+                return one
+        elif is_dir:
+            below = os.open(name, OPEN_DIR, dir_fd=fd)
+            try:
+                found = uncovered(matcher, below, one, two)
+            finally:
+                os.close(below)
+            if found is not None:
+                return found
+    return None

@@ -34,7 +34,7 @@ from bisync.fs.displaced import evidence
 from bisync.fs.incoming import Staged, link_beside
 from bisync.fs.index import NO_STAMP
 from bisync.fs.log import ResultLog, place_to_row
-from bisync.fs.look import Guard, Looked, Looker, look_through
+from bisync.fs.look import Guard, Looked, Looker, look_through, uncovered
 from bisync.fs.meta import apply_attributes, attributes_of, read_xattrs
 from bisync.fs.record import Recorder
 from bisync.fs.result import Result, Status
@@ -83,6 +83,8 @@ class Performer:
         self.matcher = matcher
         self.parked: dict[NodeId, tuple[bytes, Place]] = {}  # name in out/, where it was
         self.displaced: list[tuple[bytes, bytes, list[Any]]] = []  # kept, path, evidence
+        self.together = False  # the step in hand must not be undone: others were done with it
+        self.waiting = ""  # why what it displaced is not in the store yet
 
     def perform(self, i: int, step: Transition) -> Result:
         """Do the step at position ``i``.
@@ -91,7 +93,10 @@ class Performer:
             PathError: stale, busy or impossible; nothing changed.
             OSError: likewise.
         """
+        self.waiting = ""
         result = self._dispatch(i, step)
+        if self.waiting:
+            result = replace(result, reason=self.waiting)
         if result.status is Status.DONE:
             self.index.mark(step.node, self.log.pair)  # the root's other pairs have to hear of it
         return result
@@ -212,11 +217,29 @@ class Performer:
             record["installed"] = self.index.is_installed(known)  # such a version may be thinned
         shared = stat.S_ISREG(info.st_mode) and info.st_nlink > 1
         before = None if shared else evidence(dir_fd, name)
-        kept = self.store.keep(dir_fd, name, path, record, copy=shared)
+        try:
+            kept = self.store.keep(dir_fd, name, path, record, copy=shared)
+        except PathError as error:
+            if not self.together or dir_fd not in (self.stage.incoming, self.stage.displaced):
+                raise
+            self.waiting = f"what it replaced waits in the stage: {error.reason}"
+            self._let_wait(dir_fd, name, path)
+            return None
         is_copied_dir = kept.copied and stat.S_ISDIR(info.st_mode)
         if before is not None and not is_copied_dir:  # nobody holds what is only a copy
             self.displaced.append((kept.path, path, before))
         return kept.path
+
+    def _let_wait(self, dir_fd: int, name: bytes, path: bytes) -> None:
+        """What the store does not take now stays in the stage; the next run brings it there."""
+        log.warning("not-kept-yet path=%s reason=%s", display(path), self.waiting)
+        if dir_fd == self.stage.incoming:
+            try:
+                rename_noreplace(dir_fd, name, self.stage.displaced, name)
+                dir_fd = self.stage.displaced
+            except OSError as error:
+                log.info("stage-entry-stays name=%s reason=%s", name, error)
+        self.log.stuck(path, name, displaced=dir_fd == self.stage.displaced)
 
     def _link(self, i: int, step: Link) -> Result:
         places = self.index.places(step.node)
@@ -261,7 +284,7 @@ class Performer:
         else:
             looked = self.look.at(step.old, step.node)
             if stat.S_ISDIR(looked.info.st_mode):
-                self._check_filter(looked, step)
+                self._check_filter(looked, step.old, step.new)
             self._place_free(looked.dir_fd, looked.name, new_dir, new)
             with _undone_by(lambda: self._place_free(new_dir, new, looked.dir_fd, looked.name)):
                 if self.look.handle(new_dir, new) != looked.handle:
@@ -274,39 +297,19 @@ class Performer:
         self.record.touched.add(step.new[0])
         return Result(step, Status.DONE)
 
-    def _check_filter(self, looked: Looked, step: Move) -> None:
+    def _check_filter(self, looked: Looked, old: Place, new: Place) -> None:
         """A directory must not take along what a filter hides only at the old place."""
         if not self.matcher.active:
             return
-        assert step.old is not None
-        old, new = self.index.place_path(step.old), self.index.place_path(step.new)
         fd = os.open(looked.name, OPEN_DIR, dir_fd=looked.dir_fd)
         try:
-            uncovered = self._uncovered(fd, old, new)
+            found = uncovered(
+                self.matcher, fd, self.index.place_path(old), self.index.place_path(new)
+            )
         finally:
             os.close(fd)
-        if uncovered is not None:
-            raise PathError(
-                f"{display(uncovered)} is left alone, but would not be at the new place"
-            )
-
-    def _uncovered(self, fd: int, old: bytes, new: bytes) -> bytes | None:
-        for name in map(os.fsencode, os.listdir(fd)):
-            info = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            is_dir = stat.S_ISDIR(info.st_mode)
-            one, two = old + b"/" + name, new + b"/" + name
-            if self.matcher.ignores(one, is_dir=is_dir):
-                if not self.matcher.ignores(two, is_dir=is_dir):
-                    return one
-            elif is_dir:
-                below = os.open(name, OPEN_DIR, dir_fd=fd)
-                try:
-                    found = self._uncovered(below, one, two)
-                finally:
-                    os.close(below)
-                if found is not None:
-                    return found
-        return None
+        if found is not None:
+            raise PathError(f"{display(found)} is left alone, but would not be at the new place")
 
     def _move_over(self, i: int, step: Move, removal: Remove) -> Result:
         """Swap the two names, then take what must go away from the old one."""

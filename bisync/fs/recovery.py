@@ -21,7 +21,7 @@ from bisync.fs.content import read_version
 from bisync.fs.copying import is_another_place, remove_object
 from bisync.fs.finisher import Finisher, handle_in
 from bisync.fs.incoming import link_beside
-from bisync.fs.log import FAILED, place_from_row
+from bisync.fs.log import FAILED, STUCK_PAIR, note_stuck, place_from_row
 from bisync.fs.look import Looker
 from bisync.fs.meta import attributes_of, kind_of
 from bisync.fs.replica import Replica
@@ -34,7 +34,6 @@ from bisync.linux.rename import ASIDE, rename_noreplace, swap
 log = logging.getLogger(__name__)
 STORE_NAME = "store"  # in the state: the path of the store that the last run used
 _NO_PAIR = 0
-_STUCK_PAIR = -1  # its rows say where that belongs which the store did not take yet
 
 
 @dataclass(slots=True)
@@ -353,7 +352,7 @@ class _Recovery:
     def _empty_stage(self) -> None:
         stage = self.replica.stage
         rows = [intent.row for intent in self.intents]
-        self.replica.database.execute("DELETE FROM result WHERE pair=?", (_STUCK_PAIR,))
+        self.replica.database.execute("DELETE FROM result WHERE pair=?", (STUCK_PAIR,))
         for row in rows:
             if "near" in row:
                 self._settle_near(row)
@@ -480,18 +479,13 @@ class _Recovery:
         if dir_fd == stage.incoming:
             rename_noreplace(dir_fd, name, stage.displaced, name)
             os.fsync(stage.displaced)
-        stuck: dict[str, Any] = {"op": "Stuck", "keys": [], "node": 0}
-        stuck["path"] = path.decode("latin-1")
         if dir_fd in (stage.incoming, stage.displaced):
-            stuck["out"] = name.decode("latin-1")
+            where = {"out": name.decode("latin-1")}
         elif row is not None and "near" in row and place_from_row(row["near"])[1] == name:
-            stuck["near"] = row["near"]
+            where = {"near": row["near"]}
         else:
             return  # it has its name in the tree
-        self.replica.database.execute(
-            "INSERT INTO result(pair, done, payload) VALUES(?, 0, ?)",
-            (_STUCK_PAIR, json.dumps(stuck)),
-        )
+        note_stuck(self.replica.database, path, where)
 
 
 def _places(rows: list[Any]) -> list[Place]:

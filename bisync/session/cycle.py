@@ -42,6 +42,7 @@ from bisync.core.plan import (
     Transition,
     Update,
     keys_of,
+    place_of,
 )
 from bisync.core.planner import PENDING_TIME, Numbers, make_plan
 from bisync.core.reconcile import Outcome, reconcile
@@ -518,6 +519,8 @@ class Cycle:
         report.matched_bytes += result.matched
         report.kept += result.kept is not None
         self._count_step(side, step)
+        if result.reason:
+            self._tell_met(Met(side.label, "problem", self._path(side, step), result.reason))
         for text in result.missed:
             if (step.key, text) not in self.attribute_notes:
                 self.attribute_notes.add((step.key, text))
@@ -576,11 +579,7 @@ class Cycle:
             self.tell(met)
 
     def _path(self, side: Side, step: Transition) -> bytes:
-        place = getattr(step, "place", None) or getattr(step, "new", None)
-        if place is None and getattr(step, "places", None):
-            place = step.places[0]  # type: ignore[union-attr]
-        if place is None:
-            place = getattr(step, "old", None)
+        place = place_of(step)
         if place is not None:
             return self.sides[side].place_path(place)
         return self.sides[side].path(step.node) or b"."

@@ -376,6 +376,8 @@ class MirrorRun:
                 report.literal_bytes += result.size
                 report.matched_bytes += result.matched
                 report.kept += result.kept is not None
+                if result.reason:
+                    self._met(Met("beta", "problem", path, result.reason))
                 for text in result.missed:
                     self._note(path, f"not set: {text}")
             case Status.STALE:

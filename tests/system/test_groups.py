@@ -1,17 +1,21 @@
 """Directories that somebody declared to be one thing: taken, decided and applied as a whole."""
 
 import contextlib
+import errno
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import bisync
-from bisync.fs import instant
+from bisync.errors import PathError
+from bisync.fs import instant, perform
 from bisync.fs.bases import Bases
+from bisync.fs.store import Store
 from bisync.linux import subvolume
 from tests.trees import environment, kept, look, run, sync
 
@@ -266,7 +270,7 @@ def test_a_snapshot_that_a_crash_left(file_system: Callable[[str], Path], tmp_pa
     subprocess.run([*line, a, b], env=environment(), check=False)
     left = list((a / ".bisync/bases").iterdir())
     assert [path.name[:4] for path in left] == ["new."]
-    assert [path.read_bytes() for path in left[0].rglob("A/db/always")] == [b"the same"]
+    assert (left[0] / tmp_path.name / "A/db/always").read_bytes() == b"the same"
     sync(a, b, *words)
     assert look(a) == look(b)
     assert not list((a / ".bisync/bases").iterdir())
@@ -318,6 +322,42 @@ def test_killed_between_two_files(pair: Pair, call: str):
             break
     assert killed >= 3 and forward >= 2
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize("also", [False, True], ids=["store", "and the stage"])
+def test_the_store_is_full(here: Pair, monkeypatch: pytest.MonkeyPatch, also: bool):
+    """No half of it: what was replaced waits in the stage; the next run brings it to the store."""
+    a, b = here
+    turn(a, 1)
+    assert bisync.sync(a, b, CONFIG).exit_code == 0
+    old, new = whole(b), turn(a, 2)
+    keep, move, left = Store.keep, perform.rename_noreplace, 3
+
+    def full(*words: Any, **more: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise PathError("cannot keep the old version: No space left on device")
+        return keep(*words, **more)
+
+    def stuck(*words: Any) -> Any:
+        if left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return move(*words)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "keep", full)
+        if also:
+            patch.setattr(perform, "rename_noreplace", stuck)
+        report = bisync.sync(a, b, CONFIG)
+    assert report.exit_code == 23
+    assert any("waits in the stage" in met.reason for met in report.met)
+    assert whole(b) in (old, new)
+    assert bisync.sync(a, b, CONFIG).exit_code == 0
+    assert whole(a) == whole(b) == new
+    lost = {data for data in old.values() if isinstance(data, bytes)} - set(new.values())
+    assert lost <= {data for _, data in kept(b)}
+    assert not [path for path in (b / ".bisync").rglob("*") if path.parent.name in ("in", "out")]
 
 
 @pytest.mark.parametrize("policy", list(bisync.Policy))
