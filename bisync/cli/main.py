@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from bisync import __version__
 from bisync.cli.rsyncwords import add_words
+from bisync.core.method import BASE_CLONES
 from bisync.errors import BisyncError, UsageError
 
 _DESCRIPTION = "Two-way file synchronisation for Linux: moves are moves, nothing is ever lost."
@@ -67,6 +68,14 @@ def _big_file_options(p: argparse.ArgumentParser) -> None:
         metavar="PATTERN",
         help="files that are never closed (running disk images): take them at first sight, too "
         "(gitignore syntax); else a new file is taken when its writer closes it",
+    )
+    p.add_argument(
+        "--base-clones",
+        type=int,
+        default=BASE_CLONES,
+        metavar="N",
+        help="so many big files may have a frozen clone of the version that is known, to tell by "
+        f"extents where they were written to (XFS, btrfs; {BASE_CLONES}; 0: none)",
     )
     p.add_argument(
         "--hot-share",

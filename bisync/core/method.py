@@ -2,6 +2,8 @@
 
 from enum import Enum
 
+BASE_CLONES = 256  # big files of a root that may have a frozen clone of the version that is known
+
 
 class Apply(Enum):
     """What a person may choose; see ``docs/decisions/0014-written-in-place.md``."""

@@ -1,6 +1,6 @@
 """Find content that moved within a file: which stretches of the new version are old blocks.
 
-The side with the new version searches, with the list of the old one's proving digests. The other
+The side with the new version searches, with the list of the old one. The other
 side answers questions about what it has (:class:`Holder`). Cheap means first, each only for what
 the one before left over:
 
@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bisync.delta.backend import PRINT_SPAN, Backend, Offsets, Sums, SumTable
-from bisync.delta.blocks import Blocks, is_zero_block
+from bisync.delta.blocks import Blocks, finding, is_zero_block
 from bisync.delta.digest import BLOCK_SIZE, GROUP_BLOCKS, block_digest
 from bisync.errors import StaleError
 
@@ -142,7 +142,7 @@ class Search:
         """
         Args:
             new: the list of the version that is searched.
-            old: the list of the other one; only its proving digests are used.
+            old: the list of the other one.
             read: gives a stretch of the new version: (offset, length), valid until the next one.
             pace: called with 0 now and then; may end it all.
         """
@@ -286,9 +286,9 @@ class Search:
         for candidate in (block, block + 1):
             if self._proven(candidate, shift, low, high, tried):
                 first = last = candidate
-                while self._proven(first - 1, shift, low, high, tried):
+                while self._follows(first - 1, shift, low, high):
                     first -= 1
-                while self._proven(last + 1, shift, low, high, tried):
+                while self._follows(last + 1, shift, low, high):
                     last += 1
                 begin = first * BLOCK_SIZE
                 stop = min((last + 1) * BLOCK_SIZE, self._old.size)
@@ -299,16 +299,30 @@ class Search:
 
     def _proven(self, block: int, shift: int, low: int, high: int, tried: _Tried) -> bool:
         """Whether the new version has an old block, shifted, between two offsets."""
-        if not 0 <= block < self._old.count or (block, shift) in tried.pairs:
+        if (block, shift) in tried.pairs:
             return False
-        length = self._old.length(block)
-        at = block * BLOCK_SIZE + shift
-        if at < low or at + length > high:
+        data = self._shifted(block, shift, low, high)
+        if data is None:
             return False
-        self._pace(0)
-        data = self._read(at, length)
-        if len(data) == length and block_digest(data) == self._old.prove(block):
+        if block_digest(data) == self._old.prove(block):
             return True
         tried.pairs.add((block, shift))
         tried.left -= 1
         return False
+
+    def _follows(self, block: int, shift: int, low: int, high: int) -> bool:
+        """Whether a shift that one block proved goes on: who assembles proves each new block."""
+        data = self._shifted(block, shift, low, high)
+        return data is not None and finding(data, self._old.seed) == self._old.find(block)
+
+    def _shifted(self, block: int, shift: int, low: int, high: int) -> memoryview | None:
+        """What the new version has where an old block would be; ``None`` outside of two offsets."""
+        if not 0 <= block < self._old.count:
+            return None
+        length = self._old.length(block)
+        at = block * BLOCK_SIZE + shift
+        if at < low or at + length > high:
+            return None
+        self._pace(0)
+        data = self._read(at, length)
+        return data if len(data) == length else None

@@ -149,6 +149,14 @@ def remove_base(folder: int, name: bytes) -> None:
         os.unlink(name, dir_fd=folder)
 
 
+def remove_oldest(folder: int, most: int) -> None:
+    """Leave so many bases, of those versions that came last."""
+    names = [name for name in map(os.fsencode, os.listdir(folder)) if name.isdigit()]
+    ages = {name: os.stat(name, dir_fd=folder, follow_symlinks=False).st_ctime_ns for name in names}
+    for name in sorted(names, key=ages.__getitem__, reverse=True)[most:]:
+        os.unlink(name, dir_fd=folder)
+
+
 def _name(node: NodeId) -> bytes:
     return b"%d" % node
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from bisync.core.hot import Allowance
 from bisync.core.ignore import Matcher, reserved
-from bisync.core.method import Apply
+from bisync.core.method import BASE_CLONES, Apply
 from bisync.core.node import Kind, NodeId
 from bisync.core.path import STORE_DIR, display
 from bisync.errors import (
@@ -22,7 +22,7 @@ from bisync.errors import (
     UsageError,
 )
 from bisync.fs.archive import PairState, pair_states
-from bisync.fs.bases import may_serve, remove_base
+from bisync.fs.bases import may_serve, remove_base, remove_oldest
 from bisync.fs.conflicts import ConflictList
 from bisync.fs.contents import Contents
 from bisync.fs.database import FORMAT, Database, StateDamagedError, is_sound
@@ -55,6 +55,7 @@ class Options:
     hot: Matcher = field(default_factory=lambda: Matcher(()))  # files that are never closed
     # Of hot files; None: they may cost anything.
     allowance: Allowance | None = field(default_factory=Allowance)
+    base_clones: int = BASE_CLONES  # how many big files may have a base
     fsync: bool = True
     stop: Callable[[], None] = lambda: None
     arrived: Arrived = not_told
@@ -406,6 +407,8 @@ class Replica:
                         useful = may_serve(fd, os.fsencode(name), row.content.digest)
                     if not useful:
                         remove_base(fd, os.fsencode(name))
+                if folder == b"bases":
+                    remove_oldest(fd, self.options.base_clones)
             except OSError as error:
                 log.info("not-tidied folder=%s reason=%s", folder, error)
             finally:

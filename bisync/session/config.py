@@ -7,7 +7,7 @@ from enum import Enum
 from bisync.core.declared import Declared
 from bisync.core.hot import Allowance
 from bisync.core.ignore import Ignore, Matcher
-from bisync.core.method import Apply
+from bisync.core.method import BASE_CLONES, Apply
 from bisync.core.path import STORE_DIR, display, valid_name
 from bisync.core.resolve import Policy
 from bisync.core.retention import Retention
@@ -54,11 +54,14 @@ class Config:
     allowance: Allowance | None = field(
         default_factory=Allowance
     )  # of files that are never closed; None: they may cost anything
+    base_clones: int = BASE_CLONES  # how many big files may have a frozen clone of what is known
     workers: int = 2  # threads that read, hash and flush
     chunk: int = 2000  # marks decided at a time; bounds memory
     stop: Callable[[], None] = lambda: None  # raises Interrupted when a stop was asked for
 
     def __post_init__(self) -> None:
+        if self.base_clones < 0:
+            raise UsageError("the number of base clones cannot be below 0")
         parts = self.store.split(b"/")
         if not all(map(valid_name, parts)) or parts[0] == b".bisync":
             raise UsageError("the rollback folder must be a path below the root")

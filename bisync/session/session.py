@@ -148,6 +148,7 @@ class Session:
             apply=c.apply,
             hot=c.hot.matcher(),
             allowance=c.allowance,
+            base_clones=c.base_clones,
             stop=c.stop,
             arrived=self._arrived,
         )

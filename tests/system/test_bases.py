@@ -167,6 +167,31 @@ def test_only_that_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch):
     assert list((a / ".bisync/bases").iterdir()) == []
 
 
+def test_so_many_bases(folder: Path):
+    """Those of the versions that came last stay; none where none are wanted."""
+    a, b = folder / "A", folder / "B"
+    a.mkdir()
+    b.mkdir()
+    for number in range(3):
+        with (a / f"image{number}").open("wb") as file:
+            file.truncate(80 * MIB)
+    sync(a, b)
+    inodes = []
+    for number in (2, 0, 1):
+        with (a / f"image{number}").open("r+b") as file:
+            file.seek(number * MIB)
+            file.write(b"changed")
+        sync(a, b, "--base-clones", "2")
+        inodes.append({path.name for path in (a / ".bisync/bases").iterdir()})
+    assert [len(names) for names in inodes] == [1, 2, 2]
+    assert inodes[0] < inodes[1] and not inodes[0] <= inodes[2]
+    with (a / "image0").open("r+b") as file:
+        file.write(b"once more")
+    sync(a, b, "--base-clones", "0")
+    assert not list((a / ".bisync/bases").iterdir())
+    assert look(a) == look(b)
+
+
 def test_compressed_images(mount: Callable[..., None], tmp_path: Path):
     """Where extents do not tell where bytes are, all is read, and right."""
     if shutil.which("mkfs.btrfs") is None:

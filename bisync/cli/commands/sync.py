@@ -71,6 +71,7 @@ def _config(options: argparse.Namespace, stopper: Stopper) -> Config:
         groups=_groups(options),
         hot=Ignore(tuple(options.hot)),
         allowance=_allowance(options.hot_share),
+        base_clones=options.base_clones,
         retention=retention(options.keep, options.keep_every),
         workers=workers(),
         stop=stopper.check,
