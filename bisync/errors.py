@@ -7,6 +7,7 @@
         * ``StaleError``       the path no longer holds what the plan expected: look again
         * ``BusyError``        somebody is writing to it: come back later (exit 24)
     * ``EndpointError``        this side cannot go on; nothing was torn (exit 12)
+        * ``ProtocolError``    the peer does not speak as agreed; the session ends
         * ``RootLockedError``  another engine holds the root (exit 3)
         * ``NoSpaceError``     the side has no room left: stop applying, keep state (exit 23)
     * ``HaltError``            stop until a person says otherwise (exit 25)
@@ -56,6 +57,10 @@ class EndpointError(BisyncError):
     """One side cannot go on at all."""
 
     exit_code = 12
+
+
+class ProtocolError(EndpointError):
+    """The other end of a connection said what it must not, or nothing that is understood."""
 
 
 class RootLockedError(EndpointError):
