@@ -304,8 +304,14 @@ class Archive:
             *versions, presumed,
         )  # fmt: skip
 
+    def forget(self) -> None:
+        """Forget everything agreed, durably: first contact again."""
+        self.db.begin()
+        self.clear()
+        self.db.commit()
+
     def clear(self) -> None:
-        """Forget everything agreed: first contact again."""
+        """Forget everything agreed; no commit."""
         for table in ("agreed", "agreed_name", "prepared", "result", "chain", "pending", "halfway"):
             self.db.execute(f"DELETE FROM {table} WHERE pair=?", (self.pair,))
         self.db.execute(
@@ -334,17 +340,24 @@ class Archive:
         )  # fmt: skip
         self.db.commit()
 
-    def reset_cursor(self) -> None:
-        """Look at the whole tree again."""
-        self.db.begin()
-        self.db.execute("UPDATE pair SET cursor=NULL WHERE id=?", (self.pair,))
-        self.db.commit()
-
     def forget_ids(self, column: int) -> None:
-        """One side's node numbers mean nothing any more; places and contents stay."""
+        """One side's node numbers mean nothing any more; places and contents stay.
+
+        The whole tree has to be looked at again.
+        """
+        self.db.begin()
         self.db.execute(
             f"UPDATE agreed SET node{column}=NULL, version{column}=-1 WHERE pair=?", (self.pair,)
         )
+        self.db.execute("UPDATE pair SET cursor=NULL WHERE id=?", (self.pair,))
+        self.db.commit()
+
+    def forget_results(self) -> None:
+        """What the log proves is agreed on: it is not needed any more."""
+        if self.db.execute("SELECT 1 FROM result WHERE pair=?", (self.pair,)).fetchone():
+            self.db.begin()
+            self.db.execute("DELETE FROM result WHERE pair=?", (self.pair,))
+            self.db.commit()
 
 
 def _attributes_text(row: list[Any] | None) -> str | None:

@@ -111,7 +111,6 @@ class Ledger:
         self.archives[target].copy_from(self.archives[source])
         for archive in self.archives:
             archive.forget_ids(archive.column(older))
-            archive.reset_cursor()
         return [
             f"{path}: restored; going on from the {'older' if source is older else 'newer'} state"
         ]
@@ -119,9 +118,7 @@ class Ledger:
     def clear(self) -> None:
         """Forget everything agreed, on both sides."""
         for archive in self.archives:
-            archive.db.begin()
-            archive.clear()
-            archive.db.commit()
+            archive.forget()
 
     def leave_halfway(self, side: Side, placed: Placements, agreed: set[int]) -> None:
         """Remember what was moved but is not agreed on: no plan must take that for a wish.
@@ -160,10 +157,7 @@ class Ledger:
             self.leave_halfway(side, recovered[side].placed, done)
         self.commit(rows)
         for archive in self.archives:
-            if archive.db.execute("SELECT 1 FROM result WHERE pair=?", (archive.pair,)).fetchone():
-                archive.db.begin()
-                archive.db.execute("DELETE FROM result WHERE pair=?", (archive.pair,))
-                archive.db.commit()
+            archive.forget_results()
 
 
 def open_ledger(sides: tuple[Endpoint, Endpoint], hellos: tuple[Hello, Hello]) -> Ledger:

@@ -169,9 +169,7 @@ class Run:
                 relation.new_incarnation[side] = True
             if relation.new_incarnation[side]:
                 for archive in ledger.archives:
-                    archive.db.begin()
                     archive.forget_ids(archive.column(side))
-                    archive.reset_cursor()
         return ledger
 
     def _fetch_damaged(self, ledger: Ledger, recovered: tuple[Recovered, Recovered]) -> None:
