@@ -86,19 +86,17 @@ class Finisher:
             self._finish(group)
 
     def _finish(self, rows: list[Row]) -> None:
-        left = [row for row, done in zip(rows, self._performed(rows), strict=True) if not done]
-        if not left or len(left) == len(rows):
-            return
-        try:
-            if self._is_untouched(rows) and self._can_follow(left):
-                for row in left:
-                    self._follow(row)
-                return
-        except (PathError, OSError) as error:
-            log.warning("database-not-finished path=%s reason=%s", left[0].get("path"), error)
-        # Somebody worked with what was there: what was taken out would not fit any more.
+        # What was taken out never comes back: if all are done it is not part of it any more, and if
+        # somebody worked with what was there it would not fit any more.
         for row in rows:
             row["astray"] = True
+        left = [row for row, done in zip(rows, self._performed(rows), strict=True) if not done]
+        try:
+            if left and self._is_untouched(rows) and self._can_follow(left):
+                for row in left:
+                    self._follow(row)
+        except (PathError, OSError) as error:
+            log.warning("database-not-finished path=%s reason=%s", left[0].get("path"), error)
 
     def _find_directories(self, rows: list[Row], needed: set[NodeId]) -> None:
         """Steps may be about places in directories that are made with them.
@@ -146,19 +144,21 @@ class Finisher:
             for place, state in row["before"]:
                 found[place_from_row(place)].append(state)
         for row in rows:
+            after: list[tuple[list[Any], list[Any] | None]]
             match row["op"]:
                 case "Remove":
-                    found[place_from_row(row["from"])].append(None)
+                    after = [(row["from"], None)]
                 case "Make" | "Replace":
-                    state = [row["handle"], row["size"], row["mtime"]]
-                    found[place_from_row(row["at"][0])].append(state)
+                    after = [(row["at"][0], [row["handle"], row["size"], row["mtime"]])]
                     if "keep" in row:
-                        found[place_from_row(row["keep"])].append(row["old"])
+                        after.append((row["keep"], row["old"]))
                 case "Move" if row["was"] is not None:
-                    found[place_from_row(row["was"])].append(None)
-                    found[place_from_row(row["at"][0])].append(row["old"])
+                    after = [(row["was"], None), (row["at"][0], row["old"])]
                 case _:
                     return False
+            for place, state in after:
+                if place_from_row(place) in found:  # the shared memory counts for nothing
+                    found[place_from_row(place)].append(state)
         return all(
             any(self._is_same(self._state_at(place), state) for state in states)
             for place, states in found.items()

@@ -285,12 +285,12 @@ for name in path[3:-1]:
     owner = getattr(owner, name)
 act = getattr(owner, path[-1])
 
-def wrapped(*words):
+def wrapped(*words, **more):
     global count
     count -= 1
     if count < 0:
         os.kill(os.getpid(), signal.SIGKILL)
-    return act(*words)
+    return act(*words, **more)
 
 setattr(owner, path[-1], wrapped)
 rule = bisync.Declared(b"db", stamp=b"global/control", last=b"log")
@@ -298,7 +298,7 @@ print(bisync.sync(sys.argv[3], sys.argv[4], bisync.Config(groups=(rule,))).exit_
 """
 
 
-@pytest.mark.parametrize("call", ["rename_noreplace", "swap"])
+@pytest.mark.parametrize("call", ["perform.rename_noreplace", "perform.swap", "store.Store.keep"])
 def test_killed_between_two_files(pair: Pair, call: str):
     """Recovery, before anything else, makes it the old state or the new one."""
     a, b = pair
@@ -309,7 +309,7 @@ def test_killed_between_two_files(pair: Pair, call: str):
     killed = forward = 0
     for count in range(40):
         old, new = whole(b), turn(a, count + 1)
-        line = [sys.executable, "-c", CRASH, f"bisync.fs.perform.{call}", str(count)]
+        line = [sys.executable, "-c", CRASH, f"bisync.fs.{call}", str(count)]
         done = subprocess.run([*line, a, b], env=environment(), capture_output=True, check=False)
         killed += done.returncode == -9
         bisync.sync(b, other, CONFIG)  # another pair of the root: it recovers, and knows no A
