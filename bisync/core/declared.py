@@ -6,7 +6,7 @@ directory is taken at one instant, decided on together and applied together.
 
 from dataclasses import dataclass
 
-from bisync.core.path import display, valid_name
+from bisync.core.path import STATE_DIR, STORE_DIR, display, valid_name
 from bisync.errors import UsageError
 
 _LONGEST_S = 86400.0
@@ -24,14 +24,19 @@ class Hooks:
     thaw: str = ""
     read_from: bytes | None = None  # a snapshot of the directory, there between the two
     limit_s: float = 30.0  # for each command, and for what is between them
+    root: bytes | None = None  # the root whose files are meant; None: either
 
     def __post_init__(self) -> None:
         if not (self.freeze or self.read_from):
             raise UsageError("a group's thaw needs a freeze")
         if self.read_from is not None and not self.read_from.startswith(b"/"):
             raise UsageError("read-from: give a path from / on")
+        if self.read_from is not None and self.root is None:
+            raise UsageError("read-from needs root: of which of both roots it is a snapshot")
+        if b"\0" in (self.read_from or b"") or "\0" in self.freeze + self.thaw:
+            raise UsageError("a command or path cannot hold a NUL")
         if not 0 < self.limit_s <= _LONGEST_S:
-            raise UsageError(f"limit: give 1 to {_LONGEST_S:.0f} seconds")
+            raise UsageError(f"limit: give up to {_LONGEST_S:.0f} seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,8 @@ class Declared:
     def __post_init__(self) -> None:
         if not self.path or not all(map(valid_name, self.path.split(b"/"))):
             raise UsageError("a group is a directory below the root")
+        if self.path.split(b"/")[0] in (STATE_DIR, STORE_DIR):
+            raise UsageError(f"{display(self.path)} is the engine's own")
         if self.last is not None and self.stamp is None:
             raise UsageError("an order needs a stamp: else all files of a group have to rest")
         for path in filter(None, (self.stamp, self.last)):
@@ -62,7 +69,7 @@ class Declared:
     def patterns(self) -> tuple[str, ...]:
         """What of it is left alone, as gitignore patterns below the root."""
         place = _escaped(self.path.decode("utf-8", "surrogateescape"))
-        return tuple(f"/{place}/{pattern}" for pattern in self.left_out)
+        return tuple(_below(place, pattern) for pattern in self.left_out)
 
 
 def postgresql(path: bytes, left_out: tuple[str, ...] = (), hooks: Hooks | None = None) -> Declared:
@@ -83,3 +90,12 @@ def postgresql(path: bytes, left_out: tuple[str, ...] = (), hooks: Hooks | None 
 
 def _escaped(text: str) -> str:
     return "".join("\\" + c if c in "\\*?[ !#" else c for c in text)
+
+
+def _below(place: str, pattern: str) -> str:
+    """A pattern as a .gitignore in a directory would have it, for one above."""
+    sign = "!" if pattern.startswith("!") else ""
+    pattern = pattern[len(sign) :]
+    if "/" in pattern.rstrip("/"):
+        return f"{sign}/{place}/{pattern.lstrip('/')}"
+    return f"{sign}/{place}/**/{pattern}"

@@ -13,7 +13,18 @@ from bisync.core.conflict import Conflict, ConflictKind
 from bisync.core.declared import Declared
 from bisync.core.diff import Join, Joined, same_version
 from bisync.core.node import SIDES, Kind, NodeId, Place, Side
-from bisync.core.plan import Make, Remove, Replace, Transition
+from bisync.core.plan import (
+    Exchange,
+    Link,
+    Make,
+    Move,
+    Remove,
+    Replace,
+    SetAttributes,
+    Transition,
+    Unlink,
+    keys_of,
+)
 from bisync.core.reconcile import Outcome
 
 MAGIC = {b"": b"SQLite format 3\0", b"-wal": b"\x37\x7f\x06", b"-journal": b"\xd9\xd5\x05\xf9"}
@@ -52,6 +63,7 @@ class Group:
     declared: Declared | None = None
     directories: frozenset[int] = frozenset()  # keys, of a declared one
     own: frozenset[int] = frozenset()  # keys of what is there as long as the database is
+    top: int = 0  # key of a declared one
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +73,7 @@ class Together:
     keys: frozenset[int]
     source: tuple[NodeId, ...]  # the members on the side that has the content
     there: tuple[NodeId, ...] = ()  # and on the side where the steps are done
+    top: NodeId | None = None  # a declared directory, there
 
 
 def databases_in(
@@ -125,30 +138,53 @@ def groups_in(
 
 
 def _declared(j: Join, rule: Declared, inside: tuple[Inside, Inside]) -> Group | None:
-    """A declared directory, if the closure has anything of it."""
-    paths: dict[int, bytes] = {}
-    for side in SIDES:
-        for node, path in inside[side].items():
-            if node in j.key_of[side]:
-                paths.setdefault(j.key_of[side][node], path)
-    top = next((key for key, path in paths.items() if not path), None)
-    if top is None:
-        return None
-    keys = {
-        key
-        for key, joined in j.nodes.items()
-        if not joined.is_dir
-        and any(parent in paths for parent, _ in joined.base.union(*joined.names))
+    """A declared directory with all that is below it, if the closure has anything of it."""
+    tops = {
+        j.key_of[side][node]
+        for side in SIDES
+        for node, path in inside[side].items()
+        if not path and node in j.key_of[side]
     }
+    if not tops:
+        return None
+    found: set[int] = set()
+    directories: set[int] = set()
+    new = set(tops)
+    while new:
+        directories |= new
+        below = {
+            key
+            for key, joined in j.nodes.items()
+            if key not in tops
+            and any(parent in new for parent, _ in joined.base.union(*joined.names))
+        }
+        found |= below
+        new = {key for key in below if j.nodes[key].is_dir} - directories
+    top = min(tops)
     (place, *_) = sorted(j.nodes[top].base.union(*j.nodes[top].names)) or [(top, b"")]
-    group = Group(place, frozenset(keys), ({}, {}), rule, frozenset(paths), frozenset(keys))
+    keys = frozenset(key for key in found if any(node is not None for node in j.nodes[key].seen))
+    group = Group(place, keys, ({}, {}), rule, frozenset(directories), keys, top)
     own = set()
-    for key, side, (parent, name), node in _files(j, group):
-        path = paths[parent] + b"/" + name if paths[parent] else name
-        group.members[side][path] = node
-        if path == rule.stamp:
-            own.add(key)
+    for key, side, spot, node in _files(j, group):
+        path = _path_below(j, side, spot, tops)
+        if path is not None:
+            group.members[side][path] = node
+            if path == rule.stamp:
+                own.add(key)
     return group if rule.stamp is None else replace(group, own=frozenset(own))
+
+
+def _path_below(j: Join, side: Side, place: Place, tops: set[int]) -> bytes | None:
+    """The path of a place below a declared directory; ``None`` if it is not there on a side."""
+    parts = [place[1]]
+    key = place[0]
+    while key not in tops:
+        names = j.nodes[key].names[side] if key in j.nodes else frozenset()
+        if len(names) != 1 or len(parts) > len(j.nodes):
+            return None
+        ((key, name),) = names
+        parts.append(name)
+    return b"/".join(reversed(parts))
 
 
 def _files(j: Join, group: Group) -> Iterator[tuple[int, Side, Place, NodeId]]:
@@ -207,7 +243,7 @@ def latest(j: Join, group: Group) -> Side:
     for joined in (j.nodes[key] for key in group.keys):
         for side in SIDES:
             node = joined.seen[side]
-            if node is not None and not _says_nothing(joined, group, side):
+            if node is not None and not joined.is_dir and not _says_nothing(joined, group, side):
                 times[side] = max(times[side], node.attributes.mtime_ns)
     return Side.ALPHA if times[0] >= times[1] else Side.BETA
 
@@ -265,7 +301,9 @@ def choose(j: Join, outcome: Outcome, group: Group, winner: Side) -> None:
             verdict.attributes = [theirs.attributes, theirs.attributes]
         verdict.conflict = True
         verdict.reason = "conflict: it goes with its database"
-        if other is not None and not any(c.key == key for c in outcome.conflicts):
+        if other is None or joined.is_dir:
+            continue
+        if not any(c.key == key for c in outcome.conflicts):
             names = joined.names[winner.other]
             place = min(_here(names, group) or names, key=lambda p: (p[1], p[0]))
             outcome.conflicts.append(
@@ -289,8 +327,41 @@ def goes_with(outcome: Outcome, group: Group) -> set[int]:
 
 
 def gone_from(j: Join, outcome: Outcome, group: Group) -> int:
-    """How many of the files that a declared directory had would go, while it stays."""
+    """How much of what a declared directory had would go, while it stays."""
     if group.declared is None or not goes_with(outcome, group):
         return 0
     gone = (k for k in group.keys if not outcome.verdicts[k].alive and not outcome.verdicts[k].held)
     return sum(any(j.nodes[key].names) for key in gone)
+
+
+def not_at_once(
+    steps: Iterable[Transition], keys: set[int], directories: set[int]
+) -> Transition | None:
+    """A step of what belongs together that a crash could not be made good for; ``None`` if none.
+
+    What is brought, linked, replaced, renamed, swapped or taken away was at one place before and is
+    at one after: that can be finished. Files that are replaced under several names, and renamed
+    directories, cannot.
+    """
+    for step in steps:
+        if keys.isdisjoint(keys_of(step)):
+            continue
+        match step:
+            case Make():
+                good = step.displaces is None or step.displaces.key not in directories
+            case Move():
+                over = step.displaces is not None and step.displaces.key in directories
+                good = step.old is not None and step.key not in directories and not over
+            case Exchange():
+                good = directories.isdisjoint((step.key, step.other_key))
+            case Link():
+                good = step.displaces is None
+            case Replace():
+                good = len(step.places) == 1
+            case Remove() | Unlink() | SetAttributes():
+                good = True
+            case _:
+                good = False
+        if not good:
+            return step
+    return None

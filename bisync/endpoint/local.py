@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bisync.core.conflict import ConflictKind
@@ -226,6 +227,10 @@ class LocalEndpoint:
     ) -> Read:
         """Let the files of a declared directory be read at one instant."""
         matcher = self.replica.options.rules.matcher
+        hooks = rule.hooks
+        if hooks is not None and hooks.root is not None:
+            here = os.path.realpath(hooks.root) == os.path.realpath(self.replica.path)
+            rule = rule if here else replace(rule, hooks=None)
 
         def ignores(path: bytes, is_dir: bool) -> bool:
             return matcher.ignores(rule.path + b"/" + path, is_dir=is_dir)

@@ -17,9 +17,19 @@ from typing import TYPE_CHECKING
 from bisync.core.groups import Together
 from bisync.core.ignore import Matcher
 from bisync.core.method import Apply
-from bisync.core.node import ROOT, Attributes, Content, Node, NodeId, Place
-from bisync.core.path import display
-from bisync.core.plan import Link, Make, Move, Park, Remove, Replace, Transition, Unlink, keys_of
+from bisync.core.node import ROOT, Attributes, Content, Node, NodeId
+from bisync.core.plan import (
+    Link,
+    Make,
+    Move,
+    Park,
+    Remove,
+    Replace,
+    Transition,
+    Unlink,
+    keys_of,
+    place_of,
+)
 from bisync.errors import BusyError, Interrupted, PathError, StaleError
 from bisync.fs.content import ContentSource
 from bisync.fs.copying import remove_object
@@ -192,10 +202,11 @@ class Applier:
             for group in {of_key[key] for key in keys_of(step) if key in of_key}:
                 self.members.setdefault(group, []).append(i)
         for group, mine in self.members.items():
-            reason = ""
+            result = None
             if self.source.moved(set(group.source)):
-                reason = "it was written to while it was read"
-            self._give_up(group, steps, mine, reason)
+                text = "it was written to while it was read"
+                result = Result(steps[mine[0]], Status.BUSY, text)
+            self._give_up(group, steps, mine, result)
 
     def _look_for_writers(self, group: Together, steps: list[Transition]) -> None:
         """A writer of any file of a database stops all its steps, before the first is done."""
@@ -203,33 +214,54 @@ class Applier:
         for i in mine:
             if i not in self.results:
                 self._guard(i, steps[i], self._refuse_writers)
-        busy = ""
-        for node in group.there:  # a server has some of its files open, not all
-            places = self.t.index.places(node)
-            if places and self._has_writer(places[0], node):
-                busy = f"{display(self.t.index.place_path(places[0]))} is open for writing there"
-                break
-        self._give_up(group, steps, mine, busy)
-
-    def _has_writer(self, place: Place, node: NodeId) -> bool:
+        result = None
         try:
-            with self.look.guarded(place, node):
-                return False
-        except BusyError:
-            return True
-        except (PathError, OSError):
-            return False  # whoever moved it is found by the next scan; its step fails by itself
+            if group.top is not None:
+                self._look_at_all(group, steps)
+        except StaleError as error:
+            result = Result(steps[mine[0]], Status.STALE, error.reason)
+        except BusyError as error:
+            result = Result(steps[mine[0]], Status.BUSY, error.reason)
+        except PathError as error:
+            result = Result(steps[mine[0]], Status.PROBLEM, error.reason)
+        self._give_up(group, steps, mine, result)
+
+    def _look_at_all(self, group: Together, steps: list[Transition]) -> None:
+        """What is to stay of a declared directory has to be what the index says, too.
+
+        Raises:
+            PathError: stale, busy, or its steps cannot be done by renaming.
+        """
+        assert group.top is not None
+        for node in group.there:  # a server has some of its files open, not all
+            for place in self.t.index.places(node)[:1]:
+                with self.look.guarded(place, node):
+                    pass
+        self.look.unchanged(group.top, self.t.matcher)
+        for step in (steps[i] for i in self.members[group]):
+            gone = [step.node, *(n for _, n in step.members)] if isinstance(step, Remove) else []
+            if any(row.foreign for row in self.t.index.nodes(gone).values()):
+                raise PathError("a directory of it that goes holds files which are left alone")
+        places = (place_of(steps[i]) for i in self.members[group])
+        parents = {place[0] for place in places if place is not None}
+        for parent in parents:
+            if self.t.index.places(parent) or parent == ROOT:
+                self.t.stage.reaches(self.t.directories.open(parent))
 
     def _give_up(
-        self, group: Together, steps: list[Transition], mine: list[int], busy: str = ""
+        self,
+        group: Together,
+        steps: list[Transition],
+        mine: list[int],
+        why_not: Result | None = None,
     ) -> None:
-        """If a step of what belongs together cannot be done, or all of it is busy: none is."""
+        """If a step of what belongs together cannot be done, or all of it: none is."""
         failed = Failed([group.keys])
         for i in mine:
             if i in self.results:
                 failed.note(self.results[i])
-        if busy:
-            failed.note(Result(steps[mine[0]], Status.BUSY, busy))
+        if why_not is not None:
+            failed.note(why_not)
         for i in mine:
             waits = None if i in self.results else failed.stops(steps[i])
             if waits is not None:

@@ -194,10 +194,10 @@ class Contents:
             known = index.known(node) if node in agreed and index.is_trusted(node) else None
             return known is not None and known[1].fits(info)
 
-        below = index.directories_below(top)
+        directories, links = index.links_below(top)
         taker = Taker(
-            rule, lambda: self._directories.open(top), ignores, nodes, below, is_known,
-            self._stamp, self.bases,
+            rule, lambda: self._directories.open(top), ignores, nodes, directories, links,
+            is_known, self._stamp, self.bases,
         )  # fmt: skip
         self._note_held(self.holds.take_declared(taker, where))
 

@@ -15,7 +15,7 @@ from bisync.core.node import NodeId, Place
 from bisync.errors import PathError, StaleError
 from bisync.fs.index import NO_STAMP
 from bisync.fs.log import place_from_row
-from bisync.fs.look import Looker, hold
+from bisync.fs.look import Looker, hold, look_through
 from bisync.fs.replica import Replica
 from bisync.linux.lease import Lease
 from bisync.linux.rename import rename_noreplace, swap
@@ -40,6 +40,10 @@ class Steps(Protocol):
 
     def spot(self, row: Row) -> tuple[int, bytes]:
         """Where a step's new object waits."""
+        ...
+
+    def finish_move_over(self, row: Row) -> None:
+        """Take out what a move swapped itself with, if it came no further."""
         ...
 
     def to_store(self, dir_fd: int, name: bytes, row: Row) -> None:
@@ -90,13 +94,17 @@ class Finisher:
         # somebody worked with what was there it would not fit any more.
         for row in rows:
             row["astray"] = True
-        left = [row for row, done in zip(rows, self._performed(rows), strict=True) if not done]
+        performed = self._performed(rows)
+        left = [row for row, done in zip(rows, performed, strict=True) if not done]
         try:
+            for row, done in zip(rows, performed, strict=True):
+                if done and row["op"] == "Move":
+                    self._steps.finish_move_over(row)
             if left and self._is_untouched(rows) and self._can_follow(left):
                 for row in left:
-                    self._follow(row)
+                    self._follow(row, rows)
         except (PathError, OSError) as error:
-            log.warning("database-not-finished path=%s reason=%s", left[0].get("path"), error)
+            log.warning("database-not-finished path=%s reason=%s", rows[0].get("path"), error)
 
     def _find_directories(self, rows: list[Row], needed: set[NodeId]) -> None:
         """Steps may be about places in directories that are made with them.
@@ -131,7 +139,11 @@ class Finisher:
         found: list[bool] = []
         replaced: set[int] = set()
         for row in reversed(rows):
-            done = row["node"] in replaced or self._steps.was_performed(row)
+            if row["op"] == "Link":
+                now = self._state_at(place_from_row(row["at"][0]))
+                done = row["linked"] is not None and now is not None and now[0] == row["linked"][0]
+            else:
+                done = row["node"] in replaced or self._steps.was_performed(row)
             if done and row["op"] == "Replace":
                 replaced.add(row["node"])
             found.append(done)
@@ -146,14 +158,20 @@ class Finisher:
         for row in rows:
             after: list[tuple[list[Any], list[Any] | None]]
             match row["op"]:
-                case "Remove":
+                case "Remove" | "Unlink":
                     after = [(row["from"], None)]
+                case "Link":
+                    after = [(row["at"][0], row["linked"])]
                 case "Make" | "Replace":
                     after = [(row["at"][0], [row["handle"], row["size"], row["mtime"]])]
                     if "keep" in row:
                         after.append((row["keep"], row["old"]))
                 case "Move" if row["was"] is not None:
                     after = [(row["was"], None), (row["at"][0], row["old"])]
+                    if "displaces" in row:  # swapped, and not taken out yet
+                        after.append((row["was"], row.get("gone")))
+                case "Exchange":
+                    after = [(row["at"][0], row["old"]), (row["other_at"], row.get("gone"))]
                 case _:
                     return False
             for place, state in after:
@@ -174,6 +192,8 @@ class Finisher:
         try:
             spot = self._directories.at(place)
             info = self._look.stat(*spot)
+            if not stat.S_ISREG(info.st_mode):
+                return [self._look.handle(*spot).hex(), 0, 0]
             return [self._look.handle(*spot).hex(), info.st_size, info.st_mtime_ns]
         except (StaleError, FileNotFoundError):
             return None
@@ -193,26 +213,32 @@ class Finisher:
                     if self._look.handle(*self._steps.spot(row)) != handle_in(row):
                         return False
                     after = [row["handle"], row["size"], row["mtime"]], None
-                    before = None if row["op"] == "Make" else row["old"]
+                    before = row.get("gone") if row["op"] == "Make" else row["old"]
                     if "keep" in row:
                         keep = place_from_row(row["keep"])
                         kept = at(keep)[0]
                         if kept is not None and not self._is_same(kept, before):
                             return False
                         now[keep] = before, place
-                case "Remove":
+                case "Remove" | "Unlink":
                     place, after, before = place_from_row(row["from"]), (None, None), row["old"]
-                case "Move" if row["was"] is not None:
-                    was = place_from_row(row["was"])
-                    place, after, before = place_from_row(row["at"][0]), at(was), None
+                case "Link":
+                    place, after, before = place_from_row(row["at"][0]), (row["linked"], None), None
+                case "Move" | "Exchange" if row.get("was", row.get("other_at")) is not None:
+                    was = place_from_row(row["was"] if row["op"] == "Move" else row["other_at"])
+                    place, after, before = place_from_row(row["at"][0]), at(was), row.get("gone")
                     if after[0] is None or not self._is_same(after[0], row["old"]):
                         return False
-                    now[was] = None, None
+                    now[was] = at(place) if row["op"] == "Exchange" else (None, None)
                 case _:
                     return False
             there, yet = at(place)
-            if not self._is_same(there, before) or ("displaces" in row and before is None):
+            if not self._is_same(there, before):
                 return False
+            if row.get("members") is not None and yet is not None:
+                spot = self._directories.at(yet)
+                if _is_directory(*spot):  # nobody's new file goes with it
+                    look_through(self._look, *spot, row["node"], set(row["members"]))
             if before is not None and yet is not None:
                 with hold(*self._directories.at(yet)) as held:
                     if held.lease is Lease.REFUSED:
@@ -220,15 +246,42 @@ class Finisher:
             now[place] = after
         return True
 
-    def _follow(self, row: Row) -> None:
+    def _found(self, handle: str, rows: list[Row]) -> tuple[int, bytes]:
+        """Where an object of a database is now."""
+        places = [place_from_row(place) for row in rows for place in row.get("at", ())]
+        places += [place_from_row(row["was"]) for row in rows if row.get("was") is not None]
+        places += self._index.places_of_handle(bytes.fromhex(handle))
+        for place in places:
+            state = self._state_at(place)
+            if state is not None and state[0] == handle:
+                return self._directories.at(place)
+        raise StaleError("what it is a name of is gone")
+
+    def _follow(self, row: Row, rows: list[Row]) -> None:
         """Do a step; what it displaces goes to the store with the rest of the stage."""
-        if row["op"] == "Remove":
+        if row["op"] == "Link":
+            dir_fd, name = self._directories.at(place_from_row(row["at"][0]))
+            source_fd, source = self._found(row["linked"][0], rows)
+            os.link(source, name, src_dir_fd=source_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
+            os.fsync(dir_fd)
+        elif row["op"] == "Unlink":
+            dir_fd, name = self._directories.at(place_from_row(row["from"]))
+            if self._look.stat(dir_fd, name).st_nlink < 2:
+                raise StaleError("its other names are gone")
+            os.unlink(name, dir_fd=dir_fd)
+        elif row["op"] == "Remove":
             dir_fd, name = self._directories.at(place_from_row(row["from"]))
             self._steps.to_store(dir_fd, name, row)
-        elif row["op"] == "Move":
-            old_fd, was = self._directories.at(place_from_row(row["was"]))
+        elif row["op"] in ("Move", "Exchange"):
+            old = place_from_row(row["was"] if row["op"] == "Move" else row["other_at"])
+            old_fd, was = self._directories.at(old)
             dir_fd, name = self._directories.at(place_from_row(row["at"][0]))
-            rename_noreplace(old_fd, was, dir_fd, name)
+            if row.get("gone") is None:
+                rename_noreplace(old_fd, was, dir_fd, name)
+            else:
+                swap(old_fd, was, dir_fd, name)
+                if row["op"] == "Move":
+                    self._steps.to_store(old_fd, was, row)
             os.fsync(old_fd)
         else:
             dir_fd, name = self._directories.at(place_from_row(row["at"][0]))
@@ -239,7 +292,7 @@ class Finisher:
                         name, keep, src_dir_fd=dir_fd, dst_dir_fd=keep_fd, follow_symlinks=False
                     )
                 os.fsync(keep_fd)
-            move = rename_noreplace if row["op"] == "Make" else swap
+            move = rename_noreplace if row["op"] == "Make" and row.get("gone") is None else swap
             move(*self._steps.spot(row), dir_fd, name)
         os.fsync(dir_fd)
 

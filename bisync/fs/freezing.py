@@ -20,6 +20,8 @@ _GRACE_S = 5.0  # to start and to end in, beside the commands themselves
 _KEEPER = f"""
 import os, select, signal, subprocess, sys
 limit, freeze, thaw = float(sys.argv[1]), sys.argv[2], sys.argv[3]
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
+    signal.signal(number, signal.SIG_IGN)  # it ends when all is thawed
 def run(command):
     if not command:
         return 0
@@ -28,24 +30,29 @@ def run(command):
         stdin=subprocess.DEVNULL,
         stdout=sys.stderr.fileno(),
         start_new_session=True,
+        restore_signals=True,
+        preexec_fn=defaults,
     )
     try:
         return child.wait(limit)
     except subprocess.TimeoutExpired:
-        print("took longer than", limit, "s:", command, file=sys.stderr)
-        os.killpg(child.pid, signal.SIGKILL)
+        try:
+            os.killpg(child.pid, signal.SIGKILL)
+        except OSError:
+            pass  # it became somebody else
         return 1
-code = run(freeze)
+def defaults():
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 late = False
-if code == 0:
-    try:
+try:
+    if run(freeze) == 0:
         sys.stdout.buffer.write({_FROZEN!r})
         sys.stdout.buffer.flush()
         late = not select.select([0], [], [], limit)[0]
-    except OSError:
-        pass  # nobody waits any more
-failed = run(thaw) != 0
-sys.exit({_FAILED} if failed else {_LATE} if late else 0)
+finally:
+    code = run(thaw)
+    os._exit({_FAILED} if code else {_LATE} if late else 0)
 """
 
 
@@ -58,16 +65,17 @@ class Freeze:
 
     def __init__(self, hooks: Hooks, directory: bytes) -> None:
         self._what = display(directory)
+        self._environment = {**os.environ, "BISYNC_GROUP": os.fsdecode(directory)}
         words = [sys.executable, "-E", "-S", "-c", _KEEPER]
         self._keeper = subprocess.Popen(
             [*words, str(hooks.limit_s), hooks.freeze, hooks.thaw],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd="/",
-            env={**os.environ, "BISYNC_GROUP": os.fsdecode(directory)},
+            env=self._environment,
             start_new_session=True,  # no interrupt of ours is for it
         )
-        self._limit_s = hooks.limit_s
+        self._hooks = hooks
         assert self._keeper.stdout is not None
         try:
             said = self._keeper.stdout.readline()
@@ -85,12 +93,28 @@ class Freeze:
         self._keeper.stdin.close()
         self._keeper.stdout.close()
         try:
-            code = self._keeper.wait(2 * self._limit_s + _GRACE_S)
+            code = self._keeper.wait(2 * self._hooks.limit_s + _GRACE_S)
         except subprocess.TimeoutExpired:
             code = _FAILED
+        if code < 0:  # somebody killed it
+            code = self._thaw_here()
         if code == _LATE:  # whether anything moved since is looked at
-            log.warning("thawed-early path=%s limit=%s", self._what, self._limit_s)
+            log.warning("thawed-early path=%s limit=%s", self._what, self._hooks.limit_s)
         if code in (0, _LATE):
             return ""
         log.error("not-thawed path=%s", self._what)
         return f"{self._what}: the command to thaw it failed; it may still be frozen"
+
+    def _thaw_here(self) -> int:
+        """The keeper is gone: then it is done from here."""
+        try:
+            return subprocess.run(
+                ["/bin/sh", "-c", self._hooks.thaw],
+                timeout=self._hooks.limit_s,
+                check=False,
+                cwd="/",
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+            ).returncode
+        except subprocess.TimeoutExpired:
+            return _FAILED

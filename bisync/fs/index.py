@@ -123,20 +123,30 @@ class Index:
             for parent in ids
         }
 
-    def directories_below(self, top: NodeId) -> set[bytes]:
-        """The paths of all directories below one, itself included, below it."""
+    def links_below(self, top: NodeId) -> tuple[set[bytes], dict[bytes, tuple[int, int]]]:
+        """The directories and symbolic links below a directory, by their paths below it.
+
+        Returns:
+            Directories, itself (empty) included; and links: inode and time (ns).
+        """
         rows = self.db.execute(
-            """WITH RECURSIVE below(node, path) AS (
-                   VALUES(?, CAST('' AS BLOB)) UNION ALL
+            """WITH RECURSIVE below(node, path, kind) AS (
+                   VALUES(?, CAST('' AS BLOB), ?) UNION ALL
                    SELECT n.node, CAST(
                        CASE below.path WHEN x'' THEN n.name ELSE below.path || '/' || n.name END
-                       AS BLOB)
+                       AS BLOB), node.kind
                    FROM below JOIN name n ON n.parent=below.node
-                   JOIN node ON node.id=n.node AND node.kind=?)
-               SELECT path FROM below""",
-            (top, int(Kind.DIR)),
+                   JOIN node ON node.id=n.node WHERE below.kind=? AND node.kind<>?)
+               SELECT node, path, kind FROM below""",
+            (top, int(Kind.DIR), int(Kind.DIR), int(Kind.FILE)),
         ).fetchall()
-        return {bytes(path) for (path,) in rows}
+        directories = {bytes(path) for _, path, kind in rows if kind == Kind.DIR}
+        links = {}
+        for node, path, kind in rows:
+            known = self.identity(node) if kind == Kind.SYMLINK else None
+            if known is not None:
+                links[bytes(path)] = known[1].ino, known[1].mtime_ns
+        return directories, links
 
     def forgotten(self, ids: Iterable[NodeId]) -> set[NodeId]:
         """Those that a filter hides now."""
@@ -160,6 +170,11 @@ class Index:
         """The node with this identity."""
         row = self.db.execute(f"SELECT {_COLUMNS} FROM node WHERE handle=?", (handle,)).fetchone()
         return None if row is None else _node(row)
+
+    def places_of_handle(self, handle: bytes) -> list[Place]:
+        """The names of the node with this identity."""
+        node = self.by_handle(handle)
+        return [] if node is None else list(self.places(node.id))
 
     def identity(self, node: NodeId) -> tuple[bytes, Seen] | None:
         """The handle of a node, and what was seen of it last."""

@@ -6,6 +6,7 @@ change meanwhile. Files that the index knows as they are need no clone. Where no
 what was read counts if nothing at all moved until all of it was read.
 """
 
+import errno
 import logging
 import os
 import stat
@@ -67,12 +68,13 @@ class Listing:
     """What is below a directory: regular files with what they are, and directories."""
 
     files: dict[bytes, os.stat_result] = field(default_factory=dict)
+    links: dict[bytes, os.stat_result] = field(default_factory=dict)  # symbolic ones
     directories: set[bytes] = field(default_factory=set)
     ways_out: list[bytes] = field(default_factory=list)  # links to directories
 
     def stamps(self) -> dict[bytes, Stamp]:
         """What tells whether anything is not as it was."""
-        return {path: stamp(info) for path, info in self.files.items()}
+        return {path: stamp(info) for path, info in (self.files | self.links).items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,8 @@ class Taker:
         top: opens it.
         ignores: whether a path below it is left alone; and whether that is a directory.
         nodes: its files by path, as the index has them.
+        directories: by path, itself (empty) included.
+        links: symbolic ones by path: inode, time.
         is_known: whether the index knows what is in a file, and both sides agreed on it.
         index: what the index says of a file: the engine itself may give it other attributes.
     """
@@ -92,6 +96,7 @@ class Taker:
     ignores: Callable[[bytes, bool], bool]
     nodes: dict[bytes, NodeId]
     directories: set[bytes]
+    links: dict[bytes, tuple[int, int]]
     is_known: Callable[[NodeId, os.stat_result], bool]
     index: Known
     bases: Bases
@@ -154,8 +159,9 @@ class Taker:
         there = self.listing(fd)
         self._compare(there)
         newest = max((info.st_ctime_ns for info in there.files.values()), default=0)
-        if rule.stamp is None and time.time_ns() - newest < _TICK_NS:
-            return None  # what is written next might leave the same times
+        young = 0 <= time.time_ns() - newest < _TICK_NS  # the next write may leave the same times
+        if rule.stamp is None and young:
+            return None
         frozen = True
 
         def freeze(path: bytes, info: os.stat_result) -> HeldFile:
@@ -176,7 +182,7 @@ class Taker:
                 if log_now.keys() != set(late):
                     raise StaleError("files of it came or went")
                 self.gather(log_now, freeze, files)
-            still = self._is_still(fd, before, there, frozen=frozen)
+            still = self._is_still(fd, before, there, frozen=frozen) and (frozen or not young)
         finally:
             if not still:
                 for file in files.values():
@@ -201,10 +207,18 @@ class Taker:
     ) -> dict[NodeId, HeldFile]:
         """Hold what is not known as it is."""
         found: dict[NodeId, HeldFile] = {} if files is None else files
-        for path, info in there.items():
-            node = self.nodes[path]
-            if node not in found and not self.is_known(node, info):
-                found[node] = hold(path, info)
+        try:
+            for path, info in there.items():
+                node = self.nodes[path]
+                if node not in found and not self.is_known(node, info):
+                    found[node] = hold(path, info)
+        except BaseException as error:
+            for file in found.values():
+                file.close()
+            found.clear()
+            if isinstance(error, OSError) and error.errno == errno.EMFILE:
+                raise PathError("it has more files than may be open (ulimit -n)") from error
+            raise
         return found
 
     def _freeze(self, top: int, path: bytes) -> HeldFile | None:
@@ -222,8 +236,10 @@ class Taker:
         if self.rule.stamp is not None and there.ways_out:
             what = display(there.ways_out[0])
             raise PathError(f"{what} is a link to a directory: it cannot be taken with the rest")
-        if there.files.keys() != self.nodes.keys() or not there.directories <= self.directories:
+        if there.files.keys() != self.nodes.keys() or there.directories != self.directories:
             raise StaleError("files of it came or went")
+        if {path: (i.st_ino, i.st_mtime_ns) for path, i in there.links.items()} != self.links:
+            raise StaleError("links in it came, went or changed")
 
     def _compare_numbers(self, there: Listing) -> None:
         """A snapshot has the files themselves: who restores from a copy has others."""
@@ -248,14 +264,18 @@ class Taker:
                 path = base + name
                 info = os.stat(name, dir_fd=fd, follow_symlinks=False)
                 is_dir = stat.S_ISDIR(info.st_mode)
+                if is_dir and info.st_dev != os.fstat(fd).st_dev:
+                    raise PathError(f"{display(path)}: another file system begins there")
                 if reserved(name, at_root=False) or self.ignores(path, is_dir):
                     continue
                 if is_dir:
                     kept.append(name)
                 elif stat.S_ISREG(info.st_mode):
                     found.files[path] = info
-                elif name in names:
-                    found.ways_out.append(path)
+                elif stat.S_ISLNK(info.st_mode):
+                    found.links[path] = info
+                    if name in names:
+                        found.ways_out.append(path)
             names[:] = kept
         return found
 

@@ -80,9 +80,15 @@ class ResultLog:
             if step.key in group_of:
                 row["with"] = group_of[step.key]
                 row["old"] = self._seen(step)
+                row["gone"] = self._gone(step)
                 row["before"] = self._group_before(step)
-                if (new := staged.get(i)) is not None:
-                    row["mtime"] = new.info.st_mtime_ns
+                if isinstance(step, Link):
+                    row["linked"] = self._made(step.node, todo, staged) or self._state(step.node)
+                elif (new := staged.get(i)) is not None:
+                    is_file = new.content.kind is Kind.FILE
+                    row["mtime"] = new.info.st_mtime_ns if is_file else 0
+                elif isinstance(step, Remove):
+                    row["members"] = [node for _, node in step.members]
                 elif isinstance(step, SetAttributes):
                     row["mtime"] = step.attributes.mtime_ns
             text = json.dumps(row, separators=(",", ":"))
@@ -193,11 +199,11 @@ class ResultLog:
     def _group_before(self, step: Transition) -> list[Any]:
         """What is under all names of a database before anything is done: name, state or null."""
         match step:
-            case Make() | Remove():
+            case Make() | Remove() | Link() | Unlink():
                 at = [step.place]
             case Replace():
                 at = [step.places[0]] if step.keep is None else [step.places[0], step.keep]
-            case Move():
+            case Move() | Exchange():
                 at = [step.new] if step.old is None else [step.old, step.new]
             case _:
                 return []
@@ -210,13 +216,38 @@ class ResultLog:
         ]
 
     def _state(self, node: NodeId) -> list[Any] | None:
-        known = self.index.identity(node)
-        return None if known is None else [known[0].hex(), known[1].size, known[1].mtime_ns]
+        known, row = self.index.identity(node), self.index.node(node)
+        if known is None or row is None:
+            return None
+        if row.kind is not Kind.FILE:
+            return [known[0].hex(), 0, 0]
+        return [known[0].hex(), known[1].size, known[1].mtime_ns]
 
     def _seen(self, step: Transition) -> list[Any] | None:
         """What a step displaces, as it was when it was observed."""
         node = step.keep_node if isinstance(step, Replace) and step.keep is not None else step.node
         return None if node is None else self._state(node)
+
+    @staticmethod
+    def _made(
+        node: NodeId, todo: list[tuple[int, Transition]], staged: dict[int, Staged]
+    ) -> list[Any] | None:
+        """The state that an object has once it is made, if it is to be."""
+        for i, step in todo:
+            if step.node == node and isinstance(step, Make | Replace) and i in staged:
+                new = staged[i]
+                if new.content.kind is not Kind.FILE:
+                    return [new.handle.hex(), 0, 0]
+                return [new.handle.hex(), new.content.size, new.info.st_mtime_ns]
+        return None
+
+    def _gone(self, step: Transition) -> list[Any] | None:
+        """What a step takes away from its node's new place, as it was when it was observed."""
+        if isinstance(step, Exchange):
+            return self._state(step.other)
+        if isinstance(step, Make | Move) and step.displaces is not None:
+            return self._state(step.displaces.node)
+        return None
 
     def _path_text(self, place: Place) -> str:
         return self.index.place_path(place).decode("latin-1")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from bisync.core.ignore import Matcher
+from bisync.core.ignore import Matcher, reserved
 from bisync.core.node import ROOT, Kind, Node, NodeId, Place
 from bisync.errors import BusyError, StaleError
 from bisync.fs.index import Index, stamp_of
@@ -118,6 +118,33 @@ class Looker:
                 if os.fstat(held.fd).st_ino != looked.info.st_ino:
                     raise StaleError("something else has its name")
             yield Guard(looked, held)
+
+    def unchanged(self, top: NodeId, matcher: Matcher) -> None:
+        """Make sure that a directory holds what the index says, and nothing else, far down.
+
+        Raises:
+            StaleError: it does not.
+        """
+        todo = [(top, self.index.path(top) or b"")]
+        while todo:
+            node, path = todo.pop()
+            fd = self.directories.open(node)
+            known = dict(self.index.children([node])[node])
+            for name in map(os.fsencode, os.listdir(fd)):
+                child, info = known.pop(name, None), self.stat(fd, name)
+                is_dir = stat.S_ISDIR(info.st_mode)
+                below = path + b"/" + name
+                if child is None:
+                    if not reserved(name, at_root=False) and not matcher.ignores(
+                        below, is_dir=is_dir
+                    ):
+                        raise StaleError("something new is in it")
+                    continue
+                looked = self.at((node, name), child, content=True)
+                if stat.S_ISDIR(looked.info.st_mode):
+                    todo.append((child, below))
+            if known:
+                raise StaleError("something of it is gone")
 
 
 @dataclass(frozen=True, slots=True)

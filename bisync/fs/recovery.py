@@ -76,6 +76,7 @@ def mend(replica: Replica) -> Mended:
     replica.database.begin()
     mended = run.mender(take_out=False).run()
     run.finish_databases()
+    run.finish_names()
     replica.database.commit()
     return mended
 
@@ -113,7 +114,7 @@ class _Recovery:
                 intent.done or self.was_performed(intent.row)
             )
             if performed and not intent.done:
-                self._finish_move_over(intent.row)
+                self.finish_move_over(intent.row)
             if intent.pair == self.pair:
                 keys = self.out.performed if performed else self.out.failed
                 keys.update(intent.row["keys"])
@@ -264,6 +265,13 @@ class _Recovery:
             os.fsync(dir_fd)
             os.unlink(temp, dir_fd=spot[0])
 
+    def finish_names(self) -> None:
+        """Take away names that a step had given and come no further."""
+        for row in (intent.row for intent in self.intents if not intent.done):
+            self._undo_keep(row)
+            if row["op"] == "Move" and self.was_performed(row):
+                self.finish_move_over(row)
+
     def finish_databases(self) -> None:
         """Files that belong together were replaced in part: the others follow, if they all can."""
         rows = [(i.pair, i.row) for i in self.intents if not i.done]
@@ -297,7 +305,7 @@ class _Recovery:
             case _:
                 pass
 
-    def _finish_move_over(self, row: dict[str, Any]) -> None:
+    def finish_move_over(self, row: dict[str, Any]) -> None:
         """A move swapped two names and came no further: what it displaced goes to the store."""
         if "displaced_at" not in row:
             return

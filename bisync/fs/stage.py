@@ -15,10 +15,10 @@ import stat
 from concurrent.futures import ThreadPoolExecutor
 
 from bisync.core.path import STATE_DIR, display
-from bisync.errors import HaltError
+from bisync.errors import HaltError, PathError
 from bisync.fs.copying import remove_object
 from bisync.fs.root import OPEN_DIR
-from bisync.linux.filesystem import syncfs
+from bisync.linux.filesystem import may_rename, syncfs
 
 log = logging.getLogger(__name__)
 PARTIAL = b"part-"  # begins the names of files that have not arrived whole
@@ -83,6 +83,19 @@ class Stage:
         new = self.name()
         os.rename(name, new, src_dir_fd=self.incoming, dst_dir_fd=self.incoming)
         return new
+
+    def reaches(self, folder: int) -> None:
+        """Make sure that a rename leads from here into a directory, and back.
+
+        Raises:
+            PathError: none does: another quota project, or encryption.
+        """
+        if may_rename(self.incoming, folder) and may_rename(folder, self.displaced):
+            return
+        raise PathError(
+            "a part of it cannot be reached by renaming (a quota project, or encryption): "
+            "nothing of it is done"
+        )
 
     def tidy(self, *, room: bool, now_ns: int) -> None:
         """Remove partial files that nobody came back for, or all when there is no room."""

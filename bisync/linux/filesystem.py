@@ -14,6 +14,9 @@ _BTRFS_IOC_GET_SUBVOL_INFO = 0x81F8943C
 _FICLONE = 0x40049409
 _FS_IOC_GETFLAGS = 0x80086601
 _FS_IOC_SETFLAGS = 0x40086602
+_FS_IOC_FSGETXATTR = 0x801C581F
+_PROJECT_INHERIT = 0x200
+_ENCRYPTED = 0x800
 _FS_NODUMP_FL = 0x40
 _NO_COW = 0x800000  # chattr +C
 IMMUTABLE = 0x10  # chattr +i
@@ -118,6 +121,32 @@ def change_flags(fd: int, *, add: int = 0, remove: int = 0) -> bool:
             raise
         return False
     return True
+
+
+def may_rename(source: int, target: int) -> bool:
+    """Whether what is made in one directory can be renamed into another of its file system.
+
+    A directory that hands down its quota project takes nothing of another one (``xfs_rename``,
+    ``ext4_rename``), and an encrypted one nothing that is not encrypted alike.
+    """
+    if (get_flags(target) or 0) & _ENCRYPTED != (get_flags(source) or 0) & _ENCRYPTED:
+        return False
+    hands_down, project = _project(target)
+    return not hands_down or project == _project(source)[1]
+
+
+def _project(fd: int) -> tuple[bool, int]:
+    """Whether what is made in a directory gets its quota project, and which one it has."""
+    buffer = bytearray(28)
+    try:
+        fcntl.ioctl(fd, _FS_IOC_FSGETXATTR, buffer)
+    except OSError as error:
+        if error.errno not in (*_UNSUPPORTED, errno.EACCES):
+            raise
+        return False, 0
+    flags, _, _, project = struct.unpack_from("=IIII", buffer)
+    hands_down = bool(flags & _PROJECT_INHERIT)
+    return hands_down, project if hands_down else 0
 
 
 def free_bytes(fd: int) -> int:

@@ -50,9 +50,18 @@ from bisync.core.resolve import Rules
 from bisync.endpoint.interface import Endpoint, Read
 from bisync.fs.result import Failed, Result, Status
 from bisync.fs.walk import ScanResult
+from bisync.session.batches import batches, slices
 from bisync.session.commit import Ledger
 from bisync.session.config import Config, Fsync
-from bisync.session.groups import MIXED, Groups, losing, settle, together, with_the_rest
+from bisync.session.groups import (
+    ABSENT,
+    MIXED,
+    Groups,
+    settle,
+    together,
+    whole_or_not,
+    with_the_rest,
+)
 from bisync.session.report import (
     ACTIONS,
     Change,
@@ -64,7 +73,6 @@ from bisync.session.report import (
 )
 
 _ROUNDS = 4  # how often what moved under our hands is looked at again
-_SLICE = 1 << 30  # bytes of content applied at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +130,10 @@ class Cycle:
     def run(self, marks: tuple[Iterable[NodeId], Iterable[NodeId]]) -> None:
         """Decide and do everything the marks call for, but removals."""
         self.groups.look()
+        for path in self.groups.absent():
+            self._tell_met(Met("", "problem", path, ABSENT))
         for side in SIDES:
-            for batch in _batches(marks[side], self.config.chunk):
+            for batch in batches(marks[side], self.config.chunk):
                 todo = {n for n in batch if n not in self.settled[side]}
                 if todo:
                     self.chunk(side, todo, removals=False)
@@ -169,7 +179,7 @@ class Cycle:
         nodes = list(self.withheld[side])
         self.withheld[side].clear()
         self.settled[side].clear()
-        for batch in _batches(nodes, self.config.chunk):
+        for batch in batches(nodes, self.config.chunk):
             todo = {n for n in batch if n not in self.settled[side]}
             if todo:
                 self.chunk(side, todo, removals=True)
@@ -206,7 +216,7 @@ class Cycle:
             return
         self.ids = plan.ids
         self._note_conflicts(plan, [])  # a crash must not take them off the lists
-        results = self._apply(plan)
+        results = self._apply(plan, joined)
         self._settle(plan, results)
 
     def _decide_inputs(self, marks: tuple[set[NodeId], set[NodeId]]) -> tuple[Join, dict[int, str]]:
@@ -276,20 +286,21 @@ class Cycle:
         def judge(rules: Rules, more: Mapping[int, str]) -> Outcome:
             return reconcile(joined, rules, held=held | dict(more), taken=taken)
 
-        outcome = judge(self.rules, {})
-        outcome, left = settle(joined, outcome, self.databases, self.rules, judge)
-        for group, gone in losing(joined, outcome, self.databases, self.config):
-            text = f"{gone} of {len(group.keys)} files would be deleted; withheld"
-            self.report.withheld += gone
-            place = joined.path(Side.ALPHA, group.place)
-            self._tell_met(Met("", "withheld", place, f"{text}; approve with --yes"))
-            held = held | dict.fromkeys(group.keys, text)
+        while True:
             outcome = judge(self.rules, {})
             outcome, left = settle(joined, outcome, self.databases, self.rules, judge)
+            at_once = set[int]().union(*(goes_with(outcome, group) for group in self.databases))
+            plan = make_plan(joined, outcome, self.numbers, removals=removals, at_once=at_once)
+            waiting = whole_or_not(joined, outcome, plan, self.databases, self.config)
+            for group, met, count in waiting:
+                self.report.withheld += count
+                self._tell_met(met)
+                held = held | dict.fromkeys(group.keys, met.reason)
+            if not waiting:
+                break
         for group in left:
             self._tell_met(Met("", "problem", joined.path(Side.ALPHA, group.place), MIXED))
-        at_once = set[int]().union(*(goes_with(outcome, group) for group in self.databases))
-        return make_plan(joined, outcome, self.numbers, removals=removals, at_once=at_once)
+        return plan
 
     def _note_plan(self, plan: Plan, joined: Join) -> None:
         for conflict in plan.conflicts:
@@ -316,7 +327,7 @@ class Cycle:
 
     # -- doing it ------------------------------------------------------------
 
-    def _apply(self, plan: Plan) -> tuple[list[Result], list[Result]]:
+    def _apply(self, plan: Plan, joined: Join) -> tuple[list[Result], list[Result]]:
         rows = {
             u.key: json.dumps(self.ledger.row(u, (1, 1)), separators=(",", ":"))
             for u in plan.updates
@@ -330,7 +341,8 @@ class Cycle:
             later = set() if side is Side.BETA else keys_on[Side.BETA]
             last = {key: n for n, step in enumerate(steps) for key in keys_of(step)}
             failed, end = Failed(), 0
-            for some in self._slices(steps):
+            whole = bool(self.databases)
+            for some in slices(steps, whole=whole, single=self.config.fsync is Fsync.ALWAYS):
                 end += len(some)
                 ready = []
                 for step in some:
@@ -354,7 +366,7 @@ class Cycle:
                     ready,
                     logged,
                     self.sides[side.other],
-                    together(plan, self.databases, side),
+                    together(plan, joined, self.databases, side),
                 )
                 for result in done:
                     failed.note(result)
@@ -364,23 +376,6 @@ class Cycle:
                 moved = self.report.bytes_sent + self.report.bytes_received
                 self.tell(Progress("apply", self.applied, moved))
         return results
-
-    def _slices(self, steps: list[Transition]) -> Iterator[list[Transition]]:
-        """Steps that are applied at a time: so much content that losing its copy is no loss."""
-        whole = bool(self.databases) or any(isinstance(step, Park) for step in steps)
-        if whole:  # a parked node has no name until its next step
-            yield steps
-            return
-        some: list[Transition] = []
-        size = 0
-        for step in steps:
-            some.append(step)
-            size += step.content.size if isinstance(step, Make | Replace) else 0
-            if size >= _SLICE or self.config.fsync is Fsync.ALWAYS:
-                yield some
-                some, size = [], 0
-        if some:
-            yield some
 
     def _settle(self, plan: Plan, results: tuple[list[Result], list[Result]]) -> None:
         """Agree on what was done; queue the rest."""
@@ -466,7 +461,7 @@ class Cycle:
         """Directory times, deepest first, when nothing else is left to do."""
         if self.dry or not self.times:
             return
-        for batch in _batches(sorted(self.times, reverse=True), 5000):
+        for batch in batches(sorted(self.times, reverse=True), 5000):
             self._set_times(list(batch))
 
     def _set_times(self, keys: list[int]) -> None:
@@ -606,14 +601,3 @@ class Cycle:
                 self._count_step(side, step)
                 self.report.changes.append(change)
                 self.tell(change)
-
-
-def _batches(nodes: Iterable[NodeId], size: int) -> Iterator[list[NodeId]]:
-    batch: list[NodeId] = []
-    for node in nodes:
-        batch.append(node)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

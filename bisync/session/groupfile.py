@@ -19,6 +19,7 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "thaw": str,
     "read-from": str,
     "limit": (int, float),
+    "root": str,
 }
 
 
@@ -79,13 +80,14 @@ def _group(table: dict[str, Any]) -> Declared:
 
 
 def _hooks(table: dict[str, Any]) -> Hooks | None:
-    if not table.keys() & {"freeze", "thaw", "read-from", "limit"}:
+    if not table.keys() & {"freeze", "thaw", "read-from", "limit", "root"}:
         return None
     return Hooks(
         table.get("freeze", ""),
         table.get("thaw", ""),
         os.fsencode(table["read-from"]) if "read-from" in table else None,
         float(table.get("limit", 30.0)),
+        os.fsencode(table["root"].rstrip("/") or "/") if "root" in table else None,
     )
 
 

@@ -17,17 +17,22 @@ from bisync.core.groups import (
     is_whole,
     latest,
     names_of_group,
+    not_at_once,
     only_side,
     stem,
 )
 from bisync.core.node import ROOT, SIDES, Kind, NodeId, Part, Side
+from bisync.core.path import display
 from bisync.core.plan import Plan
 from bisync.core.reconcile import Outcome
 from bisync.core.resolve import Policy, Rules
 from bisync.endpoint.interface import Endpoint, Read
 from bisync.session.config import Config
+from bisync.session.report import Met
 
 _SIDES = {Policy.ALPHA: Side.ALPHA, Policy.BETA: Side.BETA}
+_ADVICE = "while nothing works with it, synchronise once without declaring it"
+ABSENT = "a group that neither side has: nothing is kept together"
 MIXED = "both sides wrote to one database: say which with --conflict alpha, beta or newest"
 
 
@@ -53,6 +58,10 @@ class Groups:
             (rule, (self._inside(rule, Side.ALPHA), self._inside(rule, Side.BETA)))
             for rule, _ in self._declared
         ]
+
+    def absent(self) -> list[bytes]:
+        """Declared directories that neither side has: their names may be wrong."""
+        return [rule.path for rule, inside in self._declared if not any(inside)]
 
     def _inside(self, rule: Declared, side: Side) -> Inside:
         """The directories of a declared one."""
@@ -130,7 +139,10 @@ class Groups:
             known, node = joined.nodes[key].agreed, joined.nodes[key].seen[side]
             if known is not None and node is not None and same_version(node, known, side):
                 agreed.add(node.id)
-        top = next(node for r, inside in self._declared if r == rule for node in inside[side])
+        inside = next(both[side] for each, both in self._declared if each == rule)
+        top = joined.local_of[side].get(group.top)
+        if top not in inside:
+            return Read(ROOT, "problem", f"{display(rule.path)} is not at its place here any more")
         return self._sides[side].hold_declared(top, rule, group.members[side], agreed)
 
     def directories(self, side: Side) -> set[NodeId]:
@@ -142,13 +154,14 @@ class Groups:
         return [(side, text) for side in SIDES for text in self._sides[side].release()]
 
 
-def together(plan: Plan, groups: list[Group], side: Side) -> list[Together]:
+def together(plan: Plan, joined: Join, groups: list[Group], side: Side) -> list[Together]:
     """What a side has to apply as one."""
     return [
         Together(
             frozenset(plan.archived.get(key, key) for key in group.keys),
             tuple(group.members[side.other].values()),
             tuple(group.members[side].values()) if group.declared is not None else (),
+            joined.local_of[side].get(group.top) if group.declared is not None else None,
         )
         for group in groups
     ]
@@ -204,12 +217,31 @@ def settle(
         winners = [(group, winner) for group, winner in winners if group not in left]
 
 
-def losing(
-    joined: Join, outcome: Outcome, groups: list[Group], config: Config
-) -> list[tuple[Group, int]]:
-    """Declared directories that would lose too many of their files, and how many."""
-    counted = [] if config.yes else [(g, gone_from(joined, outcome, g)) for g in groups]
-    return [(g, n) for g, n in counted if n and config.max_delete.exceeded(n, len(g.keys))]
+def whole_or_not(
+    joined: Join, outcome: Outcome, plan: Plan, groups: list[Group], config: Config
+) -> list[tuple[Group, Met, int]]:
+    """Declared directories that have to wait, why, and how many deletions wait with them.
+
+    They would lose too much, or a crash could leave them done in part.
+    """
+    found = []
+    for group in groups:
+        if group.declared is None:
+            continue
+        gone = 0 if config.yes else gone_from(joined, outcome, group)
+        if gone and config.max_delete.exceeded(gone, len(group.keys)):
+            text = f"{gone} of its {len(group.keys)} entries would be deleted; approve with --yes"
+            found.append((group, Met("", "withheld", group.declared.path, text), gone))
+            continue
+        keys = {plan.archived.get(key, key) for key in group.keys}
+        directories = {plan.archived.get(key, key) for key in group.directories}
+        steps = (not_at_once(plan.steps[side], keys, directories) for side in SIDES)
+        step = next((step for step in steps if step is not None), None)
+        if step is not None:
+            what = type(step).__name__.lower()
+            text = f"not applied: its changes ({what}) cannot be made good after a crash; {_ADVICE}"
+            found.append((group, Met("", "problem", group.declared.path, text), 0))
+    return found
 
 
 def with_the_rest(held: dict[int, str], groups: list[Group]) -> dict[int, str]:

@@ -3,6 +3,8 @@
 import contextlib
 import errno
 import os
+import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +16,7 @@ import pytest
 import bisync
 from bisync.errors import PathError
 from bisync.fs import instant, perform
+from bisync.fs.apply import Applier
 from bisync.fs.bases import Bases
 from bisync.fs.store import Store
 from bisync.linux import subvolume
@@ -626,6 +629,7 @@ def test_a_snapshot_of_somebody_elses(file_system: Callable[[str], Path], tmp_pa
             f"echo later > {a}/db/base/1/4"
         )
         words = {"directory": "db", "freeze": mount, "read_from": f"{tmp_path}/snapshot/A/db"}
+        words["root"] = str(a)
         groups = toml(tmp_path, thaw=f"umount {tmp_path}/snapshot", limit=60, **words)
         sync(a, b, "--groups", groups)
         assert whole(b) == old
@@ -633,7 +637,7 @@ def test_a_snapshot_of_somebody_elses(file_system: Callable[[str], Path], tmp_pa
         assert not os.path.ismount(tmp_path / "snapshot")
         subprocess.run(["cp", "-a", a / "db", tmp_path / "copy"], check=True)
         (a / "db/always").write_bytes(b"changed")
-        groups = toml(tmp_path, directory="db", read_from=f"{tmp_path}/copy")
+        groups = toml(tmp_path, directory="db", root=str(a), read_from=f"{tmp_path}/copy")
         done = sync(a, b, "--groups", groups, check=(23, 24))
         assert "another file" in done.said
         assert whole(b) == old
@@ -667,6 +671,9 @@ def _below_a_snapshot(
         ("[[group]]\ndirectory = 'x'\nkind = 'postgresql'\nstamp = 'y'", "its own"),
         ("[[group]]\ndirectory = 'x'\nthaw = 'y'", "needs a freeze"),
         ("[[group]]\ndirectory = 'x'\nread-from = 'y'", "from / on"),
+        ("[[group]]\ndirectory = 'x'\nread-from = '/y'", "needs root"),
+        ("[[group]]\ndirectory = 'x'\nfreeze = \"a\\u0000b\"", "NUL"),
+        ("[[group]]\ndirectory = '.bisync'", "engine's own"),
         ("[[group]]\ndirectory = 'x'\nfreeze = 'y'\nlimit = 0", "seconds"),
         ("[[group]]\ndirectory = 'x'\nexclude = [1]", "exclude"),
         ("[[groups]]\ndirectory = 'x'", "groups is not known"),
@@ -681,8 +688,332 @@ def test_a_file_that_is_not_understood(here: Pair, tmp_path: Path, text: str, sa
 def test_what_is_left_out_of_it(here: Pair, tmp_path: Path):
     a, b = here
     turn(a, 1)
-    (a / "db/server.pid").write_bytes(b"1")
-    sync(a, b, "--groups", toml(tmp_path, directory="/db/", exclude=["*.pid", "base/1/*"]))
+    for name in ("server.pid", "base/1/deep.pid", "top", "base/top"):
+        (a / "db" / name).write_bytes(b"1")
+    left_out = ["*.pid", "!deep.pid", "base/1/?", "/top"]
+    sync(a, b, "--groups", toml(tmp_path, directory="/db/", exclude=left_out))
     assert not (b / "db/server.pid").exists()
-    assert not list((b / "db/base/1").iterdir())
+    assert {path.name for path in (b / "db/base/1").iterdir()} == {"deep.pid", "old1"}
+    assert not (b / "db/top").exists()
+    assert (b / "db/base/top").exists()
     assert (b / "db" / CONTROL).exists()
+
+
+def _before_apply(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Do something once, when all of a batch is staged and nothing of it is done."""
+    bind, once = Applier._bind, iter([True])
+
+    def bound(self: Applier, *words: Any) -> None:
+        bind(self, *words)
+        if next(once, False):
+            act()
+
+    monkeypatch.setattr(Applier, "_bind", bound)
+
+
+@pytest.mark.parametrize("what", ["write", "writer", "new", "gone", "link"])
+def test_somebody_works_with_it_there_meanwhile(
+    here: Pair, monkeypatch: pytest.MonkeyPatch, what: str
+):
+    """Between the scan and the first step: also in what would stay as it is."""
+    a, b = here
+    (a / "db").mkdir()
+    (a / "db/link").symlink_to("one")
+    for name in ("one", "two", "three"):
+        (a / "db" / name).write_bytes(b"old")
+    config = bisync.Config(groups=(WHOLE,), conflict=bisync.Policy.NEWEST)
+    assert bisync.sync(a, b, config).exit_code == 0
+    for name in ("one", "two"):
+        (a / "db" / name).write_bytes(b"new")
+    with contextlib.ExitStack() as cleanup:
+
+        def work() -> None:
+            match what:
+                case "write":
+                    (b / "db/three").write_bytes(b"theirs")
+                case "writer":
+                    file = cleanup.enter_context((b / "db/three").open("r+b", buffering=0))
+                    file.write(b"theirs")
+                case "new":
+                    (b / "db/four").write_bytes(b"theirs")
+                case "gone":
+                    (b / "db/three").unlink()
+                case _:
+                    (b / "db/link").unlink()
+                    (b / "db/link").symlink_to("two")
+
+        _before_apply(monkeypatch, work)
+        bisync.sync(a, b, config)
+        mine = {"one": b"new", "two": b"new", "three": b"old"}
+        for root in here:
+            found = {path[3:]: data for path, data in whole(root).items() if path != "db/link"}
+            target = (root / "db/link").readlink().name
+            assert (found == mine and target == "one") or "new" not in map(str, found.values())
+            assert (found == mine) == (found["one"] == b"new")
+
+
+def test_a_link_changes_before_it_is_taken(disks: Pair, monkeypatch: pytest.MonkeyPatch):
+    """Which file counts, a link says: it belongs to the same instant."""
+    a, b = disks
+    (a / "db").mkdir()
+    for name in ("one", "two"):
+        (a / "db" / name).write_bytes(b"good")
+    (a / "db/current").symlink_to("one")
+    config = bisync.Config(groups=(WHOLE,))
+    assert bisync.sync(a, b, config).exit_code == 0
+    (a / "db/two").write_bytes(b"good 2")
+    take, once = instant.Taker.take, iter([True])
+
+    def taken(self: instant.Taker) -> object:
+        if next(once, False):
+            (a / "db/current").unlink()
+            (a / "db/current").symlink_to("two")
+            (a / "db/one").write_bytes(b"of no use")
+        return take(self)
+
+    monkeypatch.setattr(instant.Taker, "take", taken)
+    assert bisync.sync(a, b, config).exit_code == 0
+    assert (b / "db/current").read_bytes() == b"good 2"
+    assert look(a) == look(b)
+
+
+def _link(target: str) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        path.unlink(missing_ok=True)
+        path.symlink_to(target)
+
+    return make
+
+
+def _change(db: Path, shape: str) -> None:
+    def new(*names: str) -> None:
+        for name in names:
+            (db / name).write_bytes(b"new " + name.encode() * 9)
+
+    match shape:
+        case "link changed":
+            _link("b")(db / "current")
+        case "link new":
+            _link("b")(db / "other")
+        case "file to link":
+            _link("b")(db / "c")
+        case "file to folder":
+            (db / "c").unlink()
+            (db / "c/deep").mkdir(parents=True)
+            new("c/x", "c/deep/y")
+        case "another name":
+            os.link(db / "c", db / "c2")
+        case "a name less":
+            (db / "d2").unlink()
+        case "swapped":
+            (db / "c").rename(db / "t")
+            (db / "d").rename(db / "c")
+            (db / "t").rename(db / "d")
+        case "rotated":
+            (db / "c").rename(db / "e")
+            (db / "b").rename(db / "c")
+            new("b")
+        case "folder gone":
+            subprocess.run(["rm", "-r", db / "sub"], check=True)
+        case "saved":
+            (db / "c").rename(db / "c~")
+            new("c")
+        case "folders":
+            (db / "n/m").mkdir(parents=True)
+            (db / "c").rename(db / "n/m/c")
+            new("n/m/f", "n/g")
+    new("a", "b2")
+
+
+SHAPES = [
+    "link changed", "link new", "file to link", "file to folder", "another name", "a name less",
+    "swapped", "rotated", "folder gone", "saved", "folders",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["recover", "sync"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_killed_between_two_names(here: Pair, shape: str, how: str):
+    """Whatever its steps are: recovery makes it the old state or the new one."""
+    a, b = here
+    db, other = a / "db", a.parent / "C"
+    (db / "sub").mkdir(parents=True)
+    for name in ("a", "b", "b2", "c", "d", "e", "sub/x", "sub/y"):
+        (db / name).write_bytes(b"old " + name.encode() * 9)
+    os.link(db / "d", db / "d2")
+    (db / "current").symlink_to("a")
+    config = bisync.Config(groups=(bisync.Declared(b"db", stamp=b"a"),))
+    crash = CRASH.replace('stamp=b"global/control", last=b"log"', 'stamp=b"a"')
+    killed = 0
+    for count in range(40):
+        for root in (b, other):
+            subprocess.run(["rm", "-rf", root], check=True)
+            root.mkdir()
+        subprocess.run(["rm", "-rf", a / ".bisync", a / "rsync-rollback"], check=True)
+        copy = a.parent / "copy"
+        if count == 0:
+            subprocess.run(["cp", "-a", db, copy], check=True)
+        subprocess.run(["rm", "-rf", db], check=True)
+        subprocess.run(["cp", "-a", copy, db], check=True)
+        assert bisync.sync(a, b, config).exit_code == 0
+        old = whole(b)
+        _change(db, shape)
+        line = [sys.executable, "-c", crash, "bisync.linux.rename.check", str(count), a, b]
+        done = subprocess.run(line, env=environment(), capture_output=True, check=False)
+        if done.returncode != -9:
+            assert done.stdout == b"0\n", done.stderr
+            assert look(a) == look(b)
+            break
+        killed += 1
+        if how == "recover":
+            bisync.recover(b)
+        else:
+            bisync.sync(b, other, config)
+        assert whole(b) in (old, whole(a)), count
+        assert bisync.sync(a, b, config).exit_code == 0
+        assert look(a) == look(b)
+    assert killed >= 3
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("policy", [bisync.Policy.NEWEST, bisync.Policy.BETA, bisync.Policy.MANUAL])
+@pytest.mark.parametrize("where", ["here", "there", "top"])
+def test_a_directory_of_it_is_renamed(here: Pair, policy: bisync.Policy, where: str):
+    """A crash could leave that in part: nothing of it is done, and it is said."""
+    a, b = here
+    turn(a, 1)
+    (a / "beside").write_bytes(b"1")
+    assert bisync.sync(a, b, CONFIG).exit_code == 0
+    mover = b if where == "there" else a
+    if where == "top":
+        (a / "db").rename(a / "db2")
+        (a / "db2/always").write_bytes(b"edited")
+    else:
+        (mover / "db/base").rename(mover / "db/bases")
+        (a / "db" / CONTROL).write_bytes(b"checkpoint 9")
+    (a / "beside").write_bytes(b"2")
+    mine, theirs = look(a), look(b)
+    if where == "top":  # that is a rename like any other; what is in it waits
+        theirs = {path.replace("db", "db2", 1): data for path, data in theirs.items()}
+    theirs["beside"] = b"2"
+    config = bisync.Config(groups=(SERVER,), conflict=policy)
+    for _ in range(1 if where == "top" else 2):
+        assert bisync.sync(a, b, config).exit_code == 23
+        assert (look(a), look(b)) == (mine, theirs)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_never_files_of_each(here: Pair, seed: int):
+    """Whatever both do, and whatever the policy: it is that of one side, or untouched."""
+    a, b = here
+    chance = random.Random(seed)
+    for root in here:
+        (root / "db/sub").mkdir(parents=True)
+    for name in ("a", "b", "c", "sub/x", "sub/y"):
+        (a / "db" / name).write_bytes(name.encode())
+    config = bisync.Config(groups=(WHOLE,))
+    while bisync.sync(a, b, config).exit_code:
+        pass
+    for number in range(3):
+        for root in here:
+            for _ in range(chance.randint(0, 3)):
+                _something(root, chance, b"%d" % number)
+        before = [whole(root) for root in here]
+        policy = chance.choice(list(bisync.Policy))
+        report = bisync.sync(a, b, bisync.Config(groups=(WHOLE,), conflict=policy))
+        after = [whole(root) for root in here]
+        if report.exit_code == 0:
+            assert after[0] == after[1]
+        for mine, was in zip(after, before, strict=True):
+            assert mine == was or mine in before, (policy, report.met)
+
+
+def _something(root: Path, chance: random.Random, mark: bytes) -> None:
+    db = root / "db"
+    there = sorted(path for path in db.rglob("*") if path.is_file())
+    one = chance.choice(there) if there else db / "a"
+    match chance.randrange(6):
+        case 0 | 1:
+            one.parent.mkdir(exist_ok=True)
+            one.write_bytes(one.name.encode() + mark + root.name.encode())
+        case 2:
+            one.unlink(missing_ok=True)
+        case 3:
+            (one.parent / f"n{chance.randrange(3)}").write_bytes(mark + root.name.encode())
+        case 4:
+            if there:
+                one.rename(db / f"m{chance.randrange(3)}")
+        case _:
+            folder = db / f"d{chance.randrange(2)}"
+            folder.mkdir(exist_ok=True)
+            (folder / "f").write_bytes(mark + root.name.encode())
+
+
+def test_a_directory_of_it_goes_while_others_wait_for_a_person(here: Pair):
+    """Its deletions are part of its new state; those beside it are not."""
+    a, b = here
+    turn(a, 1)
+    (a / "many").mkdir()
+    for number in range(60):
+        (a / f"many/{number}").write_bytes(b"1")
+    assert bisync.sync(a, b, CONFIG).exit_code == 0
+    subprocess.run(["rm", "-r", a / "many", a / "db/base/101"], check=True)
+    (a / "db" / CONTROL).write_bytes(b"checkpoint 7")
+    assert bisync.sync(a, b, CONFIG).exit_code == 25
+    assert whole(a) == whole(b)
+    assert not (b / "db/base/101").exists()
+    assert (b / "many/59").exists()
+
+
+def test_in_a_quota_project(file_system: Callable[[str], Path], tmp_path: Path):
+    """No rename leads into it, so its files cannot change together: nothing of it is done."""
+    base = file_system("xfs") / tmp_path.name
+    a, b = base / "A", base / "B"
+    (b / "db").mkdir(parents=True)
+    a.mkdir()
+    done = subprocess.run(["chattr", "-p", "42", "+P", b / "db"], check=False)
+    if done.returncode:
+        pytest.skip("chattr knows no projects")
+    turn(a, 1)
+    report = bisync.sync(a, b, CONFIG)
+    assert report.exit_code == 23
+    assert any("quota project" in met.reason for met in report.met)
+    assert not whole(b)
+
+
+@pytest.mark.parametrize("path", ["nowhere", "d b"])
+def test_a_group_that_is_not_there(here: Pair, path: str):
+    """Its name may be wrong: then its files are not kept together, and a person has to know."""
+    a, b = here
+    turn(a, 1)
+    assert "neither side has" in sync(a, b, "--postgresql", path, check=23).said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_keeper_is_stopped_too(here: Pair, tmp_path: Path, number: int):
+    """A service manager stops all its processes: what is frozen thaws all the same."""
+    a, b = here
+    turn(a, 1)
+    said = tmp_path / "said"
+    groups = toml(tmp_path, directory="db", limit=60, freeze="true", thaw=f"echo thaw >> {said}")
+    script = """
+import os, signal, sys, bisync
+from bisync.fs import freezing, instant
+take = instant.Taker.take
+def taken(self):
+    os.kill(freezing.LAST.pid, int(sys.argv[4]))
+    return take(self)
+start = freezing.Freeze.__init__
+def started(self, *words):
+    start(self, *words)
+    freezing.LAST = self._keeper
+freezing.Freeze.__init__ = started
+instant.Taker.take = taken
+config = bisync.Config(groups=bisync.read_groups(sys.argv[3]))
+print(bisync.sync(sys.argv[1], sys.argv[2], config).exit_code)
+"""
+    line = [sys.executable, "-c", script, a, b, groups, str(int(number))]
+    done = subprocess.run(line, env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n"
+    assert set(said.read_text().splitlines()) == {"thaw"}
+    assert whole(a) == whole(b)
