@@ -83,7 +83,7 @@ def postgresql(path: bytes, left_out: tuple[str, ...] = (), hooks: Hooks | None 
         path,
         stamp=b"global/pg_control",
         last=b"pg_wal",
-        left_out=("postmaster.pid", "postmaster.opts", "pg_stat_tmp/*", "pgsql_tmp*", *left_out),
+        left_out=("/postmaster.pid", "/postmaster.opts", "pg_stat_tmp/*", "pgsql_tmp*", *left_out),
         hooks=hooks,
     )
 

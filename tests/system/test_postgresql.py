@@ -26,7 +26,7 @@ max_wal_size = 8MB
 checkpoint_timeout = 30s
 wal_recycle = on
 """
-OWN = ("postmaster.pid", "postmaster.opts")  # a running server's
+OWN = ("postmaster.pid", "postmaster.opts", "pgsql_tmp")  # a running server's
 PLAN = ("--postgresql", "pg", "--hot-share", "all")
 
 
