@@ -501,7 +501,7 @@ def test_what_arrived_before_a_stop_is_there(here: tuple[Path, Path]):
 def test_slices(here: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, slice_: int):
     """Steps of one file in different slices: done in order, agreed on once, quiet after."""
     a, b = here
-    monkeypatch.setattr("bisync.session.cycle._SLICE", slice_)
+    monkeypatch.setattr("bisync.session.batches._SLICE", slice_)
     for number in range(6):
         put(a / f"d{number}/f", b"%d" % number)
     os.link(a / "d0/f", a / "link")
