@@ -60,8 +60,8 @@ def test_histories_with_kills(places: list[Path]) -> None:
         lanes=sites,
         attempt=_play_with_kills,
         key=str,
-        seconds=60,
-        least=60,
+        seconds=45,
+        least=40,
         unlimited=bool(COUNT),
     )
     tally = campaign.run([SEED * 1_000_000 + n for n in range(COUNT or 400)])
@@ -82,8 +82,8 @@ def test_histories_in_process(
         lanes=[Site(0, places[:1])],
         attempt=_play_in_process,
         key=str,
-        seconds=90,
-        least=1000,
+        seconds=60,
+        least=600,
         unlimited=bool(COUNT),
     )
     campaign.run([SEED * 1_000_000 + n for n in range(COUNT or 1500)])
