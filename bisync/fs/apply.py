@@ -46,7 +46,6 @@ from bisync.fs.soften import hard_directories, harden, softened
 from bisync.fs.stage import Stage
 from bisync.fs.store import Store
 from bisync.linux.filesystem import syncfs
-from bisync.linux.rename import rename_noreplace
 
 if TYPE_CHECKING:
     from bisync.fs.blocklist import BlockLists
@@ -310,7 +309,7 @@ class Applier:
                 remove_object(*staged.spot)
             elif staged.dir_fd == self.t.stage.incoming:
                 # Something of the user's got stuck here: recovery brings it to the store.
-                rename_noreplace(*staged.spot, self.t.stage.displaced, staged.name)
+                self.t.stage.set_aside(staged.name)
         except OSError as error:
             log.info("stage-clean-up name=%s reason=%s", staged.name, error)
 

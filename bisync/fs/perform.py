@@ -235,7 +235,7 @@ class Performer:
         log.warning("not-kept-yet path=%s reason=%s", display(path), self.waiting)
         if dir_fd == self.stage.incoming:
             try:
-                rename_noreplace(dir_fd, name, self.stage.displaced, name)
+                self.stage.set_aside(name)
                 dir_fd = self.stage.displaced
             except OSError as error:
                 log.info("stage-entry-stays name=%s reason=%s", name, error)

@@ -485,8 +485,7 @@ class _Recovery:
         self.out.stuck.append((path, f"what was displaced before a crash waits: {reason}"))
         stage = self.replica.stage
         if dir_fd == stage.incoming:
-            rename_noreplace(dir_fd, name, stage.displaced, name)
-            os.fsync(stage.displaced)
+            stage.set_aside(name)
         if dir_fd in (stage.incoming, stage.displaced):
             where = {"out": name.decode("latin-1")}
         elif row is not None and "near" in row and place_from_row(row["near"])[1] == name:

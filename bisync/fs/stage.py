@@ -19,6 +19,7 @@ from bisync.errors import HaltError, PathError
 from bisync.fs.copying import remove_object
 from bisync.fs.root import OPEN_DIR
 from bisync.linux.filesystem import may_rename, syncfs
+from bisync.linux.rename import rename_noreplace
 
 log = logging.getLogger(__name__)
 PARTIAL = b"part-"  # begins the names of files that have not arrived whole
@@ -83,6 +84,11 @@ class Stage:
         new = self.name()
         os.rename(name, new, src_dir_fd=self.incoming, dst_dir_fd=self.incoming)
         return new
+
+    def set_aside(self, name: bytes) -> None:
+        """An incoming object that was somebody's waits where nothing is removed, durably."""
+        rename_noreplace(self.incoming, name, self.displaced, name)
+        os.fsync(self.displaced)
 
     def reaches(self, folder: int) -> None:
         """Make sure that a rename leads from here into a directory, and back.
