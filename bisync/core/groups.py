@@ -47,9 +47,6 @@ def names_of_group(name: bytes) -> list[bytes]:
     return [name, *(name + end for end in JOURNALS), name + SHARED]
 
 
-Members = tuple[dict[bytes, NodeId], dict[bytes, NodeId]]
-
-
 @dataclass(frozen=True, slots=True)
 class Group:
     """The files of one database: its place in keys, and its members as each side has them.
@@ -59,7 +56,7 @@ class Group:
 
     place: Place
     keys: frozenset[int]
-    members: Members
+    members: tuple[dict[bytes, NodeId], dict[bytes, NodeId]]
     declared: Declared | None = None
     directories: frozenset[int] = frozenset()  # keys, of a declared one
     own: frozenset[int] = frozenset()  # keys of what is there as long as the database is

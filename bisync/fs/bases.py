@@ -12,13 +12,13 @@ import secrets
 import stat
 
 from bisync.core.node import NodeId
+from bisync.fs.root import OPEN_DIR
 from bisync.fs.stage import subfolder
 from bisync.fs.store import has_room
 from bisync.linux.filesystem import clone, tells_extents
 from bisync.linux.subvolume import destroy, snapshot
 
 log = logging.getLogger(__name__)
-_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MARK = "user.bisync.base"
 SMALLEST = 64 << 20  # bytes; a smaller file is read faster than it is compared
 
@@ -106,9 +106,9 @@ class Bases:
 
     def open_snapshot(self, name: bytes, path: bytes) -> int:
         """A directory in a snapshot, opened."""
-        top = os.open(name, _DIR, dir_fd=self._dir)
+        top = os.open(name, OPEN_DIR, dir_fd=self._dir)
         try:
-            return os.open(path or b".", _DIR, dir_fd=top)
+            return os.open(path or b".", OPEN_DIR, dir_fd=top)
         finally:
             os.close(top)
 

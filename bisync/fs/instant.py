@@ -21,6 +21,7 @@ from bisync.core.node import NodeId
 from bisync.core.path import display
 from bisync.errors import BusyError, PathError, StaleError
 from bisync.fs.bases import Bases
+from bisync.fs.root import OPEN_DIR
 from bisync.linux.subvolume import place_in_subvolume
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,6 @@ _FIRST_WAIT_S = 0.005  # between tries, doubled each time up to
 _LONGEST_WAIT_S = 0.2
 _TICK_NS = 20 * 10**6  # within it two writes may leave the same times (before Linux 6.13)
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 Stamp = tuple[int, int, int, int]
 Known = Callable[[NodeId | None], Stamp | None]
@@ -315,7 +315,7 @@ def are_still(
 def _snapshot_at(path: bytes) -> Iterator[int]:
     """A snapshot that somebody else made."""
     try:
-        fd = os.open(path, _DIR)
+        fd = os.open(path, OPEN_DIR)
     except OSError as error:
         raise PathError(f"read-from {display(path)}: {error.strerror}") from error
     try:
@@ -335,7 +335,7 @@ def _open_below(top: int, path: bytes, flags: int) -> int:
     here = top
     try:
         for parent in parents:
-            fd = os.open(parent, _DIR, dir_fd=here)
+            fd = os.open(parent, OPEN_DIR, dir_fd=here)
             if here != top:
                 os.close(here)
             here = fd

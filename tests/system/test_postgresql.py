@@ -3,6 +3,7 @@
 import contextlib
 import os
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -118,10 +119,10 @@ def server(
         (base / name).mkdir(parents=True)
         subprocess.run(["chown", "postgres", base / name], check=True)
     for folder in (base, *base.parents):
-        if str(folder).startswith("/tmp/"):
+        if str(folder).startswith(tempfile.gettempdir() + "/"):
             folder.chmod(0o755)
-    sockets = Path(f"/tmp/bisync-test-{os.getpid()}")  # a socket's path has to be short
-    sockets.mkdir()
+    sockets = Path(tempfile.mkdtemp(prefix="bisync-test-"))  # a socket's path has to be short
+    sockets.chmod(0o755)
     subprocess.run(["chown", "postgres", sockets], check=True)
     made = Server(base / "A/pg", sockets, 5432)
     try:

@@ -15,7 +15,6 @@ from bisync.core.resolve import Policy
 from bisync.core.safety import DeleteLimit
 from bisync.errors import UsageError
 from bisync.session.config import AfterRestore, Config, Fsync
-from bisync.session.groupfile import read_groups
 from bisync.session.session import Session
 
 
@@ -81,6 +80,10 @@ def _config(options: argparse.Namespace, stopper: Stopper) -> Config:
 
 def _groups(options: argparse.Namespace) -> tuple[Declared, ...]:
     named = (postgresql(os.fsencode(path.strip("/"))) for path in options.postgresql)
+    if not options.groups:
+        return tuple(named)
+    from bisync.session.groupfile import read_groups  # noqa: PLC0415 -- loads a parser
+
     return (*named, *(group for path in options.groups for group in read_groups(path)))
 
 
