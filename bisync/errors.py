@@ -8,6 +8,7 @@
         * ``BusyError``        somebody is writing to it: come back later (exit 24)
     * ``EndpointError``        this side cannot go on; nothing was torn (exit 12)
         * ``ProtocolError``    the peer does not speak as agreed; the session ends
+        * ``TimedOutError``    the peer said nothing for too long (exit 30)
         * ``RootLockedError``  another engine holds the root (exit 3)
         * ``NoSpaceError``     the side has no room left: stop applying, keep state (exit 23)
     * ``HaltError``            stop until a person says otherwise (exit 25)
@@ -61,6 +62,12 @@ class EndpointError(BisyncError):
 
 class ProtocolError(EndpointError):
     """The other end of a connection said what it must not, or nothing that is understood."""
+
+
+class TimedOutError(EndpointError):
+    """The other end of a connection said nothing for too long."""
+
+    exit_code = 30
 
 
 class RootLockedError(EndpointError):

@@ -87,8 +87,20 @@ def _big_file_options(p: argparse.ArgumentParser) -> None:
 
 
 def _session_options(p: argparse.ArgumentParser) -> None:
-    p.add_argument("alpha", metavar="ALPHA", help="one root directory")
-    p.add_argument("beta", metavar="BETA", help="the other root directory")
+    p.add_argument(
+        "alpha", metavar="ALPHA", help="one root: PATH, [USER@]HOST:PATH or ssh://HOST[:PORT]/PATH"
+    )
+    p.add_argument("beta", metavar="BETA", help="the other root")
+    p.add_argument("-e", "--rsh", metavar="COMMAND", help="how to reach another machine (ssh)")
+    p.add_argument(
+        "--agent-command",
+        metavar="PROGRAM",
+        help="bisync on the other machine; ' agent' is appended (bisync)",
+    )
+    p.add_argument("--bwlimit", metavar="RATE", help="bytes in a second over the network, in KiB")
+    p.add_argument(
+        "--timeout", metavar="SECONDS", help="give up on a machine that is silent for so long (60)"
+    )
     p.add_argument(
         "--conflict",
         choices=["newest", "oldest", "alpha", "beta", "keep-both", "manual"],
@@ -212,6 +224,10 @@ def build_parser() -> argparse.ArgumentParser:
     completion = commands.add_parser("completion", help="print a completion script for a shell")
     completion.add_argument("shell", choices=["bash", "zsh"], help="for which shell")
     commands.add_parser("man", help="print the manual page")
+    agent = commands.add_parser(
+        "agent", help="the other end of a connection (started through ssh, not by people)"
+    )
+    agent.add_argument("--root", metavar="DIR", help="serve this directory only")
     conflicts = commands.add_parser("conflicts", help="list, show and resolve conflicts")
     conflicts.add_argument(
         "words", nargs="*", metavar="list|show|resolve [ID|PATH]", help="what to do with which one"

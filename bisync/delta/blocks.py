@@ -63,11 +63,13 @@ class Blocks:
         size: bytes of the file.
         seed: of the finding digests.
         groups: by number; one that is missing holds zeros only.
+        finds: whether its finding digests are known; those of a peer are not.
     """
 
     size: int
     seed: int
     groups: Mapping[int, Group] = field(default_factory=dict)
+    finds: bool = True
 
     @property
     def count(self) -> int:

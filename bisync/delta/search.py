@@ -313,7 +313,11 @@ class Search:
     def _follows(self, block: int, shift: int, low: int, high: int) -> bool:
         """Whether a shift that one block proved goes on: who assembles proves each new block."""
         data = self._shifted(block, shift, low, high)
-        return data is not None and finding(data, self._old.seed) == self._old.find(block)
+        if data is None:
+            return False
+        if not self._old.finds:
+            return block_digest(data) == self._old.prove(block)
+        return finding(data, self._old.seed) == self._old.find(block)
 
     def _shifted(self, block: int, shift: int, low: int, high: int) -> memoryview | None:
         """What the new version has where an old block would be; ``None`` outside of two offsets."""

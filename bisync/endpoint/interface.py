@@ -5,15 +5,15 @@ Calls take and return values in batches; content is pulled by the side that need
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from bisync.core.closure import View
+from bisync.core.closure import AgreedView, View
 from bisync.core.declared import Declared
 from bisync.core.groups import Together
-from bisync.core.node import Attributes, Node, NodeId, Place
+from bisync.core.node import Attributes, Node, NodeId, Place, Side
 from bisync.core.plan import Transition
 from bisync.core.retention import Retention
-from bisync.fs.archive import Archive, PairState
+from bisync.fs.archive import Chain, Commit, PairState
 from bisync.fs.conflicts import Choice, Quarrel
 from bisync.fs.content import ContentSource
 from bisync.fs.recovery import Recovered
@@ -60,8 +60,98 @@ class Ending:
     retention: Retention | None = None  # of the store; None: it is left alone
 
 
+class AgreedCopy(AgreedView, Protocol):
+    """One side's copy of the ancestor: lookups, its place in the chain, commits."""
+
+    pair: int
+    """Its number on that side."""
+
+    flipped: bool
+    """Whether alpha is column 1."""
+
+    reasons: dict[int, str]
+    """Of what is committed next, for the operation log."""
+
+    def column(self, side: Side) -> int:
+        """The column of a side of this session."""
+        ...
+
+    def state(self) -> PairState:
+        """The pair's row."""
+        ...
+
+    def next_key(self) -> int:
+        """The first archive number never used."""
+        ...
+
+    def nonces(self) -> set[str]:
+        """Nonces of the links that are remembered."""
+        ...
+
+    def halfway(self) -> dict[NodeId, Place]:
+        """Where nodes of that side were left that their user did not put there."""
+        ...
+
+    def leave_halfway(self, placed: dict[NodeId, Place]) -> None:
+        """Remember where nodes were left; agreeing on a node forgets it."""
+        ...
+
+    def prepare(self, commit: Commit) -> None:
+        """Store a commit durably without making it count."""
+        ...
+
+    def prepared(self) -> Commit | None:
+        """The commit that waits, if any."""
+        ...
+
+    def drop_prepared(self) -> None:
+        """Forget a commit that only one side has."""
+        ...
+
+    def commit(self, rows: list[list[Any]] | None = None) -> None:
+        """Let the prepared commit count; ``rows`` are what it holds, if at hand."""
+        ...
+
+    def forget(self) -> None:
+        """Forget everything agreed, durably: first contact again."""
+        ...
+
+    def clear(self) -> None:
+        """Forget everything agreed; no commit."""
+        ...
+
+    def forget_ids(self, column: int) -> None:
+        """One side's node numbers mean nothing any more; places and contents stay."""
+        ...
+
+    def forget_results(self) -> None:
+        """What the log proves is agreed on: it is not needed any more."""
+        ...
+
+    def rows(self) -> Iterator[list[list[Any]]]:
+        """Everything agreed, some rows at a time."""
+        ...
+
+    def chain(self) -> Chain:
+        """Where it stands."""
+        ...
+
+    def load(self, rows: list[list[Any]]) -> None:
+        """Take rows of another copy, in place of what it has."""
+        ...
+
+    def adopt(self, chain: Chain) -> None:
+        """Stand where another copy stands, with the rows that were loaded."""
+        ...
+
+
 class Endpoint(ContentSource, Protocol):
     """One side of a session."""
+
+    @property
+    def is_far(self) -> bool:
+        """Whether every call costs a way to another machine and back."""
+        ...
 
     @property
     def view(self) -> View:
@@ -88,11 +178,11 @@ class Endpoint(ContentSource, Protocol):
         """Make or change the side's state, so that it can be worked with."""
         ...
 
-    def archive(self, hello: Hello, *, column: int, flipped: bool) -> Archive:
+    def archive(self, hello: Hello, *, column: int, flipped: bool) -> AgreedCopy:
         """The side's copy of the ancestor shared with the peer that said ``hello``."""
         ...
 
-    def recover(self, archive: Archive) -> Recovered:
+    def recover(self, archive: AgreedCopy) -> Recovered:
         """Settle what an earlier run left half done."""
         ...
 
@@ -141,7 +231,7 @@ class Endpoint(ContentSource, Protocol):
 
     def apply(
         self,
-        archive: Archive,
+        archive: AgreedCopy,
         steps: list[Transition],
         updates: dict[int, str],
         source: ContentSource,
@@ -185,18 +275,18 @@ class Endpoint(ContentSource, Protocol):
         """In a dry run: remember where a directory would be, for output only."""
         ...
 
-    def changed(self, archive: Archive) -> Iterable[NodeId]:
+    def changed(self, archive: AgreedCopy) -> Iterable[NodeId]:
         """Nodes to look at in this run: marked since the last one, left over, or all.
 
         Called again: those that were marked since, by a scan or by another pair.
         """
         ...
 
-    def keep_pending(self, archive: Archive, pending: dict[NodeId, str]) -> None:
+    def keep_pending(self, archive: AgreedCopy, pending: dict[NodeId, str]) -> None:
         """Add to what the next run must look at; durable before any side forgets its marks."""
         ...
 
-    def finish(self, archive: Archive, ending: Ending) -> list[str]:
+    def finish(self, archive: AgreedCopy, ending: Ending) -> list[str]:
         """Record how a run ended: what is left, conflicts, deletions; forget read marks.
 
         Returns:
@@ -204,19 +294,19 @@ class Endpoint(ContentSource, Protocol):
         """
         ...
 
-    def deletions_since(self, archive: Archive, side: int, time_ns: int) -> int:
+    def deletions_since(self, archive: AgreedCopy, side: int, time_ns: int) -> int:
         """Entries deleted for this pair on behalf of a column since a time."""
         ...
 
-    def choices(self, archive: Archive) -> list[Choice]:
+    def choices(self, archive: AgreedCopy) -> list[Choice]:
         """What a person chose for conflicts of this pair."""
         ...
 
-    def carry_out(self, archive: Archive, choice: Choice) -> str:
+    def carry_out(self, archive: AgreedCopy, choice: Choice) -> str:
         """Bring the chosen version to its name on this side; return why not, "" if done."""
         ...
 
-    def add_conflicts(self, archive: Archive, rows: list[Quarrel]) -> None:
+    def add_conflicts(self, archive: AgreedCopy, rows: list[Quarrel]) -> None:
         """Put conflicts on this side's list."""
         ...
 

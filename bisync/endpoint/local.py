@@ -18,12 +18,12 @@ from bisync.core.plan import Transition
 from bisync.core.resolve import conflict_name
 from bisync.core.retention import Retention
 from bisync.core.safety import HOUR_NS
-from bisync.endpoint.interface import Ending, Hello, Read
+from bisync.endpoint.interface import AgreedCopy, Ending, Hello, Read
 from bisync.errors import BusyError, EndpointError, HaltError, PathError, StaleError
 from bisync.fs.apply import Applier, Tools
 from bisync.fs.archive import Archive, add_pair
 from bisync.fs.conflicts import Choice, Quarrel, Take
-from bisync.fs.content import Chunk, ContentSource, Version, read_version
+from bisync.fs.content import Chunk, ContentSource, Expected, Version, read_version
 from bisync.fs.displaced import was_written
 from bisync.fs.index import Index
 from bisync.fs.oplog import OperationLog
@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 
 class LocalEndpoint:
     """One local root as a side of a session."""
+
+    is_far = False
 
     def __init__(self, path: bytes, options: Options, *, dry: bool = False) -> None:
         self.replica = Replica(path, options)
@@ -142,7 +144,7 @@ class LocalEndpoint:
             db.commit()
         return Archive(db, pair, flipped=flipped)
 
-    def recover(self, archive: Archive) -> Recovered:
+    def recover(self, archive: AgreedCopy) -> Recovered:
         """Settle what an earlier run left half done."""
         recovered = recover(self.replica, archive.pair)
         self._applier(0, self).harden()
@@ -195,6 +197,9 @@ class LocalEndpoint:
         return self.replica.contents.read(
             node, sink, restart, refuse_writer=refuse_writer, buffer=self._buffer
         )
+
+    def expect(self, files: Sequence[Expected]) -> None:
+        """Nothing is gained by reading ahead here."""
 
     def companions(self) -> list[Place]:
         """The places of all journals of databases."""
@@ -259,7 +264,7 @@ class LocalEndpoint:
 
     def apply(
         self,
-        archive: Archive,
+        archive: AgreedCopy,
         steps: list[Transition],
         updates: dict[int, str],
         source: ContentSource,
@@ -335,7 +340,7 @@ class LocalEndpoint:
 
     # -- the run as a whole --------------------------------------------------
 
-    def changed(self, archive: Archive) -> Iterator[NodeId]:
+    def changed(self, archive: AgreedCopy) -> Iterator[NodeId]:
         """Nodes to look at: what earlier runs left, then what was marked since, or all.
 
         Called again, it goes on where it ended. What it gave is forgotten only by
@@ -343,7 +348,7 @@ class LocalEndpoint:
         """
         return self._changed(archive, self.replica.index.next_number)
 
-    def _changed(self, archive: Archive, limit: NodeId) -> Iterator[NodeId]:
+    def _changed(self, archive: AgreedCopy, limit: NodeId) -> Iterator[NodeId]:
         index = self.replica.index
         if archive.pair not in self._read_up_to:
             state = archive.state()
@@ -363,7 +368,7 @@ class LocalEndpoint:
             if end == start:
                 return
 
-    def _everything(self, archive: Archive, column: int, limit: NodeId) -> Iterator[NodeId]:
+    def _everything(self, archive: AgreedCopy, column: int, limit: NodeId) -> Iterator[NodeId]:
         """Every node below a number, directory by directory, and what was agreed and is gone."""
         db = self.replica.database
         sql = (
@@ -382,7 +387,7 @@ class LocalEndpoint:
         )
         yield from (row[0] for row in gone.fetchall())
 
-    def deletions_since(self, archive: Archive, side: int, time_ns: int) -> int:
+    def deletions_since(self, archive: AgreedCopy, side: int, time_ns: int) -> int:
         """Entries deleted for this pair on behalf of a column since a time."""
         row = self.replica.database.execute(
             "SELECT coalesce(sum(count), 0) FROM deletion WHERE pair=? AND side=? AND time_ns>?",
@@ -392,11 +397,11 @@ class LocalEndpoint:
 
     # -- conflicts -----------------------------------------------------------
 
-    def choices(self, archive: Archive) -> list[Choice]:
+    def choices(self, archive: AgreedCopy) -> list[Choice]:
         """What a person chose for conflicts of this pair."""
         return self.replica.conflicts.choices(archive.pair)
 
-    def carry_out(self, archive: Archive, choice: Choice) -> str:
+    def carry_out(self, archive: AgreedCopy, choice: Choice) -> str:
         """Bring the chosen version to its name; the next scan carries it over."""
         r, q = self.replica, choice.quarrel
         restorer = Restorer(r.root, r.index, r.stage, r.store, archive.pair)
@@ -453,7 +458,7 @@ class LocalEndpoint:
                     return path
             attempt += 1
 
-    def add_conflicts(self, archive: Archive, rows: list[Quarrel]) -> None:
+    def add_conflicts(self, archive: AgreedCopy, rows: list[Quarrel]) -> None:
         """Put conflicts on the list."""
         db = self.replica.database
         db.begin()
@@ -469,7 +474,7 @@ class LocalEndpoint:
 
     # -- the end of a run ----------------------------------------------------
 
-    def keep_pending(self, archive: Archive, pending: dict[NodeId, str]) -> None:
+    def keep_pending(self, archive: AgreedCopy, pending: dict[NodeId, str]) -> None:
         """Add to what the next run must look at."""
         db = self.replica.database
         db.begin()
@@ -479,7 +484,7 @@ class LocalEndpoint:
         )
         db.commit()
 
-    def finish(self, archive: Archive, ending: Ending) -> list[str]:
+    def finish(self, archive: AgreedCopy, ending: Ending) -> list[str]:
         """Record how a run ended; drop what is old enough in the store."""
         r, pair = self.replica, archive.pair
         db = r.database

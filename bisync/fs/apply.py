@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from bisync.core.groups import Together
 from bisync.core.ignore import Matcher
 from bisync.core.method import Apply
-from bisync.core.node import ROOT, Attributes, Content, Node, NodeId
+from bisync.core.node import ROOT, Attributes, Content, Kind, Node, NodeId
 from bisync.core.plan import (
     Link,
     Make,
@@ -31,7 +31,7 @@ from bisync.core.plan import (
     place_of,
 )
 from bisync.errors import BusyError, Interrupted, PathError, StaleError
-from bisync.fs.content import ContentSource
+from bisync.fs.content import ContentSource, Expected
 from bisync.fs.copying import remove_object
 from bisync.fs.database import Database
 from bisync.fs.incoming import LARGE, Arrived, Builder, Staged, not_told
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from bisync.fs.blocklist import BlockLists
 
 log = logging.getLogger(__name__)
+SMALL = 256 << 10  # bytes; a file with no more is asked for ahead of its turn
 _FSYNC_EACH = 64  # directories made durable one by one; more by one flush
 
 
@@ -134,6 +135,7 @@ class Applier:
         self.t.root.check()
         bound = {key for group in together for key in group.keys}
         self.fixed = {s.node for s in steps if isinstance(s, Link) or bound & set(keys_of(s))}
+        self.source.expect(_expected(steps))
         stopped = self._prepare_all(steps)
         self._bind(steps, together)
         if self.t.fsync:
@@ -448,3 +450,15 @@ class Applier:
         self.record.attributes(row, fresh_time, time_is_set=True)
         fresh = self.t.index.node(node)
         return None if fresh is None else fresh.attributes
+
+
+def _expected(steps: Sequence[Transition]) -> list[Expected]:
+    """The small files that steps need, in their order."""
+    return [
+        Expected(step.source, step.content.size, isinstance(step, Make))
+        for step in steps
+        if isinstance(step, Make | Replace)
+        and step.source is not None
+        and step.content.kind is Kind.FILE
+        and step.content.size <= SMALL
+    ]

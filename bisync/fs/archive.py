@@ -12,17 +12,20 @@ from typing import Any
 
 from bisync.core.node import ROOT, Agreed, Content, Kind, NodeId, Place, Side
 from bisync.core.past import Past
+from bisync.core.plan import Update
 from bisync.core.rows import (
     attributes_from_list,
     attributes_from_text,
     content_from_list,
     places_from_list,
+    update_to_list,
 )
 from bisync.delta.digest import chain_digest
 from bisync.fs.database import Database
 from bisync.fs.oplog import OperationLog
 
 _HISTORY = 1000  # links of the chain that are remembered
+_ROWS = 1000  # at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,17 @@ class Commit:
     payload: bytes  # JSON list of update rows, in columns 0 and 1
 
 
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Where an archive stands, for another one that becomes its copy."""
+
+    epoch: Epoch
+    digest: bytes
+    entries: int
+    next_key: int
+    links: tuple[tuple[int, str], ...]  # number and nonce of those that are remembered
+
+
 class Archive:
     """One pair's archive on one side. Rows are in *columns*, the same on both sides.
 
@@ -71,6 +85,7 @@ class Archive:
         self.pair = pair
         self.flipped = flipped
         self.reasons: dict[int, str] = {}  # of what is committed next, for the operation log
+        self._loading = False
 
     # -- lookups -------------------------------------------------------------
 
@@ -237,8 +252,11 @@ class Archive:
         Args:
             rows: as :func:`bisync.core.rows.update_to_list` makes them.
         """
-        pair = self.pair
         self._log(rows)
+        self._write(rows)
+
+    def _write(self, rows: list[list[Any]]) -> None:
+        pair = self.pair
         stays = [row for row in rows if row[1] or row[0] == ROOT]
         goes = [row for row in rows if not row[1] and row[0] != ROOT]
         before = self._count_names(row[0] for row in rows)
@@ -320,25 +338,60 @@ class Archive:
             (self.pair,),
         )
 
-    def copy_from(self, other: "Archive") -> None:
-        """Become a copy of another archive, rows and chain."""
-        self.db.begin()
-        state = other.state()
-        self.clear()
-        for table, columns in (("agreed", 13), ("agreed_name", 3), ("chain", 2)):
-            marks = ",".join("?" * (columns + 1))
-            rows = other.db.execute(f"SELECT * FROM {table} WHERE pair=?", (other.pair,))
-            self.db.many(
-                f"INSERT INTO {table} VALUES({marks})", ((self.pair, *row[1:]) for row in rows)
-            )
-        e = state.epoch
+    # -- becoming a copy -----------------------------------------------------
+
+    def rows(self) -> Iterator[list[list[Any]]]:
+        """Everything agreed, some rows at a time, as :meth:`commit` takes them."""
+        keys = [
+            row[0] for row in self.db.execute("SELECT key FROM agreed WHERE pair=?", (self.pair,))
+        ]
+        for start in range(0, len(keys), _ROWS):
+            some = keys[start : start + _ROWS]
+            agreed, names = self.nodes(some), self.names_of(some)
+            yield [self._to_row(agreed[key], names.get(key, frozenset())) for key in some]
+
+    def _to_row(self, agreed: Agreed, names: frozenset[Place]) -> list[Any]:
+        update = Update(
+            key=agreed.id,
+            names=names,
+            content=agreed.content,
+            ids=self._both(agreed.ids),
+            attributes=self._both(agreed.attributes),
+            presumed=agreed.presumed,
+        )
+        return update_to_list(update, self._both(agreed.versions))
+
+    def chain(self) -> Chain:
+        """Where it stands."""
+        state = self.state()
+        links = self.db.execute("SELECT number, nonce FROM chain WHERE pair=?", (self.pair,))
+        return Chain(
+            state.epoch, state.digest, state.entries, self.next_key(), tuple(links.fetchall())
+        )
+
+    def load(self, rows: list[list[Any]]) -> None:
+        """Take rows of another archive; :meth:`adopt` ends it. The first call clears this one."""
+        if not self._loading:
+            self.db.begin()
+            self.clear()
+            self._loading = True
+        self._write(rows)
+
+    def adopt(self, chain: Chain) -> None:
+        """Stand where another archive stands, with the rows that were loaded."""
+        self.load([])
+        e = chain.epoch
+        self.db.many(
+            "INSERT INTO chain VALUES(?,?,?)", [(self.pair, *link) for link in chain.links]
+        )
         self.db.execute(
             "UPDATE pair SET number=?, nonce=?, predecessor=?, digest=?, entries=?, next_key=? "
             "WHERE id=?",
-            (e.number, e.nonce, e.predecessor, state.digest, state.entries, other.next_key(),
+            (e.number, e.nonce, e.predecessor, chain.digest, chain.entries, chain.next_key,
              self.pair),
         )  # fmt: skip
         self.db.commit()
+        self._loading = False
 
     def forget_ids(self, column: int) -> None:
         """One side's node numbers mean nothing any more; places and contents stay.

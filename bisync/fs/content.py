@@ -9,7 +9,7 @@ import errno
 import functools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -47,10 +47,18 @@ class Version:
 
     size: int
     digest: bytes
-    info: os.stat_result
     writer: bool  # somebody had it open for writing
     blocks: "Blocks | None" = None  # of a big file
     instant: bool = False  # of a file that was being written to
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """A small file that will be asked for."""
+
+    node: NodeId
+    size: int  # bytes, when it was observed
+    refuse_writer: bool
 
 
 Scan: TypeAlias = Callable[[int, int], bytes | None]
@@ -82,6 +90,13 @@ class ContentSource(Protocol):
 
         Raises:
             PathError: as for :meth:`supply`, or the receiver's version is not what it says.
+        """
+        ...
+
+    def expect(self, files: "Sequence[Expected]") -> None:
+        """These will be asked for whole, in this order, if nothing comes between.
+
+        Replaces what was expected before. A source that is far away sends them ahead.
         """
         ...
 
@@ -223,7 +238,7 @@ def _read_once(
         return None
     if writer and 0 <= now_ns - before.st_ctime_ns < _TICK_NS:
         return None  # written to just before: a write just after may have left the same times
-    return Version(before.st_size, digest, before, writer)
+    return Version(before.st_size, digest, writer)
 
 
 def read_all(

@@ -260,7 +260,7 @@ class Contents:
         if (row.content.digest, row.content.size) != (digest, size):
             self._index.set_digest(row.id, row.version, size, digest)
         self._index.distrust(row.id)  # it lives
-        return Version(size, digest, held.info, writer=False, blocks=blocks)
+        return Version(size, digest, writer=False, blocks=blocks)
 
     def _lister(self, node: NodeId, sink: Callable[[Chunk], None] | None) -> "Lister | Comparer":
         """What reads a big file."""
@@ -285,11 +285,11 @@ class Contents:
         with _same_file(dir_fd, name, seen) as found:
             if found is None:
                 return None
-            fd, info = found
+            fd, _ = found
             digest = lister.instant(fd)
         if digest is None or lister.blocks.size != seen.size:
             return None
-        return Version(seen.size, digest, info, writer=True, instant=True)
+        return Version(seen.size, digest, writer=True, instant=True)
 
     def _is_hot(self, node: NodeId) -> bool:
         path = self._index.path(node) if self._options.hot.active else None
@@ -303,7 +303,7 @@ class Contents:
         with _same_file(dir_fd, name, seen) as found:
             if found is None:
                 return None
-            fd, info = found
+            fd, _ = found
             frozen = self.bases.freeze(fd)
         if frozen is None:
             return None
@@ -318,7 +318,7 @@ class Contents:
             raise
         finally:
             os.close(frozen[0])
-        return Version(seen.size, digest, info, writer=True, instant=True)
+        return Version(seen.size, digest, writer=True, instant=True)
 
     def send_changes(
         self, node: NodeId, sink: "ChangeSink", *, refuse_writer: bool = False
@@ -345,7 +345,7 @@ class Contents:
             digest = sender(held.fd, os.fstat(held.fd).st_size)
             if digest is None:
                 raise StaleError("it ended too early")
-            return Version(os.fstat(held.fd).st_size, digest, held.info, writer=False)
+            return Version(os.fstat(held.fd).st_size, digest, writer=False)
         dir_fd, name = self._directories.at(places[0])
         try:
             return read_version(
@@ -362,7 +362,7 @@ class Contents:
         try:  # the instant that was read of a file that never rests
             if sender(base, os.fstat(base).st_size) != digest:
                 raise StaleError("its base is not what it should be")
-            return Version(os.fstat(base).st_size, digest, os.fstat(base), writer=False)
+            return Version(os.fstat(base).st_size, digest, writer=False)
         finally:
             os.close(base)
             self._debts.pay_more(node, began)

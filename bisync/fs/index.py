@@ -81,6 +81,12 @@ class Index:
         while True:
             yield self.new_node()
 
+    def reserve(self, count: int) -> NodeId:
+        """The first of so many fresh numbers, for nodes that somebody else decides on."""
+        first = self._next
+        self._next += count
+        return first
+
     def save_numbers(self) -> None:
         """Write the counter; part of every commit."""
         self.db.put("next_node", self._next)

@@ -10,7 +10,7 @@ import logging
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ from bisync.core.node import ROOT, Content, Kind
 from bisync.core.path import STATE_DIR, STORE_DIR
 from bisync.core.wish import Seen, Wish
 from bisync.errors import PathError, StaleError, UsageError
-from bisync.fs.content import BIG, Chunk, Scan, Version, read_version
+from bisync.fs.content import BIG, Chunk, Expected, Scan, Version, read_version
 from bisync.fs.holding import stamps, telling
 from bisync.fs.meta import attributes_of, kind_of, read_xattrs
 from bisync.fs.root import OPEN_DIR
@@ -409,6 +409,9 @@ class SourceTree:
             sink(chunk)
 
         return self._read(self.by_key[node], paced, restart)
+
+    def expect(self, files: Sequence[Expected]) -> None:
+        """Nothing is gained by reading ahead here."""
 
     def database(self, key: int) -> tuple[int, bytes] | None:
         """Which database a file belongs to: the key of the directory, and the name."""

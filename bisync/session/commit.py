@@ -8,9 +8,9 @@ from typing import Any
 from bisync.core.node import ROOT, SIDES, NodeId, Side
 from bisync.core.plan import Placements, Update
 from bisync.core.rows import update_to_list
-from bisync.endpoint.interface import Endpoint, Hello
+from bisync.endpoint.interface import AgreedCopy, Endpoint, Hello
 from bisync.errors import HaltError
-from bisync.fs.archive import Archive, Commit, Epoch
+from bisync.fs.archive import Commit, Epoch
 from bisync.fs.recovery import Recovered
 from bisync.session.config import AfterRestore
 
@@ -21,12 +21,13 @@ _KEEP_SIDES = "run again with --after-restore forward, keep or merge (see the do
 class Ledger:
     """Both sides' copies of one ancestor."""
 
-    archives: tuple[Archive, Archive]
+    archives: tuple[AgreedCopy, AgreedCopy]
+    near: Side = Side.ALPHA  # whose copy lookups use: one that is near, if one is
 
     @property
-    def lead(self) -> Archive:
+    def lead(self) -> AgreedCopy:
         """The copy that lookups use; both are equal between commits."""
-        return self.archives[0]
+        return self.archives[self.near]
 
     def row(self, update: Update, versions: tuple[int, int]) -> list[Any]:
         """One update as it is written, in columns; a list for JSON."""
@@ -108,7 +109,9 @@ class Ledger:
             return [f"{path}: restored; the trees are merged, nothing is deleted"]
         source = older if after is AfterRestore.FORWARD else older.other
         target = source.other
-        self.archives[target].copy_from(self.archives[source])
+        for rows in self.archives[source].rows():
+            self.archives[target].load(rows)
+        self.archives[target].adopt(self.archives[source].chain())
         for archive in self.archives:
             archive.forget_ids(archive.column(older))
         return [
@@ -171,5 +174,6 @@ def open_ledger(sides: tuple[Endpoint, Endpoint], hellos: tuple[Hello, Hello]) -
         (
             sides[0].archive(hellos[1], column=columns[0], flipped=flipped),
             sides[1].archive(hellos[0], column=columns[1], flipped=flipped),
-        )
+        ),
+        near=Side.BETA if sides[0].is_far and not sides[1].is_far else Side.ALPHA,
     )

@@ -76,5 +76,9 @@ class Config:
         Raises:
             UsageError: a pattern cannot be understood.
         """
+        return Ignore(self.patterns()).matcher()
+
+    def patterns(self) -> tuple[str, ...]:
+        """What is left alone, in gitignore syntax."""
         inside = [pattern for group in self.groups for pattern in group.patterns]
-        return Ignore((*self.ignore.patterns, *inside)).matcher()
+        return (*self.ignore.patterns, *inside)

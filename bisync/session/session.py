@@ -5,8 +5,13 @@ from collections.abc import Iterable
 from typing import Self
 
 from bisync.core.ignore import Matcher
+from bisync.core.location import Location, location
 from bisync.core.path import display
+from bisync.endpoint.calls import Opening
+from bisync.endpoint.connect import Connection, Reach
+from bisync.endpoint.interface import Endpoint
 from bisync.endpoint.local import LocalEndpoint
+from bisync.endpoint.remote import RemoteEndpoint
 from bisync.errors import BisyncError, Interrupted, UsageError
 from bisync.fs.database import StateDamagedError, translated
 from bisync.fs.replica import Options
@@ -32,12 +37,23 @@ class Session:
         config: Config | None = None,
         *,
         listener: Listener = lambda _event: None,
+        reach: Reach | None = None,
     ) -> None:
-        self.paths = (os.fsencode(alpha), os.fsencode(beta))
+        """
+        Args:
+            alpha: a directory: ``PATH``, ``[USER@]HOST:PATH`` or ``ssh://[USER@]HOST[:PORT]/PATH``.
+            beta: the other one.
+            config: how they are kept equal.
+            listener: gets every event.
+            reach: how other machines are reached.
+        """
+        self.locations = (location(os.fsencode(alpha)), location(os.fsencode(beta)))
+        self.reach = reach or Reach()
         self.config = config or Config()
         self.listener = listener
         self._stays_open = False
-        self._sides: tuple[LocalEndpoint, LocalEndpoint] | None = None
+        self._counted = (0, 0)  # bytes that crossed in earlier runs over the same connections
+        self._sides: tuple[Endpoint, Endpoint] | None = None
         self._pairing: Pairing | None = None
 
     def __enter__(self) -> Self:
@@ -51,6 +67,7 @@ class Session:
     def close(self) -> None:
         """Give both roots back."""
         sides, self._sides, self._pairing = self._sides, None, None
+        self._counted = (0, 0)
         for side in sides or ():
             side.close()
 
@@ -102,6 +119,17 @@ class Session:
         report.finish()
         return report
 
+    def _count_traffic(self, report: Report) -> None:
+        """What crossed counts, where something crossed."""
+        far = [side.channel for side in self._sides or () if isinstance(side, RemoteEndpoint)]
+        if far:
+            report.bytes_sent = sum(channel.sent for channel in far) - self._counted[0]
+            report.bytes_received = sum(channel.received for channel in far) - self._counted[1]
+            self._counted = (
+                self._counted[0] + report.bytes_sent,
+                self._counted[1] + report.bytes_received,
+            )
+
     # -- phases --------------------------------------------------------------
 
     def _run(
@@ -119,23 +147,57 @@ class Session:
                 only = None if self._pairing.relation.start.value != "go on" else only
             run.go(self._pairing, only)
         except BaseException:
+            self._count_traffic(report)
             self.close()
             raise
+        self._count_traffic(report)
         if dry or not self._stays_open:
             self.close()
 
     def _open(self, *, dry: bool) -> None:
         matcher = self.config.matcher()
-        _refuse_nested(self.paths)
-        sides: list[LocalEndpoint] = []
+        if not any(where.is_remote for where in self.locations):
+            _refuse_nested((self.locations[0].path, self.locations[1].path))
+        elif self.config.state_dir is not None:
+            raise UsageError("--state-dir: it cannot be said for another machine")
+        sides: list[Endpoint] = []
         try:
-            for path in self.paths:
-                sides.append(LocalEndpoint(path, self._options(matcher), dry=dry))
+            for where in self.locations:
+                sides.append(self._side(where, matcher, dry=dry))
         except BaseException:
             for side in sides:
                 side.close()
             raise
         self._sides = (sides[0], sides[1])
+
+    def _side(self, where: Location, matcher: Matcher, *, dry: bool) -> Endpoint:
+        if not where.is_remote:
+            return LocalEndpoint(where.path, self._options(matcher), dry=dry)
+        connection = Connection(where, self.reach, self.config.stop)
+        try:
+            return RemoteEndpoint(connection, self._opening(where, dry=dry), where.machine)
+        except BaseException:
+            connection.close()
+            raise
+
+    def _opening(self, where: Location, *, dry: bool, set_aside: bool = False) -> Opening:
+        c = self.config
+        share = None if c.allowance is None else max(1, round(c.allowance.share * 1e6))
+        return Opening(
+            path=where.path,
+            dry=dry,
+            patterns=c.patterns(),
+            store=c.store,
+            specials=c.specials,
+            devices=c.devices,
+            fsync=c.fsync is not Fsync.NEVER,
+            apply=c.apply,
+            hot=c.hot.patterns,
+            hot_share=share,
+            base_clones=c.base_clones,
+            bwlimit=self.reach.bwlimit,
+            set_aside=set_aside,
+        )
 
     def _options(self, matcher: Matcher) -> Options:
         c = self.config
@@ -159,8 +221,17 @@ class Session:
     def _set_state_aside(self) -> bool:
         """Put away what cannot be read; whether anything could not."""
         found = False
-        for path in self.paths:
-            side = LocalEndpoint(path, self._options(Matcher(())))
+        for where in self.locations:
+            if where.is_remote:
+                connection = Connection(where, self.reach, self.config.stop)
+                opening = self._opening(where, dry=False, set_aside=True)
+                far = RemoteEndpoint(connection, opening, where.machine)
+                try:
+                    found = far.hello().damaged != "" or found
+                finally:
+                    far.close()
+                continue
+            side = LocalEndpoint(where.path, self._options(Matcher(())))
             try:
                 found = side.replica.set_aside_if_damaged() or side.replica.damaged != "" or found
             finally:

@@ -11,8 +11,9 @@ Time is told from outside, in seconds of one clock that never goes back.
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from bisync.errors import ProtocolError
+from bisync.errors import ProtocolError, TimedOutError
 from bisync.wire.frames import (
     MAGIC,
     MOST,
@@ -34,7 +35,8 @@ WINDOWS = {Lane.SMALL: 4 * MOST, Lane.BULK: 8 * MOST}  # bytes on their way, or 
 _CREDIT, _BEAT, _BYE = range(3)
 
 
-_Packed = tuple[bytes, int]  # and what it takes of its lane's credit
+Packed: TypeAlias = tuple[bytes, int]
+"""A frame's bytes, and what it takes of its lane's credit."""
 
 
 @dataclass(slots=True)
@@ -56,6 +58,8 @@ class Link:
         now: the time.
         windows: bytes per lane that the *other* end may have on their way; both ends have to use
             the same ones.
+        patience: seconds until the other end has to have begun.
+        silence: seconds after which an end that says nothing is gone.
     """
 
     def __init__(
@@ -65,22 +69,27 @@ class Link:
         compress: bool,
         now: float,
         windows: dict[Lane, int] | None = None,
+        patience: float = PREAMBLE_S,
+        silence: float = SILENCE_S,
     ) -> None:
         self.mine = mine
+        self._patience, self._silence = patience, silence
         self.theirs: Preamble | None = None
         self.version = 0  # that both speak; 0: not known yet
         self.ended = False  # the other end said that it is done
         self._first = bytearray()
         self._packer, self._unpacker = Packer(compress=compress), Unpacker()
+        self._control_packer = Packer(compress=False)
         self._credit = {
             lane: _Credit(size, size, size) for lane, size in (windows or WINDOWS).items()
         }
         self._out: deque[bytes] = deque([mine.to_bytes()])
-        self._control: deque[_Packed] = deque()
-        self._small: deque[_Packed] = deque()
-        self._bulk: dict[int, deque[_Packed]] = {}  # by stream, in the order of their turns
+        self._control: deque[Packed] = deque()
+        self._small: deque[Packed] = deque()
+        self._bulk: dict[int, deque[Packed]] = {}  # by stream, in the order of their turns
         self._began = self._sent = self._heard = now
         self._closing = self._said_bye = False
+        self.queued_size = 0  # bytes of frames that wait
 
     # -- sending -------------------------------------------------------------
 
@@ -90,9 +99,17 @@ class Link:
         Args:
             stream: bulk frames of different streams take turns.
         """
+        self.put(lane, self.pack(lane, message, payload), stream=stream)
+
+    def pack(self, lane: Lane, message: Plain, payload: bytes | memoryview = b"") -> Packed:
+        """A frame's bytes. Takes time, and touches nothing that :meth:`received` touches."""
+        return self._packer.pack(Frame(lane, message, payload))
+
+    def put(self, lane: Lane, packed: Packed, *, stream: int = 0) -> None:
+        """Queue a frame that :meth:`pack` made."""
         if self._closing:
             raise ProtocolError("the connection is being closed")
-        packed = self._packer.pack(Frame(lane, message, payload))
+        self.queued_size += len(packed[0])
         match lane:
             case Lane.CONTROL:
                 self._control.append(packed)
@@ -120,7 +137,7 @@ class Link:
         if self.version == 0:
             return None  # what may be said depends on who is there
         if self._control:
-            return self._control.popleft()[0]
+            return self._taken(self._control.popleft())
         if self._small and (data := self._paid(Lane.SMALL, self._small)) is not None:
             return data
         for stream, frames in self._bulk.items():
@@ -132,21 +149,26 @@ class Link:
                 return data
         if self._closing and not self._said_bye and not self.queued:
             self._said_bye = True
-            return self._packer.pack(Frame(Lane.CONTROL, [_BYE]))[0]
+            return self._control_packer.pack(Frame(Lane.CONTROL, [_BYE]))[0]
         return None
 
-    def _paid(self, lane: Lane, frames: deque[_Packed]) -> bytes | None:
+    def _paid(self, lane: Lane, frames: deque[Packed]) -> bytes | None:
         """The first of some frames, if there is credit for it."""
-        data, size = frames[0]
+        _, size = frames[0]
         credit = self._credit[lane]
         if size > credit.mine:
             return None
         credit.mine -= size
-        frames.popleft()
-        return data
+        return self._taken(frames.popleft())
+
+    def _taken(self, packed: Packed) -> bytes:
+        self.queued_size -= len(packed[0])
+        return packed[0]
 
     def _say(self, *words: int) -> None:
-        self._control.append(self._packer.pack(Frame(Lane.CONTROL, list(words))))
+        packed = self._control_packer.pack(Frame(Lane.CONTROL, list(words)))
+        self.queued_size += len(packed[0])
+        self._control.append(packed)
 
     # -- receiving -----------------------------------------------------------
 
@@ -213,23 +235,27 @@ class Link:
         """Let it know the time; when to do so again, at the latest.
 
         Raises:
-            ProtocolError: the other end is late, or gone.
+            TimedOutError: the other end is late, or gone.
         """
-        if self.theirs is None and now - self._began >= PREAMBLE_S:
-            raise ProtocolError(f"the other end said nothing of itself for {PREAMBLE_S:.0f} s")
-        if now - self._heard >= SILENCE_S:
-            raise ProtocolError(f"the other end was silent for {SILENCE_S:.0f} s")
+        if self.theirs is None and now - self._began >= self._patience:
+            raise TimedOutError(f"the other end said nothing of itself for {self._patience:.0f} s")
+        if self.theirs is not None and now - self._heard >= self._silence:
+            raise TimedOutError(f"the other end was silent for {self._silence:.0f} s")
         if now - self._sent >= BEAT_S and self.version and not self._said_bye:
             self._say(_BEAT)
             self._sent = now
-        due = [self._heard + SILENCE_S, self._sent + BEAT_S]
         if self.theirs is None:
-            due.append(self._began + PREAMBLE_S)
-        return min(due)
+            return self._began + self._patience
+        return min(self._heard + self._silence, self._sent + BEAT_S)
 
     def close(self) -> None:
         """Say that there will be nothing but control; what is queued goes before."""
         self._closing = True
+
+    @property
+    def said_bye(self) -> bool:
+        """Whether all that was queued, and the end of it, was taken."""
+        return self._said_bye
 
     def lost(self) -> None:
         """The connection ended.

@@ -9,7 +9,7 @@ from typing import TextIO
 from bisync.cli.output import Output
 from bisync.cli.rsyncoutput import Lines, check_format, problems_to, summary
 from bisync.cli.rsyncwords import size
-from bisync.cli.stopping import Stopper, local_path, workers
+from bisync.cli.stopping import Stopper
 from bisync.cli.times import retention
 from bisync.core.chmod import parse_chmod
 from bisync.core.filters import Filters, parse_filters
@@ -18,6 +18,7 @@ from bisync.core.retention import Retention
 from bisync.core.wish import Wish
 from bisync.errors import UsageError
 from bisync.fs.wanted import Wanted, wanted_files
+from bisync.linux.limits import workers
 from bisync.session.mirror import mirror
 from bisync.session.mirrorconfig import MirrorConfig
 
@@ -29,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     stopper = Stopper()
     if len(options.paths) < 2:
         raise UsageError("give at least one source, and the destination last")
-    *sources, destination = [os.fsencode(local_path(text)) for text in options.paths]
+    *sources, destination = [os.fsencode(text) for text in options.paths]
     config = _config(options, stopper)
     template = _template(options)
     output = Output(

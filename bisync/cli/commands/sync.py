@@ -4,7 +4,8 @@ import argparse
 import os
 
 from bisync.cli.output import Output
-from bisync.cli.stopping import Stopper, local_path, workers
+from bisync.cli.reaching import reach
+from bisync.cli.stopping import Stopper
 from bisync.cli.times import retention
 from bisync.core.declared import Declared, postgresql
 from bisync.core.hot import Allowance
@@ -14,6 +15,7 @@ from bisync.core.path import STORE_DIR
 from bisync.core.resolve import Policy
 from bisync.core.safety import DeleteLimit
 from bisync.errors import UsageError
+from bisync.linux.limits import workers
 from bisync.session.config import AfterRestore, Config, Fsync
 from bisync.session.session import Session
 
@@ -32,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     )
     with output:
         session = Session(
-            local_path(options.alpha), local_path(options.beta), config, listener=output.event
+            options.alpha, options.beta, config, listener=output.event, reach=reach(options)
         )
         report = session.run(dry=dry)
     if dry:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bisync.errors import ProtocolError
+from bisync.errors import ProtocolError, TimedOutError
 from bisync.wire.frames import HEAD_SIZE, MOST, Frame, Lane, Packer, Preamble
 from bisync.wire.link import BEAT_S, PREAMBLE_S, SILENCE_S, Link
 
@@ -199,9 +199,9 @@ def test_signs_of_life():
     (beat,) = drain(one, BEAT_S)
     assert list(two.received(beat, BEAT_S)) == []
     two.tick(SILENCE_S + 1)
-    with pytest.raises(ProtocolError, match="silent"):
+    with pytest.raises(TimedOutError, match="silent"):
         one.tick(SILENCE_S)
-    with pytest.raises(ProtocolError, match="silent"):
+    with pytest.raises(TimedOutError, match="silent"):
         two.tick(BEAT_S + SILENCE_S)
 
 
@@ -212,7 +212,7 @@ def test_nobody_begins():
     assert one.to_send(0.0) == b""
     assert one.tick(0.0) <= PREAMBLE_S
     assert list(one.received(b"\xf0", PREAMBLE_S - 1)) == []
-    with pytest.raises(ProtocolError, match="nothing of itself"):
+    with pytest.raises(TimedOutError, match="nothing of itself"):
         one.tick(PREAMBLE_S)
 
 

@@ -1,0 +1,26 @@
+"""``bisync agent``: the other end, on standard input and output."""
+
+import argparse
+import os
+
+from bisync.cli.stopping import Stopper
+from bisync.endpoint.channel import Channel
+from bisync.errors import UsageError
+from bisync.session.agent import Agent, Confinement
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serve one connection; 0 only after an orderly goodbye."""
+    for fd in (0, 1):
+        if os.isatty(fd):
+            raise UsageError("this runs at the other end of a connection; it is not for people")
+    stopper = Stopper(hangup=True)
+    reading, writing = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(null, 0)
+    os.dup2(2, 1)  # nothing but frames may go where the frames go
+    os.close(null)
+    channel = Channel(reading, writing, first=2, stop=stopper.check)
+    root = None if options.root is None else os.fsencode(options.root)
+    Agent(channel, Confinement(root=root)).run()
+    return 0

@@ -1,0 +1,466 @@
+"""One connection to another bisync: calls both ways, and streams of content.
+
+One thread always reads, one always writes; neither waits for a disk, a lock or the other. The
+engine itself stays on its own thread: whoever waits for an answer serves what the other end asks
+meanwhile, so each end does one thing at a time, and its files are looked at by one thread only.
+"""
+
+import contextlib
+import logging
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from bisync.endpoint.faults import error_from, number_of
+from bisync.errors import BisyncError, EndpointError, Interrupted, ProtocolError
+from bisync.wire.frames import NONCE_SIZE, VERSIONS, Frame, Lane, Preamble
+from bisync.wire.letters import Assembler, Letter, Op, Piece, Word, parts_of, piece_of
+from bisync.wire.link import PREAMBLE_S, SILENCE_S, Link
+from bisync.wire.schema import Plain, refuse
+
+log = logging.getLogger(__name__)
+_READ = 256 << 10  # bytes at a time
+_WRITE = 256 << 10
+_AHEAD = 2 << 20  # bytes that wait to be written before who makes more has to wait
+_MOST_WAITING = 8192  # things asked for that nobody has begun
+_LOOK_S = 0.2  # between two looks whether to stop
+_GOODBYE_S = 10.0
+
+STOP = 0
+"""What to tell the other end when a person wants a stop: what is in hand ends cleanly."""
+
+
+class Service(Protocol):
+    """What an end does for the other one."""
+
+    def ask(self, letter: Letter, part: Callable[[Plain], None]) -> Plain:
+        """Answer a call; ``part`` sends what of the answer comes before its end."""
+        ...
+
+    def told(self, letter: Letter) -> None:
+        """Take what needs no answer."""
+        ...
+
+    def want(self, stream: "Stream", first: Piece) -> None:
+        """Give the content that a stream was opened for."""
+        ...
+
+
+@dataclass(slots=True)
+class _Call:
+    """A call that waits for its answer."""
+
+    parts: deque[Plain] = field(default_factory=deque)
+    last: Letter | None = None
+
+
+class Stream:
+    """The content of one version, on its way; either end sees it as one of these.
+
+    Args:
+        most: what may wait here without being taken; the peer does not get its credit back for
+            more. With ``bounded`` it must not send more, and gets its credit back at once.
+    """
+
+    def __init__(self, channel: "Channel", number: int, *, bounded: int | None = None) -> None:
+        self.number = number
+        self._channel = channel
+        self._pieces: deque[tuple[Piece, Frame | None]] = deque()
+        self._bounded = bounded
+
+    def came(self, piece: Piece, frame: Frame) -> bool:
+        """Take a piece from the reader; whether its credit may go back at once."""
+        if self._bounded is None:
+            self._pieces.append((piece, frame))
+            return False
+        self._bounded -= len(piece.payload)
+        if self._bounded < 0 or len(self._pieces) > 4:
+            refuse("more of a file than was asked for")
+        self._pieces.append((piece, None))
+        return True
+
+    def waiting(self) -> bool:
+        """Whether there is a piece."""
+        return bool(self._pieces)
+
+    def next(self) -> Piece:
+        """The next piece; waits for it. Its payload stays valid."""
+        self._channel.wait(self.waiting)
+        piece, frame = self._pieces.popleft()
+        if frame is not None:
+            self._channel.done(frame)
+        return piece
+
+    def send(self, op: Op, *values: Plain, payload: bytes | memoryview = b"") -> None:
+        """Send a piece; waits while too much waits to be written."""
+        self._channel.send_piece(self.number, op, list(values), payload)
+
+    def close(self) -> None:
+        """What still comes is of no use."""
+        for _, frame in self._pieces:
+            if frame is not None:
+                self._channel.done(frame)
+        self._pieces.clear()
+        self._channel.forget(self.number)
+
+
+class Channel:
+    """One end of a connection.
+
+    Args:
+        reading, writing: descriptors; they are closed with it.
+        first: the number of this end's first call or stream; the other end's are odd if these
+            are even.
+        stop: asked now and then while something is waited for; may raise.
+        patience, silence: see :class:`bisync.wire.link.Link`.
+        pace: waits for the right to send so many bytes.
+    """
+
+    def __init__(
+        self,
+        reading: int,
+        writing: int,
+        *,
+        first: int,
+        compress: bool = True,
+        stop: Callable[[], None] = lambda: None,
+        patience: float = PREAMBLE_S,
+        silence: float = SILENCE_S,
+        pace: Callable[[int], None] | None = None,
+    ) -> None:
+        self.sent = self.received = 0  # bytes
+        self.stop_asked = False  # by the other end
+        self.service: Service | None = None
+        mine = Preamble(*VERSIONS, 0, os.urandom(NONCE_SIZE))
+        self._link = Link(
+            mine, compress=compress, now=time.monotonic(), patience=patience, silence=silence
+        )
+        self._reading, self._writing = reading, writing
+        self._stop, self._pace = stop, pace
+        self._told_to_stop = False
+        self._changed = threading.Condition()
+        self._packing = threading.Lock()
+        self._letters = Assembler()
+        self._calls: dict[int, _Call] = {}
+        self._streams: dict[int, Stream] = {}
+        self._inbox: deque[Letter | tuple[Stream, Piece]] = deque()
+        self._next = first
+        self._broken: BisyncError | None = None
+        self._closing = self._closed = False
+        os.set_blocking(writing, False)
+        self._threads = [
+            threading.Thread(target=self._read, name="bisync-reader", daemon=True),
+            threading.Thread(target=self._write, name="bisync-writer", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def broken(self) -> bool:
+        """Whether nothing can be said any more."""
+        return self._broken is not None
+
+    def begun(self) -> None:
+        """Wait until the other end has begun.
+
+        Raises:
+            EndpointError: it did not, or is no bisync that is understood.
+        """
+        self.wait(lambda: self._link.version > 0)
+
+    # -- the two threads -----------------------------------------------------
+
+    def _read(self) -> None:
+        try:
+            while data := os.read(self._reading, _READ):
+                with self._changed:
+                    self.received += len(data)
+                    for frame in self._link.received(data, time.monotonic()):
+                        self._came(frame)
+                    self._changed.notify_all()
+            with self._changed:
+                self._link.lost()
+        except BisyncError as error:
+            self._break(error)
+        except OSError as error:
+            self._break(EndpointError(f"the connection was lost: {error.strerror}"))
+        except Exception as error:
+            self._break(EndpointError(f"internal error: {type(error).__name__}: {error}"))
+            raise
+        else:
+            self._break(EndpointError("the connection was closed"))
+
+    def _came(self, frame: Frame) -> None:
+        if frame.lane is Lane.BULK:
+            piece = piece_of(frame)
+            if piece.op in (Op.WANT, Op.WANT_CHANGES):
+                if piece.stream in self._streams or piece.stream % 2 == self._next % 2:
+                    refuse("a stream that there is already")
+                stream = self._streams[piece.stream] = Stream(self, piece.stream)
+                self._put(stream, piece)
+                self._link.done(frame)
+                return
+            known = self._streams.get(piece.stream)
+            if known is None or known.came(piece, frame):
+                self._link.done(frame)
+            return
+        letter = self._letters.take(frame)
+        self._link.done(frame)
+        if letter is None:
+            return
+        if letter.word is Word.TELL and letter.about == STOP:
+            self.stop_asked = True
+        elif letter.word in (Word.ASK, Word.TELL):
+            self._put(letter)
+        else:
+            self._answered(letter)
+
+    def _put(self, *what: Letter | Stream | Piece) -> None:
+        if len(self._inbox) >= _MOST_WAITING:
+            refuse("more questions than anybody has")
+        self._inbox.append(what if len(what) == 2 else what[0])  # type: ignore[arg-type]
+
+    def _answered(self, letter: Letter) -> None:
+        call = self._calls.get(letter.number)
+        if call is None or call.last is not None:
+            refuse("an answer that nobody waits for")
+        if letter.word is Word.PART:
+            call.parts.append(letter.body)
+        else:
+            call.last = letter
+
+    def _write(self) -> None:
+        try:
+            while True:
+                with self._changed:
+                    now = time.monotonic()
+                    wait = self._link.tick(now) - now
+                    data = self._gathered()
+                    if not data:
+                        if self._closed:
+                            return
+                        self._changed.wait(max(wait, 0.01))  # credit, or something new, wakes us
+                        continue
+                    self.sent += len(data)
+                if self._pace is not None:
+                    self._pace(len(data))
+                self._write_all(data)
+                with self._changed:
+                    self._changed.notify_all()
+        except BisyncError as error:
+            self._break(error)
+        except OSError as error:
+            if error.errno is not None and not self._link.ended:
+                time.sleep(0.05)  # what the other end said before it went says more
+            self._break(EndpointError(f"the connection was lost: {error.strerror}"))
+
+    def _gathered(self) -> bytes:
+        found: list[bytes] = []
+        size = 0
+        while size < _WRITE and (data := self._link.to_send(time.monotonic())):
+            found.append(data)
+            size += len(data)
+        return b"".join(found)
+
+    def _write_all(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(self._writing, view) :]
+            except BlockingIOError:
+                with self._changed:
+                    wait = self._link.tick(time.monotonic()) - time.monotonic()
+                select.select([], [self._writing], [], max(wait, 0.01))
+                if self._broken is not None:
+                    raise EndpointError("the connection was lost") from None
+
+    def _break(self, error: BisyncError) -> None:
+        with self._changed:
+            if self._broken is None:
+                self._broken = error
+            self._changed.notify_all()
+
+    # -- waiting, and serving meanwhile --------------------------------------
+
+    def wait(self, ready: Callable[[], bool]) -> None:
+        """Wait until something is there; do what the other end asks meanwhile.
+
+        Raises:
+            EndpointError: the connection ended.
+        """
+        while True:
+            with self._changed:
+                while not ready() and not self._inbox:
+                    if self._broken is not None:
+                        raise self._broken
+                    self._changed.wait(_LOOK_S)
+                    if not (ready() or self._inbox or self._broken):
+                        break
+                if ready():
+                    return
+                work = self._inbox.popleft() if self._inbox else None
+            if work is None:
+                self._look_for_a_stop()
+            else:
+                self._serve(work)
+
+    def _look_for_a_stop(self) -> None:
+        """A stop that a person asked for here is one for the other end, too: it ends cleanly."""
+        try:
+            self._stop()
+        except Interrupted:
+            if not self._told_to_stop:
+                self._told_to_stop = True
+                self.tell(STOP, None)
+
+    def _serve(self, work: Letter | tuple[Stream, Piece]) -> None:
+        service = self.service
+        if service is None:
+            raise ProtocolError("the other end asks for something, and nothing is offered")
+        if isinstance(work, tuple):
+            stream, first = work
+            try:
+                service.want(stream, first)
+            finally:
+                stream.close()
+            return
+        if work.word is Word.TELL:
+            service.told(work)
+            return
+
+        def part(body: Plain) -> None:
+            self._send(Letter(Word.PART, work.number, work.about, body))
+
+        try:
+            answer = service.ask(work, part)
+        except BisyncError as error:
+            if self.broken:
+                raise
+            about, body = number_of(error)
+            self._send(Letter(Word.FAULT, work.number, about, body))
+            return
+        self._send(Letter(Word.ANSWER, work.number, work.about, answer))
+
+    def serve(self) -> None:
+        """Do what the other end asks until it has said goodbye.
+
+        Raises:
+            EndpointError: the connection ended before.
+        """
+        self.wait(lambda: self._link.ended)
+
+    # -- saying --------------------------------------------------------------
+
+    def call(self, about: int, body: Plain, part: Callable[[Plain], None] | None = None) -> Plain:
+        """Ask, and wait for the answer.
+
+        Args:
+            part: takes what of the answer comes before its end.
+
+        Raises:
+            BisyncError: what the other end raised, or the connection ended.
+        """
+        number = self._number()
+        call = _Call()
+        with self._changed:
+            self._calls[number] = call
+        try:
+            self._send(Letter(Word.ASK, number, about, body))
+            while True:
+                self.wait(lambda: bool(call.parts) or call.last is not None)
+                while call.parts:
+                    body = call.parts.popleft()
+                    if part is None:
+                        refuse("a part of an answer that has none")
+                    part(body)
+                if call.last is not None:
+                    break
+        finally:
+            with self._changed:
+                del self._calls[number]
+        if call.last.word is Word.FAULT:
+            raise error_from(call.last.about, call.last.body)
+        return call.last.body
+
+    def tell(self, about: int, body: Plain) -> None:
+        """Say what needs no answer."""
+        self._send(Letter(Word.TELL, self._number(), about, body))
+
+    def open(self, *, bounded: int | None = None) -> Stream:
+        """A new stream."""
+        number = self._number()
+        stream = Stream(self, number, bounded=bounded)
+        with self._changed:
+            self._streams[number] = stream
+        return stream
+
+    def _number(self) -> int:
+        with self._changed:
+            self._next += 2
+            return self._next
+
+    def _send(self, letter: Letter) -> None:
+        for message, payload in parts_of(letter):
+            with self._packing:
+                packed = self._link.pack(Lane.SMALL, message, payload)
+                with self._changed:
+                    if self._broken is not None:
+                        raise self._broken
+                    self._link.put(Lane.SMALL, packed)
+                    self._changed.notify_all()
+
+    def send_piece(
+        self, stream: int, op: Op, values: list[Plain], payload: bytes | memoryview
+    ) -> None:
+        """Send a piece of a stream; waits while too much waits to be written."""
+        with self._packing:
+            packed = self._link.pack(Lane.BULK, [stream, int(op), *values], payload)
+            with self._changed:
+                if self._broken is not None:
+                    raise self._broken
+                self._link.put(Lane.BULK, packed, stream=stream)
+                self._changed.notify_all()
+                while self._link.queued_size > _AHEAD and self._broken is None:
+                    self._changed.wait(_LOOK_S)
+
+    def done(self, frame: Frame) -> None:
+        """What a frame brought was dealt with."""
+        with self._changed:
+            self._link.done(frame)
+            self._changed.notify_all()
+
+    def forget(self, stream: int) -> None:
+        """A stream is over."""
+        with self._changed:
+            self._streams.pop(stream, None)
+
+    # -- the end -------------------------------------------------------------
+
+    def close(self) -> None:
+        """Say goodbye, if there is anybody, and end."""
+        if self._closing:
+            return
+        self._closing = True
+        until = time.monotonic() + _GOODBYE_S
+        with self._changed:
+            if self._link.version and self._broken is None:
+                with contextlib.suppress(ProtocolError):
+                    self._link.close()
+                self._changed.notify_all()
+                while self._link.queued_size or not self._link.said_bye:
+                    if self._broken is not None or time.monotonic() > until:
+                        break
+                    self._changed.wait(_LOOK_S)
+            self._closed = True
+            self._changed.notify_all()
+        self._threads[1].join(_GOODBYE_S)
+        with contextlib.suppress(OSError):
+            os.close(self._writing)
+        self._threads[0].join(_GOODBYE_S)
+        if not self._threads[0].is_alive():
+            os.close(self._reading)

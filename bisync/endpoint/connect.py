@@ -1,0 +1,160 @@
+"""Reach a bisync on another machine: the system's ssh runs one there, we talk through its pipes.
+
+ssh decides whom to trust; nothing here ever turns its checks off.
+"""
+
+import contextlib
+import os
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bisync.core.location import Location
+from bisync.endpoint.channel import Channel
+from bisync.errors import EndpointError, TimedOutError, UsageError
+from bisync.wire.link import SILENCE_S
+
+_PATIENCE_S = 120.0  # until the other end has begun: somebody may have to type a passphrase
+_MOST_SAID = 64 << 10  # bytes of the other end's messages that are shown
+_LONGEST_LINE = 1000
+_GONE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How other machines are reached."""
+
+    rsh: str = "ssh"  # a program and its first words, as a shell would split them
+    agent_command: str = "bisync"  # the program there; " agent" is appended
+    timeout_s: int = 0  # give up on an end that is silent for so long; 0: after a minute
+    bwlimit: int = 0  # bytes in a second, each way; 0: no limit
+    compress: bool = True
+    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr)  # noqa: T201
+
+
+class Connection:
+    """A child that leads to another machine, and the channel through it.
+
+    Raises:
+        EndpointError: it cannot be reached, or there is no bisync that is understood.
+    """
+
+    def __init__(self, where: Location, reach: Reach, stop: Callable[[], None]) -> None:
+        self._where, self._reach = where, reach
+        self._last = ""  # line that the other end said
+        words = _words(where, reach)
+        try:
+            self._child = subprocess.Popen(
+                words,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=False,
+            )
+        except OSError as error:
+            raise EndpointError(f"cannot start {words[0]}: {error.strerror}") from error
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        self._relay = threading.Thread(target=self._say, name="bisync-stderr", daemon=True)
+        self._relay.start()
+        silence = float(reach.timeout_s) if reach.timeout_s else SILENCE_S
+        self.channel = Channel(
+            os.dup(self._child.stdout.fileno()),
+            os.dup(self._child.stdin.fileno()),
+            first=1,
+            compress=reach.compress,
+            stop=stop,
+            patience=float(reach.timeout_s) if reach.timeout_s else _PATIENCE_S,
+            silence=silence,
+            pace=_pace(reach.bwlimit),
+        )
+        self._child.stdin.close()
+        self._child.stdout.close()
+        try:
+            self.channel.begun()
+        except TimedOutError:
+            self.close()
+            raise
+        except EndpointError as error:
+            self.close()
+            raise self._why(error) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _say(self) -> None:
+        """Relay what the other end says to people, line by line, and not without end."""
+        assert self._child.stderr is not None
+        left = _MOST_SAID
+        with self._child.stderr as stream:
+            while line := stream.readline(_LONGEST_LINE):
+                text = line.decode("utf-8", "replace").rstrip("\r\n")
+                shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+                if shown.strip():
+                    self._last = shown
+                if left > 0:
+                    left -= len(line)
+                    self._reach.say(f"{self._where.machine}: {shown}")
+
+    def _why(self, error: EndpointError) -> EndpointError:
+        """What a person can do about a connection that did not begin."""
+        machine, said = self._where.machine, f" ({self._last})" if self._last else ""
+        program = self._reach.agent_command
+        match self._child.returncode:
+            case 255:
+                return EndpointError(f"{machine}: ssh could not get there{said}")
+            case 127 | 126:
+                return EndpointError(
+                    f"{machine}: '{program}' could not be run there{said}; install bisync, or say "
+                    "where it is with --agent-command"
+                )
+            case 2:
+                return EndpointError(
+                    f"{machine}: '{program} agent' was not understood there{said}; is its bisync "
+                    "too old?"
+                )
+        return type(error)(f"{machine}: {error}{said}")
+
+    def close(self) -> None:
+        """Say goodbye and let the child end."""
+        self.channel.close()
+        until = time.monotonic() + _GONE_S
+        try:
+            self._child.wait(max(0.1, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self._child.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._child.wait(1)
+            if self._child.returncode is None:
+                self._child.kill()
+                self._child.wait()
+        self._relay.join(1)
+
+
+def _pace(bwlimit: int) -> Callable[[int], None] | None:
+    if not bwlimit:
+        return None
+    from bisync.fs.pace import Pace  # noqa: PLC0415
+
+    return Pace(bwlimit)
+
+
+def _words(where: Location, reach: Reach) -> list[str]:
+    try:
+        words = shlex.split(reach.rsh)
+    except ValueError as error:
+        raise UsageError(f"--rsh {reach.rsh}: {error}") from error
+    if not words:
+        raise UsageError("--rsh: an empty command")
+    if not reach.agent_command.strip():
+        raise UsageError("--agent-command: an empty command")
+    if where.port is not None:
+        words += ["-p", str(where.port)]
+    if where.user is not None:
+        words += ["-l", where.user]
+    assert where.host is not None
+    return [*words, where.host, f"{reach.agent_command} agent"]

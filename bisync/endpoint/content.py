@@ -1,0 +1,291 @@
+"""Content over a connection: what one end has, the other one pulls.
+
+Small files are asked for ahead of their turn, so a long way does not cost a round trip for each.
+What comes is hashed here: the digest that counts is never the other end's word.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from bisync.core.node import NodeId
+from bisync.delta.digest import BLOCK_SIZE, ContentHasher
+from bisync.endpoint.channel import Channel, Stream
+from bisync.endpoint.faults import error_from, number_of
+from bisync.errors import BisyncError, EndpointError, PathError, ProtocolError, StaleError
+from bisync.fs.content import BIG, LARGEST, Chunk, ContentSource, Expected, Version
+from bisync.wire.frames import BULK
+from bisync.wire.letters import Op, Piece
+from bisync.wire.schema import Bool, Bytes, Int, Plain, refuse
+
+if TYPE_CHECKING:
+    from bisync.delta.changes import ChangeSink
+
+_AHEAD = 256  # files that were asked for and not taken yet
+_AHEAD_SIZE = 4 << 20  # bytes of them
+_SLACK = 4 << 10  # bytes that a small file may have grown by
+_SIZE, _DIGEST, _YES, _NODE = Int(0, LARGEST), Bytes(32, 32), Bool(), Int(0)
+
+
+class RemoteContent:
+    """The content that the other end has: a ``ContentSource``."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._due: deque[Expected] = deque()
+        self._coming: OrderedDict[NodeId, tuple[Stream, Expected]] = OrderedDict()
+        self._coming_size = 0
+
+    def expect(self, files: Sequence[Expected]) -> None:
+        """These will be asked for whole, in this order."""
+        self._drop_all()
+        self._due = deque(files)
+        self._ask_ahead()
+
+    def _ask_ahead(self) -> None:
+        while self._due and len(self._coming) < _AHEAD and self._coming_size < _AHEAD_SIZE:
+            file = self._due.popleft()
+            if file.node in self._coming:
+                continue
+            most = min(file.size + _SLACK, BULK)
+            self._coming[file.node] = self._want(file.node, most, file.refuse_writer), file
+            self._coming_size += file.size
+
+    def _want(self, node: NodeId, most: int, refuse_writer: bool) -> Stream:
+        stream = self._channel.open(bounded=most)
+        stream.send(Op.WANT, node, refuse_writer, most)
+        return stream
+
+    def _drop(self) -> None:
+        _, (stream, file) = self._coming.popitem(last=False)
+        self._coming_size -= file.size
+        stream.close()
+
+    def _drop_all(self) -> None:
+        self._due.clear()
+        while self._coming:
+            self._drop()
+
+    def _ahead(self, node: NodeId) -> Stream | None:
+        """The stream of a file that was asked for ahead; those before it are not needed."""
+        if node not in self._coming:
+            return None
+        while next(iter(self._coming)) != node:
+            self._drop()
+        stream, file = self._coming.pop(node)
+        self._coming_size -= file.size
+        return stream
+
+    def supply(
+        self,
+        node: NodeId,
+        sink: Callable[[Chunk], None],
+        restart: Callable[[], None],
+        *,
+        refuse_writer: bool,
+    ) -> Version:
+        """Read one whole version into ``sink``."""
+        stream = self._ahead(node)
+        if stream is not None:
+            try:
+                return _received(stream, sink, restart)
+            finally:
+                stream.close()
+                self._ask_ahead()
+        stream = self._channel.open()
+        try:
+            stream.send(Op.WANT, node, refuse_writer, LARGEST)
+            return _received(stream, sink, restart)
+        finally:
+            stream.close()
+
+    def supply_changes(
+        self, node: NodeId, sink: "ChangeSink", *, refuse_writer: bool = False
+    ) -> Version:
+        """Take what an older version of a big file lacks."""
+        from bisync.endpoint.changes import ChangesIn  # noqa: PLC0415 -- loads numpy
+
+        stream = self._channel.open()
+        try:
+            return ChangesIn(stream, sink).take(node, refuse_writer=refuse_writer)
+        finally:
+            stream.close()
+
+    def close(self) -> None:
+        """What was asked for ahead is of no use."""
+        self._drop_all()
+
+
+class _Taken:
+    """What came of one version: in order, without gaps, hashed."""
+
+    def __init__(self, sink: Callable[[Chunk], None]) -> None:
+        self._sink = sink
+        self._proofs: dict[int, bytes] = {}
+        self._hasher = ContentHasher(self._proofs.__setitem__)
+
+    def data(self, payload: memoryview) -> None:
+        """Bytes."""
+        at = self._hasher.size
+        if at % BLOCK_SIZE or not payload:
+            refuse("content that is not in order")
+        self._hasher.update(payload)
+        self._sink(Chunk(at, len(payload), payload))
+
+    def hole(self, length: int) -> None:
+        """Zeros."""
+        at = self._hasher.size
+        if at % BLOCK_SIZE or length == 0 or at + length > LARGEST:
+            refuse("a hole that no file has")
+        self._hasher.update_zeros(length)
+        self._sink(Chunk(at, length, None))
+
+    def version(self, plain: list[Plain]) -> Version:
+        """All came."""
+        size, digest, writer, instant = _version(plain)
+        if size != self._hasher.size or digest != self._hasher.digest():
+            raise ProtocolError("the other end sent another content than it says")
+        blocks = None
+        if size >= BIG:
+            from bisync.delta.carry import blocks_proven  # noqa: PLC0415 -- loads numpy
+
+            blocks = blocks_proven(size, self._proofs)
+        return Version(size, digest, writer, blocks, instant)
+
+
+def _version(plain: list[Plain]) -> tuple[int, bytes, bool, bool]:
+    if len(plain) != 4:
+        refuse("a version was due")
+    size, digest = _SIZE.unpack(plain[0]), _DIGEST.unpack(plain[1])
+    return size, digest, _YES.unpack(plain[2]), _YES.unpack(plain[3])
+
+
+def version_to_plain(version: Version) -> list[Plain]:
+    """What the other end is told of a version that was read."""
+    return [version.size, version.digest, version.writer, version.instant]
+
+
+def fault_in(piece: Piece) -> BisyncError:
+    """The error that a piece tells."""
+    if len(piece.values) != 2:
+        refuse("a fault was due")
+    error = error_from(Int(0, 1 << 16).unpack(piece.values[0]), piece.values[1])
+    if isinstance(error, PathError):
+        return error
+    return EndpointError(f"the other end: {error}")
+
+
+def _received(
+    stream: Stream, sink: Callable[[Chunk], None], restart: Callable[[], None]
+) -> Version:
+    taken = _Taken(sink)
+    while True:
+        piece = stream.next()
+        values = piece.values
+        match piece.op:
+            case Op.DATA if not values:
+                taken.data(piece.payload)
+            case Op.HOLE if len(values) == 1:
+                taken.hole(_SIZE.unpack(values[0]))
+            case Op.WHOLE:
+                if piece.payload:
+                    taken.data(piece.payload)
+                return taken.version(values)
+            case Op.END:
+                return taken.version(values)
+            case Op.RESTART:
+                restart()
+                taken = _Taken(sink)
+            case Op.FAULT:
+                raise fault_in(piece)
+            case _:
+                refuse("content in the wrong order")
+
+
+class ContentServer:
+    """Gives the other end the content that it wants of one side."""
+
+    def __init__(self, source: Callable[[], ContentSource]) -> None:
+        self._source = source
+
+    def want(self, stream: Stream, first: Piece) -> None:
+        """Serve one stream."""
+        try:
+            if first.op is Op.WANT:
+                self._whole(stream, first.values)
+            else:
+                from bisync.endpoint.changes import give_changes  # noqa: PLC0415 -- loads numpy
+
+                give_changes(stream, first.values, self._source())
+        except ProtocolError:
+            raise
+        except BisyncError as error:
+            stream.send(Op.FAULT, *number_of(error))
+        except OSError as error:
+            stream.send(Op.FAULT, *number_of(PathError(error.strerror or str(error))))
+
+    def _whole(self, stream: Stream, values: list[Plain]) -> None:
+        if len(values) != 3:
+            refuse("who wants a file says which, and how much of it")
+        node, refuse_writer = _NODE.unpack(values[0]), _YES.unpack(values[1])
+        giving = _Giving(stream, _SIZE.unpack(values[2]))
+        version = self._source().supply(
+            node, giving.take, giving.restart, refuse_writer=refuse_writer
+        )
+        giving.end(version)
+
+
+class _Giving:
+    """Sends a version as it is read; a small one as one piece."""
+
+    def __init__(self, stream: Stream, most: int) -> None:
+        self._stream = stream
+        self._most, self._left = most, most
+        self._held: memoryview | None = None  # the first piece, while it may be all there is
+        self._sent = False
+
+    def take(self, chunk: Chunk) -> None:
+        """A stretch of it."""
+        self._left -= chunk.length
+        if self._left < 0:
+            raise StaleError("it grew")
+        if chunk.data is None:
+            self._flush()
+            self._send(Op.HOLE, chunk.length)
+            return
+        for data in _stretches(chunk.data):
+            if self._held is None and not self._sent:
+                self._held = memoryview(bytes(data))
+                continue
+            self._flush()
+            self._send(Op.DATA, payload=data)
+
+    def _flush(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            self._send(Op.DATA, payload=held)
+
+    def _send(self, op: Op, *values: Plain, payload: bytes | memoryview = b"") -> None:
+        self._sent = True
+        self._stream.send(op, *values, payload=payload)
+
+    def restart(self) -> None:
+        """What was taken is void."""
+        self._held, self._left = None, self._most
+        if self._sent:
+            self._stream.send(Op.RESTART)
+            self._sent = False
+
+    def end(self, version: Version) -> None:
+        """All was taken."""
+        held, self._held = self._held, None
+        if self._sent:
+            self._stream.send(Op.END, *version_to_plain(version))
+        else:
+            payload = held if held is not None else b""
+            self._stream.send(Op.WHOLE, *version_to_plain(version), payload=payload)
+
+
+def _stretches(data: memoryview) -> Iterator[memoryview]:
+    for at in range(0, len(data), BULK):
+        yield data[at : at + BULK]

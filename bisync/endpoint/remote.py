@@ -1,0 +1,468 @@
+"""A root on another machine as a side of a session, through a connection."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from bisync.core.declared import Declared
+from bisync.core.groups import Together
+from bisync.core.node import Agreed, Attributes, Node, NodeId, Place, Side
+from bisync.core.plan import Exchange, Move, Transition, place_of
+from bisync.core.rows import update_from_list, update_to_list
+from bisync.endpoint.calls import CALLS, Opening
+from bisync.endpoint.channel import Channel
+from bisync.endpoint.connect import Connection
+from bisync.endpoint.interface import AgreedCopy, Ending, Hello, Read
+from bisync.endpoint.service import ContentOnly, FarContent
+from bisync.errors import EndpointError
+from bisync.fs.archive import Chain, Commit, PairState
+from bisync.fs.conflicts import Choice, Quarrel
+from bisync.fs.content import Chunk, ContentSource, Expected, Version
+from bisync.fs.recovery import Recovered
+from bisync.fs.result import Result
+from bisync.fs.walk import ScanResult
+
+_NUMBERS = 4096  # taken at a time
+
+
+class Far:
+    """Calls across a connection, by name."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+
+    def __call__(self, name: str, *values: Any, part: Callable[[Any], None] | None = None) -> Any:
+        """Call, and wait for what it gives.
+
+        Raises:
+            BisyncError: what the other end raised, or the connection ended.
+        """
+        call = CALLS[name]
+        take = None
+        if call.part is not None:
+            unpack = call.part.unpack
+
+            def take(plain: Any) -> None:
+                if part is not None:
+                    part(unpack(plain))
+
+        return call.gives.unpack(self.channel.call(call.number, call.takes.pack(values), take))
+
+
+class RemoteView:
+    """Lookups in the index of the other end."""
+
+    def __init__(self, far: Far) -> None:
+        self._far = far
+
+    def nodes(self, ids: Iterable[NodeId]) -> dict[NodeId, Node]:
+        """The nodes that have a name."""
+        return self._ask("nodes", ids)
+
+    def names_of(self, ids: Iterable[NodeId]) -> dict[NodeId, frozenset[Place]]:
+        """All names of each node."""
+        return self._ask("names_of", ids)
+
+    def at(self, places: Iterable[Place]) -> dict[Place, NodeId]:
+        """What is at each place."""
+        return self._ask("at", places)
+
+    def children(self, ids: Iterable[NodeId]) -> dict[NodeId, list[tuple[bytes, NodeId]]]:
+        """What each directory holds."""
+        return self._ask("children", ids)
+
+    def forgotten(self, ids: Iterable[NodeId]) -> set[NodeId]:
+        """Those that a filter now hides."""
+        todo = list(ids)
+        return self._far("forgotten", todo) if todo else set()
+
+    def _ask(self, name: str, values: Iterable[Any]) -> dict[Any, Any]:
+        todo = list(values)
+        found: dict[Any, Any] = self._far(name, todo) if todo else {}
+        return found
+
+
+class RemoteArchive:
+    """The other end's copy of the ancestor."""
+
+    def __init__(self, far: Far, pair: int, column: int, *, flipped: bool) -> None:
+        self.pair = pair
+        self.flipped = flipped
+        self.reasons: dict[int, str] = {}
+        self._far = far
+        self._column = column
+
+    def _ask(self, name: str, *values: Any) -> Any:
+        return self._far("agreed." + name, self.pair, *values)
+
+    def nodes(self, keys: Iterable[int]) -> dict[int, Agreed]:
+        """The agreed nodes with these numbers."""
+        return self._some("nodes", keys)
+
+    def names_of(self, keys: Iterable[int]) -> dict[int, frozenset[Place]]:
+        """All names of each agreed node."""
+        return self._some("names_of", keys)
+
+    def at(self, places: Iterable[Place]) -> dict[Place, int]:
+        """What was agreed at each place."""
+        return self._some("at", places)
+
+    def children(self, keys: Iterable[int]) -> dict[int, list[tuple[bytes, int]]]:
+        """What each agreed directory held."""
+        return self._some("children", keys)
+
+    def by_side(self, side: Side, ids: Iterable[NodeId]) -> dict[NodeId, int]:
+        """The archive's numbers of a side's nodes."""
+        todo = list(ids)
+        found: dict[NodeId, int] = self._ask("by_side", int(side), todo) if todo else {}
+        return found
+
+    def _some(self, name: str, values: Iterable[Any]) -> dict[Any, Any]:
+        todo = list(values)
+        found: dict[Any, Any] = self._ask(name, todo) if todo else {}
+        return found
+
+    def column(self, side: Side) -> int:
+        """The column of a side of this session."""
+        return 1 - side if self.flipped else int(side)
+
+    def state(self) -> PairState:
+        """The pair's row."""
+        found: PairState = self._ask("state")
+        return found
+
+    def next_key(self) -> int:
+        """The first archive number never used."""
+        return int(self._ask("next_key"))
+
+    def nonces(self) -> set[str]:
+        """Nonces of the links that are remembered."""
+        found: set[str] = self._ask("nonces")
+        return found
+
+    def halfway(self) -> dict[NodeId, Place]:
+        """Where nodes of that side were left that their user did not put there."""
+        found: dict[NodeId, Place] = self._ask("halfway")
+        return found
+
+    def leave_halfway(self, placed: dict[NodeId, Place]) -> None:
+        """Remember where nodes were left."""
+        if placed:
+            self._ask("leave_halfway", placed)
+
+    def prepare(self, commit: Commit) -> None:
+        """Store a commit durably without making it count."""
+        self._ask("prepare", commit)
+
+    def prepared(self) -> Commit | None:
+        """The commit that waits, if any."""
+        found: Commit | None = self._ask("prepared")
+        return found
+
+    def drop_prepared(self) -> None:
+        """Forget a commit that only one side has."""
+        self._ask("drop_prepared")
+
+    def commit(self, rows: list[list[Any]] | None = None) -> None:
+        """Let the prepared commit count; the other end has its rows."""
+        del rows
+        self._ask("commit", self.reasons)
+
+    def forget(self) -> None:
+        """Forget everything agreed, durably."""
+        self._ask("forget")
+
+    def clear(self) -> None:
+        """Forget everything agreed; no commit."""
+        self._ask("clear")
+
+    def forget_ids(self, column: int) -> None:
+        """One side's node numbers mean nothing any more."""
+        self._ask("forget_ids", column)
+
+    def forget_results(self) -> None:
+        """What the log proves is agreed on."""
+        self._ask("forget_results")
+
+    def rows(self) -> Iterator[list[list[Any]]]:
+        """Everything agreed, some rows at a time."""
+        found: list[bytes] = []
+        self._far("agreed.rows", self.pair, part=found.append)
+        for data in found:
+            rows = json.loads(data)
+            for row in rows:
+                update, versions = update_from_list(row)
+                if update_to_list(update, versions) != row:
+                    raise EndpointError("the other end's ancestor cannot be read")
+            yield rows
+
+    def chain(self) -> Chain:
+        """Where it stands."""
+        found: Chain = self._ask("chain")
+        return found
+
+    def load(self, rows: list[list[Any]]) -> None:
+        """Take rows of another archive."""
+        self._ask("load", json.dumps(rows, separators=(",", ":")).encode())
+
+    def adopt(self, chain: Chain) -> None:
+        """Stand where another archive stands."""
+        self._ask("adopt", chain)
+
+
+class RemoteEndpoint:
+    """One root of another machine as a side of a session.
+
+    Args:
+        connection: to a bisync there; it is closed with this.
+        opening: which root, and how.
+        name: of the machine, as a person knows it.
+    """
+
+    is_far = True
+
+    def __init__(self, connection: Connection, opening: Opening, name: str) -> None:
+        self._connection = connection
+        self.channel = channel = connection.channel
+        self._far = Far(channel)
+        self._name = name
+        self._content = FarContent(channel)
+        self._paths: dict[Place, bytes] = {}
+        self._node_paths: dict[NodeId, bytes | None] = {}
+        self.view = RemoteView(self._far)
+        self._far("open", opening)
+
+    # -- who it is -----------------------------------------------------------
+
+    def _named(self, hello: Hello) -> Hello:
+        return replace(hello, path=f"{self._name}:{hello.path}")
+
+    def hello(self) -> Hello:
+        """Say who this side is."""
+        return self._named(self._far("hello"))
+
+    def establish(self, *, new_identity: bool = False, new_incarnation: bool = False) -> Hello:
+        """Make or change the side's state."""
+        return self._named(self._far("establish", new_identity, new_incarnation))
+
+    def is_empty(self) -> bool:
+        """Whether the index has no name at all."""
+        return bool(self._far("is_empty"))
+
+    def looks_familiar(self) -> bool:
+        """Whether the tree is the one the index knows."""
+        return bool(self._far("looks_familiar"))
+
+    def directories(self, paths: set[bytes]) -> set[NodeId]:
+        """The directories at these paths, or the nearest above them that is known."""
+        found: set[NodeId] = self._far("directories", paths)
+        return found
+
+    def archive(self, hello: Hello, *, column: int, flipped: bool) -> AgreedCopy:
+        """The side's copy of the ancestor."""
+        here = hello if ":" in hello.path else replace(hello, path=f"{_machine()}:{hello.path}")
+        here = replace(here, pairs=())
+        pair = self._far("archive", here, column, flipped)
+        return RemoteArchive(self._far, pair, column, flipped=flipped)
+
+    def recover(self, archive: AgreedCopy) -> Recovered:
+        """Settle what an earlier run left half done."""
+        found: Recovered = self._far("recover", archive.pair)
+        return found
+
+    # -- observing -----------------------------------------------------------
+
+    def scan(
+        self, nodes: set[NodeId] | None = None, progress: Callable[[int], None] = lambda _n: None
+    ) -> ScanResult:
+        """Bring the index up to date."""
+        self._forget_paths()
+        found: ScanResult = self._far("scan", nodes, part=progress)
+        return found
+
+    def read(self, nodes: Iterable[NodeId]) -> list[Read]:
+        """Learn the digests of files."""
+        todo = list(nodes)
+        found: list[Read] = self._far("read", todo) if todo else []
+        return found
+
+    def companions(self) -> list[Place]:
+        """The places of all journals of databases."""
+        found: list[Place] = self._far("companions")
+        return found
+
+    def hold(self, parent: NodeId, names: list[bytes], nodes: dict[bytes, NodeId]) -> Read:
+        """Let the files of one database be read at one instant."""
+        found: Read = self._far("hold", parent, names, nodes)
+        return found
+
+    def hold_declared(
+        self, top: NodeId, rule: Declared, nodes: dict[bytes, NodeId], agreed: set[NodeId]
+    ) -> Read:
+        """Let the files of a declared directory be read at one instant."""
+        found: Read = self._far("hold_declared", top, rule, nodes, agreed)
+        return found
+
+    def release(self) -> list[str]:
+        """Let go of what was held."""
+        found: list[str] = self._far("release")
+        return found
+
+    def nodes(self, ids: Iterable[NodeId]) -> dict[NodeId, Node]:
+        """Nodes as the side now has them."""
+        return self.view.nodes(ids)
+
+    # -- content -------------------------------------------------------------
+
+    def expect(self, files: Sequence[Expected]) -> None:
+        """These will be asked for whole, in this order."""
+        self._content.expect(files)
+
+    def supply(
+        self,
+        node: NodeId,
+        sink: Callable[[Chunk], None],
+        restart: Callable[[], None],
+        *,
+        refuse_writer: bool,
+    ) -> Version:
+        """Read one whole version of a node."""
+        return self._content.supply(node, sink, restart, refuse_writer=refuse_writer)
+
+    def supply_changes(self, node: NodeId, sink: Any, *, refuse_writer: bool = False) -> Version:
+        """Tell what an older version of a big file lacks."""
+        return self._content.supply_changes(node, sink, refuse_writer=refuse_writer)
+
+    def moved(self, nodes: set[NodeId]) -> bool:
+        """Whether files that are to be read at one instant moved on."""
+        return bool(nodes) and bool(self._far("moved", nodes))
+
+    # -- changing ------------------------------------------------------------
+
+    def apply(
+        self,
+        archive: AgreedCopy,
+        steps: list[Transition],
+        updates: dict[int, str],
+        source: ContentSource,
+        together: Sequence[Together] = (),
+    ) -> list[Result]:
+        """Perform transitions; the other end pulls content from ``source`` meanwhile."""
+        self._forget_paths()
+        results: list[Result] = []
+
+        def take(done: list[tuple[Result, bytes | None, bytes | None]]) -> None:
+            for result, path, old in done:
+                self._remember(result.step, path, old)
+                results.append(result)
+
+        self.channel.service = ContentOnly(lambda: source)
+        try:
+            self._far("apply", archive.pair, steps, updates, together, part=take)
+        finally:
+            self.channel.service = None
+        if len(results) != len(steps):
+            raise EndpointError("the other end did not say how every step ended")
+        return results
+
+    def _remember(self, step: Transition, path: bytes | None, old: bytes | None) -> None:
+        place = place_of(step)
+        if place is None:
+            self._node_paths[step.node] = path
+        elif path is not None:
+            self._paths[place] = path
+        if old is not None and isinstance(step, Move | Exchange) and step.old is not None:
+            self._paths[step.old] = old
+
+    def _forget_paths(self) -> None:
+        self._paths.clear()
+        self._node_paths.clear()
+
+    def set_directory_times(
+        self, times: list[tuple[NodeId, int]]
+    ) -> tuple[dict[NodeId, Attributes], dict[NodeId, str]]:
+        """Set directory times."""
+        found: tuple[dict[NodeId, Attributes], dict[NodeId, str]]
+        found = self._far("set_directory_times", times)
+        return found
+
+    def numbers(self) -> Iterator[NodeId]:
+        """Fresh node numbers."""
+        while True:
+            first = self._far("numbers", _NUMBERS)
+            yield from range(first, first + _NUMBERS)
+
+    def path(self, node: NodeId) -> bytes | None:
+        """The path of a node, for output."""
+        if node not in self._node_paths:
+            self._node_paths[node] = self._far("path", node)
+        return self._node_paths[node]
+
+    def place_path(self, place: Place) -> bytes:
+        """The path of a place, for output."""
+        if place not in self._paths:
+            self._paths[place] = self._far("place_path", place)
+        return self._paths[place]
+
+    def imagine(self, node: NodeId, place: Place) -> None:
+        """Remember where a directory of a dry run would be."""
+        self._far("imagine", node, place)
+
+    # -- the run as a whole --------------------------------------------------
+
+    def changed(self, archive: AgreedCopy) -> Iterator[NodeId]:
+        """Nodes to look at in this run."""
+        found: list[list[NodeId]] = []
+        self._far("changed", archive.pair, part=found.append)
+        return (node for some in found for node in some)
+
+    def keep_pending(self, archive: AgreedCopy, pending: dict[NodeId, str]) -> None:
+        """Add to what the next run must look at."""
+        self._far("keep_pending", archive.pair, pending)
+
+    def finish(self, archive: AgreedCopy, ending: Ending) -> list[str]:
+        """Record how a run ended."""
+        found: list[str] = self._far("finish", archive.pair, ending)
+        return found
+
+    def deletions_since(self, archive: AgreedCopy, side: int, time_ns: int) -> int:
+        """Entries deleted for this pair on behalf of a column since a time."""
+        return int(self._far("deletions_since", archive.pair, side, time_ns))
+
+    def choices(self, archive: AgreedCopy) -> list[Choice]:
+        """What a person chose for conflicts of this pair."""
+        found: list[Choice] = self._far("choices", archive.pair)
+        return found
+
+    def carry_out(self, archive: AgreedCopy, choice: Choice) -> str:
+        """Bring the chosen version to its name."""
+        return str(self._far("carry_out", archive.pair, choice))
+
+    def add_conflicts(self, archive: AgreedCopy, rows: list[Quarrel]) -> None:
+        """Put conflicts on this side's list."""
+        self._far("add_conflicts", archive.pair, rows)
+
+    def forget_conflicts(self, ids: Iterable[str]) -> None:
+        """Take conflicts off this side's list."""
+        todo = list(ids)
+        if todo:
+            self._far("forget_conflicts", todo)
+
+    def probe_displaced(self, *, min_age_ns: int) -> list[bytes]:
+        """Look again at what was displaced."""
+        found: list[bytes] = self._far("probe_displaced", min_age_ns)
+        return found
+
+    def close(self) -> None:
+        """Give everything back."""
+        try:
+            if not self.channel.broken:
+                self._far("close")
+        finally:
+            self._connection.close()
+
+
+def _machine() -> str:
+    return os.uname().nodename

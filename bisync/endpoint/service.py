@@ -1,0 +1,335 @@
+"""Answers the other end's calls with a root of this machine.
+
+What comes was taken apart by its schema; what it may mean here is decided here: which root, which
+filters, what of the ancestor is sound.
+"""
+
+import itertools
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from bisync.core.hot import Allowance
+from bisync.core.ignore import Matcher
+from bisync.core.node import Place, Side
+from bisync.core.plan import Exchange, Move, Transition, place_of
+from bisync.core.rows import update_from_list, update_to_list
+from bisync.endpoint.calls import BY_NUMBER, CALLS, Opening
+from bisync.endpoint.channel import Channel, Stream
+from bisync.endpoint.content import ContentServer, RemoteContent
+from bisync.endpoint.interface import Hello
+from bisync.endpoint.local import LocalEndpoint
+from bisync.errors import EndpointError, Interrupted
+from bisync.fs.archive import Archive, Chain, Commit
+from bisync.fs.content import ContentSource
+from bisync.fs.replica import Options
+from bisync.fs.walk import ScanRules
+from bisync.linux.limits import workers
+from bisync.wire.letters import Letter, Piece
+from bisync.wire.schema import Plain, refuse
+from bisync.wire.values import UPDATE, VERSIONS
+
+_SOME = 20_000  # values in one part of an answer
+_RESULTS = 500
+
+
+class ContentOnly:
+    """Gives content of a side, and answers nothing: what the driving end offers."""
+
+    def __init__(self, source: Callable[[], ContentSource]) -> None:
+        self._source = source
+        self._content = ContentServer(source)
+
+    def want(self, stream: Stream, first: Piece) -> None:
+        """Give content."""
+        self._content.want(stream, first)
+
+    def ask(self, letter: Letter, part: Callable[[Plain], None]) -> Plain:
+        """Answer whether what is to be read at one instant moved on."""
+        del part
+        call = CALLS["moved"]
+        if letter.about != call.number:
+            refuse("a call that nobody answers here")
+        (nodes,) = call.takes.unpack(letter.body)
+        return call.gives.pack(self._source().moved(nodes))
+
+    def told(self, letter: Letter) -> None:
+        """Nothing is told here."""
+        refuse(f"word {letter.about} that nobody takes here")
+
+
+class FarContent(RemoteContent):
+    """The content of the other end, from where its files are changed."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(channel)
+        self._far = channel
+
+    def moved(self, nodes: set[int]) -> bool:
+        """Whether files that are to be read at one instant moved on while they were read."""
+        if not nodes:
+            return False
+        call = CALLS["moved"]
+        answer = self._far.call(call.number, call.takes.pack((nodes,)))
+        return bool(call.gives.unpack(answer))
+
+
+class RootService:
+    """One root of this machine, worked on by the other end.
+
+    Args:
+        locate: which directory a path of the other end means; raises if none.
+    """
+
+    def __init__(self, channel: Channel, locate: Callable[[bytes], bytes]) -> None:
+        self._channel = channel
+        self._locate = locate
+        self._side: LocalEndpoint | None = None
+        self._archives: dict[int, Archive] = {}
+        self._content = ContentServer(lambda: self.side)
+        self._far = FarContent(channel)
+
+    @property
+    def side(self) -> LocalEndpoint:
+        """The root.
+
+        Raises:
+            ProtocolError: none was opened.
+        """
+        if self._side is None:
+            refuse("a call before a root was opened")
+        return self._side
+
+    # -- what the channel asks -----------------------------------------------
+
+    def want(self, stream: Stream, first: Piece) -> None:
+        """Give content."""
+        self._content.want(stream, first)
+
+    def told(self, letter: Letter) -> None:
+        """Nothing is told here."""
+        refuse(f"word {letter.about} that nobody takes here")
+
+    def ask(self, letter: Letter, part: Callable[[Plain], None]) -> Plain:
+        """Answer a call."""
+        name = BY_NUMBER.get(letter.about)
+        if name is None:
+            refuse(f"call {letter.about} is not known")
+        call = CALLS[name]
+        values = call.takes.unpack(letter.body)
+        send: Callable[[Any], None] = lambda _value: None  # noqa: E731
+        if call.part is not None:
+            pack = call.part.pack
+
+            def send(value: Any) -> None:
+                part(pack(value))
+
+        agreed = name.startswith("agreed.")
+        act = getattr(self, "_" + name.replace(".", "_"), None)
+        if act is not None:
+            answer = act(*values, send) if call.part is not None else act(*values)
+        elif agreed:
+            answer = getattr(self._archive_of(values[0]), name[7:])(*values[1:])
+        else:
+            answer = getattr(self.side, name)(*values)
+        return call.gives.pack(
+            () if answer is None and call.gives is CALLS["close"].gives else answer
+        )
+
+    def close(self) -> None:
+        """Give the root back."""
+        side, self._side = self._side, None
+        self._archives.clear()
+        if side is not None:
+            side.close()
+
+    # -- a side --------------------------------------------------------------
+
+    def _open(self, opening: Opening) -> Hello:
+        if self._side is not None:
+            refuse("a root is open already")
+        path = self._locate(opening.path)
+        options = self._options(opening)
+        if opening.set_aside:
+            side = LocalEndpoint(path, options)
+            try:
+                side.replica.set_aside_if_damaged()
+            finally:
+                side.close()
+        self._side = LocalEndpoint(path, options, dry=opening.dry)
+        return self._side.hello()
+
+    def _options(self, opening: Opening) -> Options:
+        share = opening.hot_share
+        return Options(
+            rules=ScanRules(
+                Matcher(opening.patterns),
+                opening.store,
+                specials=opening.specials,
+                devices=opening.devices,
+            ),
+            store=opening.store,
+            workers=workers(),
+            fsync=opening.fsync,
+            apply=opening.apply,
+            hot=Matcher(opening.hot),
+            allowance=None if share is None else Allowance(share=share / 1e6),
+            base_clones=opening.base_clones,
+            stop=self._stop,
+        )
+
+    def _stop(self) -> None:
+        """The other end wants a stop, or is gone: what is in hand ends, nothing more begins."""
+        if self._channel.stop_asked or self._channel.broken:
+            raise Interrupted(15)
+
+    def _establish(self, new_identity: bool, new_incarnation: bool) -> Hello:
+        return self.side.establish(new_identity=new_identity, new_incarnation=new_incarnation)
+
+    def _archive(self, hello: Hello, column: int, flipped: bool) -> int:
+        archive = self.side.archive(hello, column=column, flipped=flipped)
+        self._archives[archive.pair] = archive
+        return archive.pair
+
+    def _archive_of(self, pair: int) -> Archive:
+        archive = self._archives.get(pair)
+        if archive is None:
+            refuse("an ancestor that was not asked for")
+        return archive
+
+    def _recover(self, pair: int) -> object:
+        return self.side.recover(self._archive_of(pair))
+
+    def _scan(self, nodes: set[int] | None, send: Callable[[Any], None]) -> object:
+        return self.side.scan(nodes, send)
+
+    def _apply(
+        self,
+        pair: int,
+        steps: list[Transition],
+        updates: dict[int, str],
+        together: tuple[Any, ...],
+        send: Callable[[Any], None],
+    ) -> tuple[()]:
+        for text in updates.values():
+            _checked([_loaded(text)])
+        try:
+            results = self.side.apply(
+                self._archive_of(pair), steps, updates, self._far, list(together)
+            )
+        finally:
+            self._far.expect([])
+        done = ((result, *self._paths(result.step)) for result in results)
+        while some := list(itertools.islice(done, _RESULTS)):
+            send(some)
+        return ()
+
+    def _paths(self, step: Transition) -> tuple[bytes | None, bytes | None]:
+        place = place_of(step)
+        if place is None:
+            return self.side.path(step.node), None
+        old = step.old if isinstance(step, Move | Exchange) else None
+        return self.side.place_path(place), None if old is None else self.side.place_path(old)
+
+    def _nodes(self, ids: list[int]) -> object:
+        return self.side.view.nodes(ids)
+
+    def _names_of(self, ids: list[int]) -> object:
+        return self.side.view.names_of(ids)
+
+    def _at(self, places: list[Place]) -> object:
+        return self.side.view.at(places)
+
+    def _children(self, ids: list[int]) -> object:
+        return self.side.view.children(ids)
+
+    def _forgotten(self, ids: list[int]) -> object:
+        return self.side.view.forgotten(ids)
+
+    def _numbers(self, count: int) -> int:
+        return self.side.view.reserve(count)
+
+    def _changed(self, pair: int, send: Callable[[Any], None]) -> tuple[()]:
+        nodes = self.side.changed(self._archive_of(pair))
+        while some := list(itertools.islice(nodes, _SOME)):
+            send(some)
+        return ()
+
+    def _keep_pending(self, pair: int, pending: dict[int, str]) -> None:
+        self.side.keep_pending(self._archive_of(pair), pending)
+
+    def _finish(self, pair: int, ending: Any) -> list[str]:
+        return self.side.finish(self._archive_of(pair), ending)
+
+    def _deletions_since(self, pair: int, column: int, time_ns: int) -> int:
+        return self.side.deletions_since(self._archive_of(pair), column, time_ns)
+
+    def _choices(self, pair: int) -> object:
+        return self.side.choices(self._archive_of(pair))
+
+    def _carry_out(self, pair: int, choice: Any) -> str:
+        return self.side.carry_out(self._archive_of(pair), choice)
+
+    def _add_conflicts(self, pair: int, rows: Any) -> None:
+        self.side.add_conflicts(self._archive_of(pair), rows)
+
+    def _probe_displaced(self, min_age_ns: int) -> list[bytes]:
+        return self.side.probe_displaced(min_age_ns=min_age_ns)
+
+    def _close(self) -> None:
+        self.close()
+
+    # -- its copy of the ancestor --------------------------------------------
+
+    def _agreed_by_side(self, pair: int, side: int, ids: Iterable[int]) -> dict[int, int]:
+        return self._archive_of(pair).by_side(Side(side), ids)
+
+    def _agreed_prepare(self, pair: int, commit: Commit) -> None:
+        _checked(_loaded(commit.payload))
+        self._archive_of(pair).prepare(commit)
+
+    def _agreed_commit(self, pair: int, reasons: dict[int, str]) -> None:
+        archive = self._archive_of(pair)
+        archive.reasons = reasons
+        try:
+            archive.commit()
+        except LookupError as error:
+            raise EndpointError(str(error)) from error
+
+    def _agreed_rows(self, pair: int, send: Callable[[Any], None]) -> tuple[()]:
+        for rows in self._archive_of(pair).rows():
+            send(json.dumps(rows, separators=(",", ":")).encode())
+        return ()
+
+    def _agreed_load(self, pair: int, data: bytes) -> None:
+        self._archive_of(pair).load(_checked(_loaded(data)))
+
+    def _agreed_adopt(self, pair: int, chain: Chain) -> None:
+        self._archive_of(pair).adopt(chain)
+
+
+def _loaded(data: bytes | str) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        refuse(f"rows that cannot be read: {error}")
+
+
+def _checked(rows: Any) -> list[list[Any]]:
+    """Rows of the ancestor that came from the other end, each exactly as it would be written here.
+
+    Raises:
+        ProtocolError: they are not.
+    """
+    if not isinstance(rows, list):
+        refuse("rows were due")
+    try:
+        for row in rows:
+            update, versions = update_from_list(row)
+            if update_to_list(update, versions) != row:
+                refuse("a row that nobody writes")
+            UPDATE.unpack(UPDATE.pack(update))
+            VERSIONS.unpack(VERSIONS.pack(versions))
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        refuse(f"a row that nobody writes: {error}")
+    return rows
