@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from bisync.session.conflicts import conflicts, resolve
     from bisync.session.groupfile import read_groups
     from bisync.session.history import Moment, Restored, history, restore
-    from bisync.session.mirror import mirror
     from bisync.session.mirrorconfig import MirrorConfig, MirrorReport
+    from bisync.session.mirroring import mirror
     from bisync.session.recover import recover
     from bisync.session.report import Change, Event, Met, Progress, Report
     from bisync.session.session import Session

@@ -11,7 +11,7 @@ _STEP = re.compile(r"([DF]?)(?:([0-7]{1,4})|([ugoa]*)([-+=])([rwxXst]*))\Z")
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
+class ChmodStep:
     dirs: bool
     files: bool
     clear: int  # bits that go
@@ -23,7 +23,7 @@ class _Step:
 class Chmod:
     """A list of changes, applied in order."""
 
-    steps: tuple[_Step, ...] = ()
+    steps: tuple[ChmodStep, ...] = ()
 
     def apply(self, mode: int, *, is_dir: bool) -> int:
         """The mode that an entry gets."""
@@ -54,10 +54,10 @@ def parse_chmod(texts: list[str], umask: int) -> Chmod:
 
 def _step(
     kind: str, octal: str | None, who: str | None, sign: str | None, what: str | None, umask: int
-) -> _Step:
+) -> ChmodStep:
     dirs, files = kind != "F", kind != "D"
     if octal is not None:
-        return _Step(dirs, files, 0o7777, int(octal, 8), 0)
+        return ChmodStep(dirs, files, 0o7777, int(octal, 8), 0)
     mask = special = 0
     for letter in who or "a":
         mask |= _WHO[letter]
@@ -82,5 +82,5 @@ def _step(
     mask |= top  # set-id and sticky bits change only where they are named
     bits, search = (bits | top) & mask, search & mask
     if sign == "-":
-        return _Step(dirs, files, bits | search, 0, 0)
-    return _Step(dirs, files, mask if sign == "=" else 0, bits, search)
+        return ChmodStep(dirs, files, bits | search, 0, 0)
+    return ChmodStep(dirs, files, mask if sign == "=" else 0, bits, search)

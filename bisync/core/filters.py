@@ -49,13 +49,13 @@ class PerDirectory:
     """Files of rules in the directories of the tree, and the rules of the one in hand."""
 
     name: bytes
-    flags: "_Flags"
+    flags: "Flags"
     inherit: bool = True
     rules: tuple["Rule | PerDirectory", ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class _Flags:
+class Flags:
     """What the letters behind a rule's first one say."""
 
     only: str = ""  # of merged files: "+" or "-", all their lines are patterns of that kind
@@ -208,7 +208,7 @@ class _Reading:
         lines = data.split(self.separator)
         return [line.rstrip(b"\r") for line in lines] if self.separator == b"\n" else lines
 
-    def lines(self, data: bytes, flags: _Flags) -> None:
+    def lines(self, data: bytes, flags: Flags) -> None:
         """A file of rules."""
         for text in data.split() if flags.words else self.split(data):
             if not text or (not flags.words and text[:1] in b";#"):
@@ -223,15 +223,15 @@ class _Reading:
         if text == b"!":
             self.clear()
         elif text[:2] in (b"+ ", b"- "):
-            self.pattern(text[2:], include=text[:1] == b"+", flags=_Flags())
+            self.pattern(text[2:], include=text[:1] == b"+", flags=Flags())
         else:
-            self.pattern(text, include=include, flags=_Flags())
+            self.pattern(text, include=include, flags=Flags())
 
     def clear(self) -> None:
         self.rules.clear()
         self.cleared = True
 
-    def rule(self, text: bytes, outer: _Flags) -> None:
+    def rule(self, text: bytes, outer: Flags) -> None:
         """One rule in the long form."""
         kind, flags, rest = _split(text)
         if kind == b"!":
@@ -251,11 +251,11 @@ class _Reading:
         else:
             self.merge(kind, flags, rest)
 
-    def merge(self, kind: bytes, flags: _Flags, name: bytes) -> None:
+    def merge(self, kind: bytes, flags: Flags, name: bytes) -> None:
         """A file of rules, here (``.``) or in each directory (``:``)."""
         if flags.hide_itself:
             base = name.rsplit(b"/", 1)[-1]
-            self.pattern(base, include=False, flags=_Flags())
+            self.pattern(base, include=False, flags=Flags())
         if kind == b":":
             self.rules.append(PerDirectory(name, flags, not flags.no_inherit))
             return
@@ -264,7 +264,7 @@ class _Reading:
             raise UsageError(f"filter: cannot read the file {name.decode(errors='replace')!r}")
         self.lines(data, flags)
 
-    def pattern(self, text: bytes, *, include: bool, flags: _Flags) -> None:
+    def pattern(self, text: bytes, *, include: bool, flags: Flags) -> None:
         if not text:
             raise UsageError("filter: a rule without a pattern")
         if self.anchor and text.startswith(b"/"):
@@ -282,7 +282,7 @@ class _Reading:
         )
 
 
-def _split(text: bytes) -> tuple[bytes, _Flags, bytes]:
+def _split(text: bytes) -> tuple[bytes, Flags, bytes]:
     """A rule's kind, its modifiers, and the rest of the line."""
     shown = text.decode(errors="backslashreplace")
     for word, letter in _WORDS.items():
@@ -293,7 +293,7 @@ def _split(text: bytes) -> tuple[bytes, _Flags, bytes]:
         kind, behind = text[:1], text[1:]
         if kind not in _WORDS.values():
             raise UsageError(f"filter rule not understood: {shown!r}")
-    flags, i = _Flags(), 1 if behind.startswith(b",") else 0
+    flags, i = Flags(), 1 if behind.startswith(b",") else 0
     while i < len(behind) and behind[i : i + 1] not in b" _":
         letter = behind[i : i + 1]
         merges = kind in b".:"
@@ -346,7 +346,7 @@ def parse_filters(
     reading = _Reading(read, b"", separator)
     for kind, value in words:
         if kind == "filter":
-            reading.rule(value.lstrip(b" "), _Flags())
+            reading.rule(value.lstrip(b" "), Flags())
         elif kind in ("exclude", "include"):
             reading.old_style(value, include=kind == "include")
         else:

@@ -13,11 +13,13 @@ from bisync.core.groups import Together
 from bisync.core.node import Attributes, Node, NodeId, Place, Side
 from bisync.core.plan import Transition
 from bisync.core.retention import Retention
+from bisync.core.wish import Seen
 from bisync.fs.archive import Chain, Commit, PairState
 from bisync.fs.conflicts import Choice, Quarrel
 from bisync.fs.content import ContentSource
 from bisync.fs.recovery import Recovered
 from bisync.fs.result import Result
+from bisync.fs.source import Listed
 from bisync.fs.walk import ScanResult
 
 
@@ -316,6 +318,69 @@ class Endpoint(ContentSource, Protocol):
 
     def probe_displaced(self, *, min_age_ns: int) -> list[bytes]:
         """Look again at what was displaced; bring back what somebody wrote to. Their paths."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back."""
+        ...
+
+
+class Tree(ContentSource, Protocol):
+    """The source of a mirror, once it was walked. Content is asked for by the entries' keys."""
+
+    listings: list[Listed]
+    """What each directory holds, parents before what is below them."""
+
+    root: Seen | None
+    """Whose attributes the destination itself gets."""
+
+    problems: list[tuple[bytes, str]]
+    notes: list[tuple[bytes, str]]
+    failed: bool
+    """Something could not be looked at."""
+
+    @property
+    def by_key(self) -> dict[int, Seen]:
+        """All entries by key."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """Which roots it is made of."""
+        ...
+
+    @property
+    def location(self) -> bytes:
+        """Where those are."""
+        ...
+
+    @property
+    def only_named(self) -> bool:
+        """Whether each source is a single name, not what a folder holds."""
+        ...
+
+    def is_single_file(self) -> bool:
+        """Whether all of the source is one entry that is no directory."""
+        ...
+
+    def rename_single(self, name: bytes) -> None:
+        """The one entry gets another name at the destination."""
+        ...
+
+    def directory_inodes(self) -> set[int]:
+        """The inode numbers of all directories."""
+        ...
+
+    def handle(self, seen: Seen) -> bytes:
+        """The identity of an entry's object; empty if it cannot be told."""
+        ...
+
+    def digest(self, seen: Seen) -> bytes | None:
+        """The digest of a file; ``None`` if it cannot be read now."""
+        ...
+
+    def database(self, key: int) -> tuple[int, bytes] | None:
+        """Which database a file belongs to: the key of the directory, and the name."""
         ...
 
     def close(self) -> None:

@@ -369,6 +369,23 @@ class SourceTree:
             for seen in listed.entries:
                 seen.name = name
 
+    # -- what it is ----------------------------------------------------------
+
+    @property
+    def identity(self) -> str:
+        """Which roots these are."""
+        return " ".join(start.identity for start in self.starts)
+
+    @property
+    def location(self) -> bytes:
+        """Where they are."""
+        return b"\0".join(os.path.realpath(start.text) for start in self.starts)
+
+    @property
+    def only_named(self) -> bool:
+        """Whether each source is a single name, not what a folder holds."""
+        return all(start.only is not None for start in self.starts)
+
     # -- what the pairing asks -----------------------------------------------
 
     def directory_inodes(self) -> set[int]:

@@ -1,7 +1,7 @@
 """What ``--files-from`` asks for, as a tree."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from bisync.errors import UsageError
@@ -40,4 +40,33 @@ def wanted_files(names: Iterator[bytes]) -> Wanted:
             node.contents = node.contents or text.endswith((b"/", b"/."))
         else:
             root.contents = root.whole = True
+    return root
+
+
+def flattened(wanted: Wanted) -> list[tuple[bytes, bool, bool]]:
+    """The tree as rows: path below the source ("" is that itself), if named, if with a slash."""
+    rows: list[tuple[bytes, bool, bool]] = []
+    stack = [(b"", wanted)]
+    while stack:
+        path, node = stack.pop()
+        rows.append((path, node.whole, node.contents))
+        for name, below in node.below.items():
+            stack.append((path + b"/" + name if path else name, below))
+    return rows
+
+
+def wanted_again(rows: Iterable[tuple[bytes, bool, bool]]) -> Wanted:
+    """Undo :func:`flattened`.
+
+    Raises:
+        UsageError: a path leads out of the source.
+    """
+    root = Wanted()
+    for path, whole, contents in rows:
+        node = root
+        for part in path.split(b"/") if path else ():
+            if part in (b"", b".", b".."):
+                raise UsageError("a name that leads out of the source")
+            node = node.below.setdefault(part, Wanted())
+        node.whole, node.contents = whole, contents
     return root

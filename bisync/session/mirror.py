@@ -4,7 +4,7 @@ import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from bisync.core.groups import Together, databases_in
 from bisync.core.ignore import Matcher
@@ -19,15 +19,15 @@ from bisync.core.safety import Wanted as WantedDeletions
 from bisync.core.wish import Held, Seen
 from bisync.delta.digest import digest_of
 from bisync.endpoint.destination import Destination
-from bisync.errors import BisyncError, EndpointError, Interrupted, PathError
+from bisync.endpoint.interface import Tree
+from bisync.errors import BisyncError, EndpointError, Interrupted
 from bisync.fs.memory import Lesson
-from bisync.fs.pace import Pace
 from bisync.fs.replica import Options
 from bisync.fs.result import Result, Status
-from bisync.fs.source import Rules, SourceTree, Start, open_source
 from bisync.fs.walk import ScanRules
 from bisync.session.mirrorconfig import MirrorConfig, MirrorReport
 from bisync.session.mirrorplace import MirrorPlace, backup_place, find_place, refuse_overlap
+from bisync.session.origin import LocalOrigin, Origin
 from bisync.session.protection import Protection
 from bisync.session.report import Change, Listener, Met, Progress, met_from
 from bisync.session.storemerge import is_store, merge_into
@@ -39,11 +39,11 @@ _LIMIT = DeleteLimit()
 
 
 class MirrorRun:
-    """One run. ``sources`` and ``destination`` are spelled as on rsync's command line."""
+    """One run. ``destination`` is spelled as on rsync's command line."""
 
     def __init__(
         self,
-        sources: list[bytes],
+        origin: Origin,
         destination: bytes,
         config: MirrorConfig,
         listener: Listener,
@@ -52,7 +52,7 @@ class MirrorRun:
         place: MirrorPlace | None = None,
     ) -> None:
         self.place = place  # instead of what rsync's rules make of the destination
-        self.sources = sources
+        self.origin = origin
         self.destination = destination
         self.config = config
         self.tell = listener
@@ -97,7 +97,7 @@ class MirrorRun:
             if place is None:
                 place = find_place(self.destination, tree, self.config, dry=self.dry)
                 target = MirrorPlace(os.path.realpath(self.destination), b"")
-                refuse_overlap(self.sources, place or target, self.config)
+                refuse_overlap(self.origin.paths, place or target, self.config)
         except BaseException:
             tree.close()
             raise
@@ -109,7 +109,7 @@ class MirrorRun:
         finally:
             tree.close()
 
-    def _go(self, tree: SourceTree, place: MirrorPlace) -> None:
+    def _go(self, tree: Tree, place: MirrorPlace) -> None:
         if place.name is not None:
             tree.rename_single(place.name)
         side = Destination(place.root, place.below, self._options(place), dry=self.dry)
@@ -153,53 +153,16 @@ class MirrorRun:
             ),
         )
 
-    def _walk(self, name: bytes | None) -> SourceTree:
+    def _walk(self, name: bytes | None) -> Tree:
         """Walk the sources; a single file may get another name."""
-        starts: list[Start] = []
-        missing: list[tuple[bytes, str]] = []
-        try:
-            for text in self.sources:
-                try:
-                    starts.append(open_source(text))
-                except OSError as error:
-                    missing.append((text, error.strerror or str(error)))
-            c = self.config
-            tree = SourceTree(
-                starts,
-                Rules(
-                    c.wish,
-                    c.filters,
-                    c.one_file_system,
-                    c.prune_empty,
-                    c.files_from,
-                    c.stop,
-                    Pace(c.bwlimit) if c.bwlimit else lambda _n: None,
-                    c.workers,
-                ),
-            )
-        except BaseException:
-            for start in starts:
-                os.close(start.fd)
-            raise
-        if not starts:
-            tree.close()
-            text, reason = missing[0]
-            raise PathError(f"{os.fsdecode(text)}: {reason}; nothing was touched")
-        for text, reason in missing:
-            tree.failed = True
-            tree.problems.append((text, reason))
-        try:
-            began = time.monotonic()
-            tree.walk()
-            self.report.walk_s = time.monotonic() - began
-            if name is not None:
-                tree.rename_single(name)
-        except BaseException:
-            tree.close()
-            raise
+        began = time.monotonic()
+        tree = self.origin.walk(self.config)
+        self.report.walk_s = time.monotonic() - began
+        if name is not None:
+            tree.rename_single(name)
         return tree
 
-    def _pretend(self, tree: SourceTree) -> None:
+    def _pretend(self, tree: Tree) -> None:
         """A dry run into a destination that is not there: everything would be new."""
         try:
             self._tell_source(tree)
@@ -220,7 +183,7 @@ class MirrorRun:
 
     # -- one round -----------------------------------------------------------
 
-    def _round(self, side: Destination, tree: SourceTree, *, first: bool) -> dict[bytes, str]:
+    def _round(self, side: Destination, tree: Tree, *, first: bool) -> dict[bytes, str]:
         """Compare and apply; return what has to be looked at again, and why."""
         if first:
             self._tell_source(tree)
@@ -229,9 +192,8 @@ class MirrorRun:
         for problem in found.problems:
             if problem.kind in ("problem", "boundary"):
                 self._met(met_from("beta", problem))
-        location = b"\0".join(os.path.realpath(s) for s in self.sources)
-        identity = " ".join(start.identity for start in tree.starts)
-        before = side.remember(digest_of(location).hex(), identity)
+        identity = tree.identity
+        before = side.remember(digest_of(tree.location).hex(), identity)
         assert side.memory is not None
         protection = Protection(self.config.filters, side, self._complete(tree))
         pairing = Pairing(
@@ -279,14 +241,14 @@ class MirrorRun:
                 side.store.discard(result.kept)
         return self._stale(side, plan, results)
 
-    def _complete(self, tree: SourceTree) -> dict[bytes, bool]:
+    def _complete(self, tree: Tree) -> dict[bytes, bool]:
         """The directories of the source by path, and whether all they hold was seen."""
         return {
             each.path: each.complete and not self._is_partial(each.key, tree)
             for each in tree.listings
         }
 
-    def _pair(self, pairing: Pairing, tree: SourceTree) -> None:
+    def _pair(self, pairing: Pairing, tree: Tree) -> None:
         refused: set[int] = set()
         complete_at = self._complete(tree)
         for listed in tree.listings:
@@ -300,14 +262,14 @@ class MirrorRun:
             refused |= {s.key for s in listed.entries if s.is_dir} - {s.key for s in onwards}
 
     @staticmethod
-    def _is_partial(key: int, tree: SourceTree) -> bool:
+    def _is_partial(key: int, tree: Tree) -> bool:
         """The top of a destination that gets single names keeps what else it has."""
-        return key == ROOT and all(start.only is not None for start in tree.starts)
+        return key == ROOT and tree.only_named
 
     # -- what goes -----------------------------------------------------------
 
     def _judge(
-        self, mirror: Mirror, side: Destination, tree: SourceTree, *, changed: bool
+        self, mirror: Mirror, side: Destination, tree: Tree, *, changed: bool
     ) -> list[Doomed]:
         """Let the guards speak about the deletions; what they withhold stays."""
         doomed = list(mirror.deletions())
@@ -354,7 +316,7 @@ class MirrorRun:
 
     # -- doing it ------------------------------------------------------------
 
-    def _apply(self, side: Destination, tree: SourceTree, plan: MirrorPlan) -> list[Result]:
+    def _apply(self, side: Destination, tree: Tree, plan: MirrorPlan) -> list[Result]:
         results: list[Result] = []
         steps = plan.plan.steps[Side.BETA]
         databases = databases_in(steps, tree.database)
@@ -442,7 +404,7 @@ class MirrorRun:
     def _lessons(
         self,
         side: Destination,
-        tree: SourceTree,
+        tree: Tree,
         pairs: Pairs,
         plan: MirrorPlan,
         results: list[Result],
@@ -488,7 +450,7 @@ class MirrorRun:
 
     # -- telling -------------------------------------------------------------
 
-    def _tell_source(self, tree: SourceTree) -> None:
+    def _tell_source(self, tree: Tree) -> None:
         for path, reason in tree.problems:
             self._met(Met("alpha", "problem", path, reason))
         for path, text in tree.notes:
@@ -567,34 +529,14 @@ def mirror_at(
     sources: list[bytes], place: MirrorPlace, config: MirrorConfig, listener: Listener
 ) -> MirrorReport:
     """Mirror into a folder of a root that is not looked up by its path: links are not followed."""
-    return MirrorRun(sources, place.folder, config, listener, dry=False, place=place).run()
+    origin = LocalOrigin(sources)
+    return MirrorRun(origin, place.folder, config, listener, dry=False, place=place).run()
 
 
-def mirror(
-    sources: Iterable[str | bytes | os.PathLike[str]],
-    destination: str | bytes | os.PathLike[str],
-    config: MirrorConfig | None = None,
-    *,
-    listener: Listener = lambda _event: None,
-    dry: bool = False,
+def mirror_from(
+    origin: Origin, destination: bytes, config: MirrorConfig, listener: Listener, *, dry: bool
 ) -> MirrorReport:
-    """Make a destination what its sources are, within what the configuration asks for.
-
-    Args:
-        sources: spelled as for rsync: ``"folder/"`` is what it holds, ``"folder"`` itself.
-        destination: a folder, made if only its last component is missing; or a file.
-        config: what to carry; the default carries names and contents of single files.
-        listener: gets every event.
-        dry: decide everything, change nothing.
-
-    Raises:
-        UsageError: the request makes no sense.
-        RootLockedError: another engine works on the destination.
-        HaltError: a root guard wants a person's word.
-        EndpointError: the destination cannot be worked on.
-    """
-    names = [os.fsencode(source) for source in sources]
-    where = os.fsencode(destination)
-    if is_store(where):
-        return merge_into(names, where, config or MirrorConfig(), listener, dry=dry)
-    return MirrorRun(names, where, config or MirrorConfig(), listener, dry=dry).run()
+    """Make a destination of this machine what an origin has; see :func:`bisync.mirror`."""
+    if is_store(destination):
+        return merge_into(origin, destination, config, listener, dry=dry)
+    return MirrorRun(origin, destination, config, listener, dry=dry).run()

@@ -24,6 +24,7 @@ class MirrorConfig:
     prune_empty: bool = False
     ignore_errors: bool = False
     max_delete: int | None = None  # the first so many are done; the guard is off then
+    numeric_ids: bool = True  # else owners are those of the same name, if another machine has them
     yes: bool = False  # approve what the guard would withhold
     backup_dir: bytes | None = None  # relative to the destination, or absolute
     keep: bool = True  # displaced versions stay in the store

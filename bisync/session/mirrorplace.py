@@ -5,9 +5,9 @@ import stat
 from dataclasses import dataclass
 
 from bisync.core.path import STORE_DIR, valid_name
+from bisync.endpoint.interface import Tree
 from bisync.errors import UsageError
 from bisync.fs.root import enclosing_root
-from bisync.fs.source import SourceTree
 from bisync.session.mirrorconfig import MirrorConfig
 
 
@@ -25,9 +25,7 @@ class MirrorPlace:
         return os.path.join(self.root, self.below) if self.below else self.root
 
 
-def find_place(
-    text: bytes, tree: SourceTree, config: MirrorConfig, *, dry: bool
-) -> MirrorPlace | None:
+def find_place(text: bytes, tree: Tree, config: MirrorConfig, *, dry: bool) -> MirrorPlace | None:
     """Find the destination, and make it if only its last component is missing.
 
     Returns:
@@ -67,7 +65,7 @@ def find_place(
     return MirrorPlace(above, real[len(above.rstrip(b"/")) + 1 :], name)
 
 
-def _make(text: bytes, tree: SourceTree, config: MirrorConfig) -> None:
+def _make(text: bytes, tree: Tree, config: MirrorConfig) -> None:
     mode = 0o777 if tree.root is None else tree.root.attributes.mode & 0o777
     if tree.root is not None:
         mode = config.wish.chmod.apply(mode, is_dir=True) & 0o777

@@ -3,19 +3,27 @@
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from bisync.core.ignore import Matcher
-from bisync.core.node import Content
-from bisync.core.path import STATE_DIR, STORE_DIR
-from bisync.errors import UsageError
+from bisync.core.node import Content, Kind
+from bisync.core.path import STATE_DIR, STORE_DIR, TEMP_PREFIX
+from bisync.core.wish import Seen
+from bisync.endpoint.interface import Tree
+from bisync.errors import PathError, UsageError
 from bisync.fs import rollback
-from bisync.fs.meta import kind_of
+from bisync.fs.apply import SMALL
+from bisync.fs.content import Expected
+from bisync.fs.copying import write_chunk
+from bisync.fs.meta import apply_attributes, attributes_of, kind_of, read_xattrs
 from bisync.fs.replica import Options, Replica
 from bisync.fs.root import OPEN_DIR
 from bisync.fs.store import Store
 from bisync.fs.walk import ScanRules
 from bisync.session.mirrorconfig import MirrorConfig, MirrorReport
+from bisync.session.origin import Origin
 from bisync.session.report import Listener, Met
 
 
@@ -30,7 +38,7 @@ def is_store(path: bytes) -> bool:
 
 
 def merge_into(
-    sources: list[bytes], destination: bytes, config: MirrorConfig, listener: Listener, *, dry: bool
+    origin: Origin, destination: bytes, config: MirrorConfig, listener: Listener, *, dry: bool
 ) -> MirrorReport:
     """Bring what the sources have and the store lacks; sizes and filters decide what is wanted.
 
@@ -41,30 +49,36 @@ def merge_into(
     """
     if dry:
         raise UsageError("-n: a store is merged into; look with 'bisync rollback list'")
-    report = MirrorReport()
-    for text in sources:
+    for text in origin.texts:
         if not text.endswith(b"/"):
             raise UsageError(f"{os.fsdecode(text)}: give it with a slash behind it, as a store")
+    report = MirrorReport()
+    problems: list[tuple[bytes, str]] = []
 
-    def takes(path: bytes, info: os.stat_result) -> bool:
-        is_dir = stat.S_ISDIR(info.st_mode)
-        small = config.wish.max_size is None or info.st_size <= config.wish.max_size
-        large = config.wish.min_size is None or info.st_size >= config.wish.min_size
-        if config.filters.hides(path, is_dir=is_dir):
+    def takes(path: bytes, kind: Kind, size: int) -> bool:
+        if config.filters.hides(path, is_dir=kind is Kind.DIR):
             return False
-        if not stat.S_ISREG(info.st_mode):
-            return config.wish.takes(Content(kind_of(info.st_mode)))
+        if kind is not Kind.FILE:
+            return config.wish.takes(Content(kind))
+        small = config.wish.max_size is None or size <= config.wish.max_size
+        large = config.wish.min_size is None or size >= config.wish.min_size
         return (small and large) or path.startswith(b".manifest/")
 
-    with _store_at(os.path.realpath(destination)) as store:
-        for text in sources:
+    def takes_found(path: bytes, info: os.stat_result) -> bool:
+        return takes(path, kind_of(info.st_mode), info.st_size)
+
+    with _store_at(os.path.realpath(destination)) as store, contextlib.ExitStack() as stack:
+        paths = origin.paths
+        if not paths:
+            paths = [stack.enter_context(_fetched(origin, destination, config, takes, problems))]
+        for text in paths:
             try:
                 fd = os.open(text, OPEN_DIR & ~os.O_NOFOLLOW)
             except OSError as error:
                 _met(report, listener, text, error.strerror or str(error))
                 continue
             try:
-                done = rollback.merge(store, fd, takes)
+                done = rollback.merge(store, fd, takes_found)
             finally:
                 os.close(fd)
             report.created += done.entries
@@ -72,8 +86,115 @@ def merge_into(
             report.literal_bytes += done.size
             for path, reason in done.refused:
                 _met(report, listener, path, reason)
+        for path, reason in problems:
+            _met(report, listener, path, reason)
     report.finish()
     return report
+
+
+@contextlib.contextmanager
+def _fetched(
+    origin: Origin,
+    store: bytes,
+    config: MirrorConfig,
+    takes: Callable[[bytes, Kind, int], bool],
+    problems: list[tuple[bytes, str]],
+) -> Iterator[bytes]:
+    """What another machine's store has and this one seems to lack, in a folder of this machine.
+
+    A file of the same place, size and time is taken for the same, as a merge would find it.
+    """
+    wish = replace(config.wish, recursive=True, perms=True, times=True, owner=True, group=True)
+    tree = origin.walk(replace(config, wish=wish))
+    problems += tree.problems
+    try:
+        with tempfile.TemporaryDirectory(
+            prefix=os.fsdecode(TEMP_PREFIX), dir=os.fsdecode(store)
+        ) as name:
+            folder = os.fsencode(name)
+            todo: list[tuple[bytes, Seen]] = []
+            hidden: set[int] = set()
+            for listed in tree.listings:
+                if listed.key in hidden:
+                    hidden.update(seen.key for seen in listed.entries if seen.is_dir)
+                    continue
+                for seen in listed.entries:
+                    path = listed.path + b"/" + seen.name if listed.path else seen.name
+                    if not takes(path, seen.kind, seen.content.size):
+                        hidden |= {seen.key} if seen.is_dir else set()
+                    elif seen.is_dir:
+                        os.mkdir(os.path.join(folder, path), 0o700)
+                    elif not _has(os.path.join(store, path), seen):
+                        todo.append((path, seen))
+            tree.expect(
+                [
+                    Expected(seen.key, seen.content.size, refuse_writer=False)
+                    for _, seen in todo
+                    if seen.kind is Kind.FILE and seen.content.size <= SMALL
+                ]
+            )
+            for path, seen in todo:
+                try:
+                    _fetch(tree, seen, os.path.join(folder, path))
+                except PathError as error:
+                    problems.append((path, error.reason))
+                except OSError as error:
+                    problems.append((path, error.strerror or str(error)))
+            yield folder
+    finally:
+        tree.close()
+
+
+def _has(path: bytes, seen: Seen) -> bool:
+    try:
+        info = os.lstat(path)
+    except OSError:
+        return False
+    same = kind_of(info.st_mode) is seen.kind
+    if same and seen.kind is Kind.FILE:
+        same = (info.st_size, info.st_mtime_ns) == (seen.content.size, seen.attributes.mtime_ns)
+    return same
+
+
+def _fetch(tree: Tree, seen: Seen, path: bytes) -> None:
+    """One entry, with its attributes, in a folder that nobody else may enter."""
+    content, fd = seen.content, -1
+    match seen.kind:
+        case Kind.SYMLINK:
+            os.symlink(content.target, path)
+        case Kind.FILE:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        case Kind.FIFO:
+            os.mkfifo(path, 0o600)
+        case Kind.SOCKET:
+            os.mknod(path, stat.S_IFSOCK | 0o600)
+        case Kind.CHAR | Kind.BLOCK:
+            bits = stat.S_IFCHR if seen.kind is Kind.CHAR else stat.S_IFBLK
+            os.mknod(path, bits | 0o600, content.rdev)
+        case _:
+            return
+    try:
+        if fd >= 0:
+            into = fd
+            version = tree.supply(
+                seen.key,
+                lambda chunk: write_chunk(into, chunk),
+                lambda: os.ftruncate(into, 0),
+                refuse_writer=False,
+            )
+            os.ftruncate(fd, version.size)
+        at = fd
+        if fd < 0:
+            at = os.open(os.path.dirname(path), OPEN_DIR)
+        name = b"" if fd >= 0 else os.path.basename(path)
+        info = os.fstat(fd) if fd >= 0 else os.lstat(path)
+        now = attributes_of(info, *read_xattrs(at, name))
+        apply_attributes(at, name, seen.kind, now, seen.attributes)
+        if fd < 0:
+            os.close(at)
+    finally:
+        if fd >= 0:
+            os.close(fd)
 
 
 def _met(report: MirrorReport, listener: Listener, path: bytes, reason: str) -> None:

@@ -7,20 +7,24 @@ import sys
 from typing import TextIO
 
 from bisync.cli.output import Output
+from bisync.cli.reaching import reach
 from bisync.cli.rsyncoutput import Lines, check_format, problems_to, summary
 from bisync.cli.rsyncwords import size
 from bisync.cli.stopping import Stopper
 from bisync.cli.times import retention
 from bisync.core.chmod import parse_chmod
 from bisync.core.filters import Filters, parse_filters
+from bisync.core.location import location
 from bisync.core.method import Apply
 from bisync.core.retention import Retention
 from bisync.core.wish import Wish
+from bisync.endpoint.connect import Reach
 from bisync.errors import UsageError
 from bisync.fs.wanted import Wanted, wanted_files
+from bisync.linux.accounts import as_run_here
 from bisync.linux.limits import workers
-from bisync.session.mirror import mirror
 from bisync.session.mirrorconfig import MirrorConfig
+from bisync.session.mirroring import mirror
 
 _KIB = 1024
 
@@ -31,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     if len(options.paths) < 2:
         raise UsageError("give at least one source, and the destination last")
     *sources, destination = [os.fsencode(text) for text in options.paths]
-    config = _config(options, stopper)
+    config = _config(options, stopper, remote=location(destination).is_remote)
     template = _template(options)
     output = Output(
         as_json=options.json,
@@ -44,7 +48,12 @@ def run(options: argparse.Namespace) -> int:
         log = _log(options.log_file, stack)
         with output:
             report = mirror(
-                sources, destination, config, listener=output.event, dry=options.dry_run
+                sources,
+                destination,
+                config,
+                listener=output.event,
+                dry=options.dry_run,
+                reach=_reach(options),
             )
         if not options.json:
             Lines(None if options.quiet else template, log, options.out_format or "%i %n%L").show(
@@ -59,6 +68,11 @@ def run(options: argparse.Namespace) -> int:
     elif not options.quiet:
         summary(report, verbose=options.verbose > 0, stats=options.stats, human=options.human)
     return report.exit_code
+
+
+def _reach(o: argparse.Namespace) -> Reach:
+    o.agent_command = o.rsync_path
+    return reach(o, compress=o.compress is not False)
 
 
 def _template(options: argparse.Namespace) -> str | None:
@@ -86,7 +100,7 @@ def _retention(o: argparse.Namespace) -> Retention:
     return retention(age, o.keep_every or ("all" if backup else "1h"))
 
 
-def _config(o: argparse.Namespace, stopper: Stopper) -> MirrorConfig:
+def _config(o: argparse.Namespace, stopper: Stopper, *, remote: bool) -> MirrorConfig:
     if o.delete_excluded:
         o.delete = True
     o.recursive = o.recursive is True or (o.recursive == "archive" and o.files_from is None)
@@ -96,13 +110,14 @@ def _config(o: argparse.Namespace, stopper: Stopper) -> MirrorConfig:
         raise UsageError(f"--max-delete {o.max_delete}: give a number")
     files = _files(o)
     return MirrorConfig(
-        wish=_wish(o, recursive=o.recursive),
+        wish=_wish(o, recursive=o.recursive, remote=remote),
         filters=_filters(o),
         files_from=files,
         one_file_system=o.one_file_system,
         prune_empty=o.prune_empty,
         ignore_errors=o.ignore_errors,
         max_delete=None if o.max_delete is None else max(0, int(o.max_delete)),
+        numeric_ids=o.numeric_ids,
         yes=o.yes,
         backup_dir=None if o.backup_dir is None else os.fsencode(o.backup_dir),
         keep=not o.no_keep or o.backup or o.backup_dir is not None,
@@ -125,10 +140,9 @@ def _apply(o: argparse.Namespace) -> Apply:
         raise UsageError(f"--apply {o.apply}: give auto, replace or in-place") from error
 
 
-def _wish(o: argparse.Namespace, *, recursive: bool) -> Wish:
-    umask = os.umask(0)
+def _wish(o: argparse.Namespace, *, recursive: bool, remote: bool) -> Wish:
+    umask = os.umask(0o077)
     os.umask(umask)
-    root = os.geteuid() == 0
     for name, value in (("--timeout", o.timeout), ("--modify-window", o.modify_window),
                         ("--compress-level", o.compress_level)):  # fmt: skip
         if value is not None and not value.lstrip("-").isdecimal():
@@ -140,18 +154,17 @@ def _wish(o: argparse.Namespace, *, recursive: bool) -> Wish:
         suffix = os.fsencode("~" if o.suffix is None else o.suffix)
         if not suffix or b"/" in suffix:
             raise UsageError(f"--suffix {o.suffix!r}: give one that is not empty, without a slash")
-    return Wish(
+    wish = Wish(
         recursive=recursive,
         links=o.links,
         perms=o.perms or o.acls,
         times=o.times,
         dir_times=not o.omit_dir_times,
-        owner=o.owner and root,
+        owner=o.owner,
         group=o.group,
-        groups=None if root else frozenset({*os.getgroups(), os.getegid()}),
         acls=o.acls,
         xattrs=o.xattrs,
-        devices=o.devices and root,
+        devices=o.devices,
         specials=o.specials,
         hard_links=o.hard_links,
         checksum=o.checksum,
@@ -165,11 +178,9 @@ def _wish(o: argparse.Namespace, *, recursive: bool) -> Wish:
         modify_window_s=0 if o.modify_window is None else max(0, int(o.modify_window)),
         inplace=o.inplace,
         chmod=parse_chmod(o.chmod or [], umask),
-        umask=umask,
-        user=os.geteuid(),
-        user_group=os.getegid(),
         backup_suffix=suffix,
     )
+    return wish if remote else as_run_here(wish)  # else the other end knows who runs it there
 
 
 def _filters(o: argparse.Namespace) -> Filters:
