@@ -11,6 +11,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -27,6 +28,8 @@ import pytest
 STATE = b".bisync"
 STORE = b"rsync-rollback"
 NOON = 1_700_000_000  # seconds; a fixed moment in the past for files whose times must be known
+FAR = os.environ.get("BISYNC_TEST_FAR", "")
+"""Which sides of all runs are reached as if on another machine: alpha, beta, both; or none."""
 COUNTS = (
     "files_scanned moves bytes_sent bytes_received literal_bytes matched_bytes created updated "
     "deleted conflicts problems busy kept presumed skipped"
@@ -34,6 +37,11 @@ COUNTS = (
 APPLIED = ("moves", "created", "updated", "deleted", "literal_bytes", "kept")
 
 _HERE = Path(__file__).resolve().parents[1]
+ELSEWHERE = _HERE / "tests" / "fakes" / "elsewhere"
+_SWITCHES = (
+    "--json --yes --dry-run --checksum --specials --devices --accept-root --delete --verbose "
+    "--stats --quiet"
+).split()
 _BLOCK = 64 << 10
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _AT_FDCWD = -100
@@ -321,7 +329,7 @@ def run(
 ) -> Outcome:
     """Run the program and require one of the exit codes ``check`` (None: any) and no traceback."""
     who: dict[str, Any] = {}
-    line, env = command(*args), environment()
+    line, env = command(*(elsewhere(args) if FAR else args)), environment()
     if user is not None:
         who = {"user": user, "group": user, "extra_groups": []}
         line[0] = _python_for_anybody()
@@ -345,6 +353,34 @@ def run(
     allowed = (check,) if isinstance(check, int) else check
     assert allowed is None or outcome.rc in allowed, f"expected {allowed}: {about}"
     return outcome
+
+
+def elsewhere(args: tuple[str | bytes | Path, ...], far: str = FAR) -> list[str | bytes | Path]:
+    """The words of a command with one side, or both, reached as if on another machine.
+
+    ``far`` is alpha (of a mirror: the sources), beta (its destination) or both.
+    """
+    if not args or args[0] not in ("sync", "plan", "mirror") or "--state-dir" in args:
+        return list(args)
+    found, places = list(args), [i for i, arg in enumerate(args) if _is_place(args, i)]
+    for place in places[:-1] if far != "beta" else []:
+        found[place] = _there(found[place])
+    for place in places[-1:] if far != "alpha" else []:
+        found[place] = _there(found[place])
+    program = "--rsync-path" if args[0] == "mirror" else "--agent-command"
+    agent = shlex.join(map(str, command()))
+    return [found[0], "--rsh", str(ELSEWHERE), program, agent, *found[1:]]
+
+
+def _is_place(args: tuple[str | bytes | Path, ...], at: int) -> bool:
+    """Whether a word is a root, and not the value of an option."""
+    before = args[at - 1] if at else ""
+    is_value = isinstance(before, str) and before.startswith("--") and "=" not in before
+    return isinstance(args[at], Path) and not (is_value and before not in _SWITCHES)
+
+
+def _there(place: str | bytes | Path) -> str | bytes:
+    return b"elsewhere:" + place if isinstance(place, bytes) else f"elsewhere:{place}"
 
 
 def _python_for_anybody() -> str:

@@ -37,7 +37,7 @@ HEAD_SIZE = _HEAD.size
 _PLAIN, _ZSTD = 0, 1
 _SMALLEST = 512  # bytes; packing less is not worth it
 _LEVEL = 3
-_FIRST_LINE = 200  # bytes shown of what is no preamble
+LINE = 200  # bytes shown of what is no preamble
 
 
 class Lane(IntEnum):
@@ -82,7 +82,7 @@ def refuse_other(data: bytes) -> None:
         ProtocolError: somebody else talks; with the first line of it.
     """
     if not MAGIC.startswith(data[: len(MAGIC)]):
-        line = data[:_FIRST_LINE].splitlines()[0] if data.strip() else data
+        line = data[:LINE].splitlines()[0] if data.strip() else data
         shown = line.decode("ascii", "backslashreplace")
         shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in shown)
         raise ProtocolError(

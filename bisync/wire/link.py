@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 from bisync.errors import ProtocolError, TimedOutError
 from bisync.wire.frames import (
+    LINE,
     MAGIC,
     MOST,
     PREAMBLE_SIZE,
@@ -30,6 +31,7 @@ from bisync.wire.schema import Plain, refuse
 
 PREAMBLE_S = 15.0  # until the other end has begun
 BEAT_S = 10.0  # without a frame of ours: a sign of life
+REST_S = 1.0  # for the rest of the first line of somebody else
 SILENCE_S = 60.0  # without a frame of theirs: it is gone
 WINDOWS = {Lane.SMALL: 4 * MOST, Lane.BULK: 8 * MOST}  # bytes on their way, or not dealt with yet
 _CREDIT, _BEAT, _BYE = range(3)
@@ -182,7 +184,9 @@ class Link:
             self._heard = now
         if self.theirs is None:
             self._first += data
-            refuse_other(bytes(self._first[: len(MAGIC)]))
+            if self._is_another() and not (b"\n" in self._first or len(self._first) > LINE):
+                return  # the rest of its first line says more
+            refuse_other(bytes(self._first))
             if len(self._first) < PREAMBLE_SIZE:
                 return
             self.theirs = Preamble.of(bytes(self._first[:PREAMBLE_SIZE]))
@@ -200,6 +204,10 @@ class Link:
             if credit.theirs < 0:
                 refuse("more than it was granted")
             yield frame
+
+    def _is_another(self) -> bool:
+        """Whether who begins is none of our kind."""
+        return not MAGIC.startswith(self._first[: len(MAGIC)])
 
     def _control_came(self, frame: Frame) -> None:
         message = frame.message
@@ -236,7 +244,10 @@ class Link:
 
         Raises:
             TimedOutError: the other end is late, or gone.
+            ProtocolError: it is none of our kind.
         """
+        if self.theirs is None and self._is_another() and now - self._heard >= REST_S:
+            refuse_other(bytes(self._first))
         if self.theirs is None and now - self._began >= self._patience:
             raise TimedOutError(f"the other end said nothing of itself for {self._patience:.0f} s")
         if self.theirs is not None and now - self._heard >= self._silence:
@@ -245,7 +256,8 @@ class Link:
             self._say(_BEAT)
             self._sent = now
         if self.theirs is None:
-            return self._began + self._patience
+            rest = self._heard + REST_S if self._is_another() else self._began + self._patience
+            return min(rest, self._began + self._patience)
         return min(self._heard + self._silence, self._sent + BEAT_S)
 
     def close(self) -> None:
@@ -265,6 +277,7 @@ class Link:
         """
         if self.theirs is None:
             said = bytes(self._first)
+            refuse_other(said)
             raise ProtocolError(
                 "the other end ended before it began"
                 + (f"; it said: {said!r}" if said else "; is `bisync` there?")
