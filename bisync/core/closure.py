@@ -194,6 +194,7 @@ class _Closure:
 
     def _counterparts(self, side: Side) -> bool:
         """Look at the same place on the other side and in the ancestor."""
+        found: list[tuple[Place, Place]] = []
         progress = False
         for place in list(self.waiting[side]):
             parent, name = place
@@ -211,12 +212,11 @@ class _Closure:
                     continue
             self.waiting[side].discard(place)
             progress = True
-            if other is None:
-                continue
-            there = (other, name)
-            if there not in self.parts[side.other].names:
-                self.places_due[side.other].add(there)
-                self._load_places(side.other)
+            if other is not None:
+                self.places_due[side.other].add((other, name))
+                found.append((place, (other, name)))
+        self._load_places(side.other)
+        for place, there in found:
             self._pair(side, self.parts[side].names[place], there)
         return progress
 
@@ -232,6 +232,7 @@ class _Closure:
         """A directory that a side no longer has takes its whole subtree into the closure."""
         progress = False
         part = self.parts[side]
+        gone: dict[int, list[Place]] = {}  # and where it was
         for key in list(self.unresolved[side]):
             agreed = self.agreed.nodes[key]
             local = agreed.ids[side]
@@ -248,37 +249,45 @@ class _Closure:
                 for p, name in self.agreed.names_of[key]
                 if (parent := self._local(side, p)) is not None
             ]
+            progress = True
             if any(place not in part.names for place in places):
                 self.places_due[side].update(places)
-                progress = True
                 continue
             self.unresolved[side].discard(key)
-            progress = True
-            self._succeed(side, key, places)
-            for _, child in self.agreed_view.children([key]).get(key, []):
-                self.keys_due.add(child)
-            there = self._local(side.other, key)
-            if there is not None:
-                below = self.views[side.other].children([there]).get(there, [])
+            gone[key] = places
+        if gone:
+            self._succeed(side, gone)
+            for children in self.agreed_view.children(gone).values():
+                self.keys_due.update(child for _, child in children)
+            there = [n for key in gone if (n := self._local(side.other, key)) is not None]
+            for below in self.views[side.other].children(there).values():
                 self.nodes_due[side.other].update(node for _, node in below)
         return progress
 
-    def _succeed(self, side: Side, key: int, places: list[Place]) -> None:
-        part = self.parts[side]
-        for place in places:
-            node = part.names.get(place)
-            if node is None or self.agreed_view.by_side(side, [node]):
-                continue
-            if node not in part.nodes:
-                part.nodes.update(self.views[side].nodes([node]))
-            if node in part.nodes and part.nodes[node].kind is Kind.DIR:
-                self.successor[side][key] = node
-                below = self.views[side].children([node]).get(node, [])
-                self.nodes_due[side].update(child for _, child in below)
-                for place_of_child in self.agreed.names:
-                    if place_of_child[0] == key:
-                        self.places_due[side].add((node, place_of_child[1]))
-                return
+    def _succeed(self, side: Side, gone: dict[int, list[Place]]) -> None:
+        """A new directory at the place of one that is gone takes over what is below it."""
+        part, view = self.parts[side], self.views[side]
+        here = {
+            key: [node for place in places if (node := part.names.get(place)) is not None]
+            for key, places in gone.items()
+        }
+        found = {node for nodes in here.values() for node in nodes}
+        fresh = found - self.agreed_view.by_side(side, found).keys()
+        part.nodes.update(view.nodes(fresh - part.nodes.keys()))
+        heirs: dict[int, NodeId] = {}
+        for key, nodes in here.items():
+            for node in nodes:
+                if node in fresh and node in part.nodes and part.nodes[node].kind is Kind.DIR:
+                    heirs[key] = node
+                    break
+        if not heirs:
+            return
+        self.successor[side].update(heirs)
+        for children in view.children(set(heirs.values())).values():
+            self.nodes_due[side].update(child for _, child in children)
+        for parent, name in self.agreed.names:
+            if parent in heirs:
+                self.places_due[side].add((heirs[parent], name))
 
 
 def close(
