@@ -332,7 +332,8 @@ def run(
     line, env = command(*(elsewhere(args) if FAR else args)), environment()
     if user is not None:
         who = {"user": user, "group": user, "extra_groups": []}
-        line[0] = _python_for_anybody()
+        python = _python_for_anybody()
+        line = [w.replace(sys.executable, python) if isinstance(w, str) else w for w in line]
         packages = sysconfig.get_path("purelib")
         env = environment(HOME="/nonexistent", PYTHONPATH=f"{_HERE}{os.pathsep}{packages}")
     done = subprocess.run(

@@ -227,7 +227,19 @@ def build_parser() -> argparse.ArgumentParser:
     agent = commands.add_parser(
         "agent", help="the other end of a connection (started through ssh, not by people)"
     )
-    agent.add_argument("--root", metavar="DIR", help="serve this directory only")
+    agent.add_argument(
+        "--root",
+        metavar="DIR",
+        help="serve this directory only, whatever is asked for: for a forced command of ssh",
+    )
+    agent.add_argument("--read-only", action="store_true", help="be a source, never a destination")
+    agent.add_argument(
+        "--append-only-store", action="store_true", help="never let go of a kept version"
+    )
+    agent.add_argument("--devices", action="store_true", help="with --root: device nodes, too")
+    agent.add_argument(
+        "--set-id", action="store_true", help="with --root: set-id bits and capabilities, too"
+    )
     conflicts = commands.add_parser("conflicts", help="list, show and resolve conflicts")
     conflicts.add_argument(
         "words", nargs="*", metavar="list|show|resolve [ID|PATH]", help="what to do with which one"

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 
 from bisync.core.method import Apply
+from bisync.core.node import Place
 from bisync.core.plan import Placed, Placements
 from bisync.endpoint.interface import Ending, Hello, Read
 from bisync.fs.archive import Chain, Commit, Epoch, PairState
 from bisync.fs.conflicts import Choice, Quarrel, Take
 from bisync.fs.recovery import Recovered
-from bisync.fs.result import Result, Status
+from bisync.fs.result import Status
 from bisync.fs.walk import Problem, ScanResult
 from bisync.wire.schema import (
     Bool,
@@ -18,6 +19,7 @@ from bisync.wire.schema import (
     Maybe,
     Member,
     Name,
+    OsText,
     Path,
     Record,
     Schema,
@@ -33,6 +35,7 @@ from bisync.wire.values import (
     DECLARED,
     IDS,
     KEY,
+    LONG_PATH,
     MANY,
     NAMES_OF,
     NODES,
@@ -49,7 +52,7 @@ from bisync.wire.values import (
     VERSIONS,
 )
 
-_FULL_PATH = Bytes(4096)
+_FULL_PATH = LONG_PATH
 _COUNT = Int(0)
 _ID = Text(128)  # a replica, an incarnation, a nonce, a conflict
 _PAIR = Int(1)
@@ -124,9 +127,27 @@ _RECOVERED = Record(
     said=Several(Text(), 65536, list),
     stuck=Several(Each((_FULL_PATH, REASON)), 65536, list),
 )
-_RESULT = Record(
-    Result,
-    step=STEP,
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """How one step ended. ``path`` and ``old`` are where its node is and was, for output."""
+
+    position: int  # in the list that was asked for
+    status: Status
+    reason: str
+    size: int
+    matched: int
+    kept: bytes | None
+    missed: tuple[str, ...]
+    beside: Place | None
+    path: bytes | None
+    old: bytes | None
+
+
+DONE = Record(
+    Done,
+    position=_COUNT,
     status=Member(Status),
     reason=REASON,
     size=SIZE,
@@ -134,9 +155,9 @@ _RESULT = Record(
     kept=Maybe(_FULL_PATH),
     missed=Several(REASON, 4096),
     beside=Maybe(PLACE),
+    path=Maybe(_FULL_PATH),
+    old=Maybe(_FULL_PATH),
 )
-DONE = Each((_RESULT, Maybe(_FULL_PATH), Maybe(_FULL_PATH)))
-"""One result, and for output the path of its place, and of the one it came from."""
 _QUARREL = Record(
     Quarrel,
     id=_ID,
@@ -200,13 +221,13 @@ _OPENING = Record(
     Opening,
     path=_FULL_PATH,
     dry=Bool(),
-    patterns=Several(Text(4096), 65536),
+    patterns=Several(OsText(), 65536),
     store=Path(),
     specials=Bool(),
     devices=Bool(),
     fsync=Bool(),
     apply=Member(Apply),
-    hot=Several(Text(4096), 65536),
+    hot=Several(OsText(), 65536),
     hot_share=Maybe(Int(1, 1_000_000)),
     base_clones=Int(0, 1 << 20),
     bwlimit=_COUNT,

@@ -30,6 +30,8 @@ _AHEAD = 2 << 20  # bytes that wait to be written before who makes more has to w
 _MOST_WAITING = 8192  # things asked for that nobody has begun
 _LOOK_S = 0.2  # between two looks whether to stop
 _GOODBYE_S = 10.0
+_STOPS_S = 30.0  # for the other end to end what is in hand
+_DEEPEST = 8  # things in hand for the other end, one in the other
 
 STOP = 0
 """What to tell the other end when a person wants a stop: what is in hand ends cleanly."""
@@ -142,7 +144,9 @@ class Channel:
         )
         self._reading, self._writing = reading, writing
         self._stop, self._pace = stop, pace
-        self._told_to_stop = False
+        self._serving = 0  # things that the other end asked for and that are in hand
+        self._asked = False  # a call of the other end's is
+        self._told_to_stop = 0.0  # when
         self._changed = threading.Condition()
         self._packing = threading.Lock()
         self._letters = Assembler()
@@ -295,30 +299,46 @@ class Channel:
         """
         while True:
             with self._changed:
-                while not ready() and not self._inbox:
+                if ready():
+                    return
+                work = self._inbox.popleft() if self._may_serve() else None
+                if work is None:
                     if self._broken is not None:
                         raise self._broken
                     self._changed.wait(_LOOK_S)
-                    if not (ready() or self._inbox or self._broken):
-                        break
-                if ready():
-                    return
-                work = self._inbox.popleft() if self._inbox else None
+                    if ready():
+                        return
+                    if self._may_serve() or self._broken is not None:
+                        continue
             if work is None:
                 self._look_for_a_stop()
             else:
                 self._serve(work)
+
+    def _may_serve(self) -> bool:
+        """Whether something is asked for that may be begun now: not for ever deeper."""
+        return bool(self._inbox) and self._serving < _DEEPEST
 
     def _look_for_a_stop(self) -> None:
         """A stop that a person asked for here is one for the other end, too: it ends cleanly."""
         try:
             self._stop()
         except Interrupted:
+            now = time.monotonic()
             if not self._told_to_stop:
-                self._told_to_stop = True
+                self._told_to_stop = now
                 self.tell(STOP, None)
+            elif now - self._told_to_stop > _STOPS_S:
+                raise
 
     def _serve(self, work: Letter | tuple[Stream, Piece]) -> None:
+        self._serving += 1
+        try:
+            self._do(work)
+        finally:
+            self._serving -= 1
+
+    def _do(self, work: Letter | tuple[Stream, Piece]) -> None:
         service = self.service
         if service is None:
             raise ProtocolError("the other end asks for something, and nothing is offered")
@@ -333,17 +353,23 @@ class Channel:
             service.told(work)
             return
 
+        if self._asked:
+            refuse("a call before the last one was answered")
+
         def part(body: Plain) -> None:
             self._send(Letter(Word.PART, work.number, work.about, body))
 
+        self._asked = True
         try:
             answer = service.ask(work, part)
         except BisyncError as error:
-            if self.broken:
+            if self.broken or isinstance(error, ProtocolError):
                 raise
             about, body = number_of(error)
             self._send(Letter(Word.FAULT, work.number, about, body))
             return
+        finally:
+            self._asked = False
         self._send(Letter(Word.ANSWER, work.number, work.about, answer))
 
     def serve(self) -> None:

@@ -49,8 +49,12 @@ class LocalEndpoint:
 
     is_far = False
 
-    def __init__(self, path: bytes, options: Options, *, dry: bool = False) -> None:
+    def __init__(
+        self, path: bytes, options: Options, *, dry: bool = False, machine: str = ""
+    ) -> None:
+        """``machine``: the name of this one, where the other side is on another."""
         self.replica = Replica(path, options)
+        self._prefix = f"{machine}:" if machine else ""
         self.dry = dry
         self._buffer = bytearray(1 << 20)
         self._imagined: dict[NodeId, Place] = {}
@@ -80,7 +84,7 @@ class LocalEndpoint:
         """Say who this side is."""
         r = self.replica
         return Hello(
-            path=display(r.path),
+            path=self._prefix + display(r.path),
             known=r.known,
             replica=r.marker.replica if r.marker is not None else "",
             incarnation=r.marker.incarnation if r.marker is not None else "",

@@ -1,7 +1,6 @@
 """A root on another machine as a side of a session, through a connection."""
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,7 +10,7 @@ from bisync.core.groups import Together
 from bisync.core.node import Agreed, Attributes, Node, NodeId, Place, Side
 from bisync.core.plan import Exchange, Move, Transition, place_of
 from bisync.core.rows import update_from_list, update_to_list
-from bisync.endpoint.calls import CALLS, Opening
+from bisync.endpoint.calls import CALLS, Done, Opening
 from bisync.endpoint.channel import Channel
 from bisync.endpoint.connect import Connection
 from bisync.endpoint.interface import AgreedCopy, Ending, Hello, Read
@@ -23,6 +22,7 @@ from bisync.fs.content import Chunk, ContentSource, Expected, Version
 from bisync.fs.recovery import Recovered
 from bisync.fs.result import Result
 from bisync.fs.walk import ScanResult
+from bisync.wire.schema import refuse
 
 _NUMBERS = 4096  # taken at a time
 
@@ -262,8 +262,7 @@ class RemoteEndpoint:
 
     def archive(self, hello: Hello, *, column: int, flipped: bool) -> AgreedCopy:
         """The side's copy of the ancestor."""
-        here = hello if ":" in hello.path else replace(hello, path=f"{_machine()}:{hello.path}")
-        here = replace(here, pairs=())
+        here = replace(hello, pairs=())  # nobody else's business
         pair = self._far("archive", here, column, flipped)
         return RemoteArchive(self._far, pair, column, flipped=flipped)
 
@@ -353,10 +352,24 @@ class RemoteEndpoint:
         self._forget_paths()
         results: list[Result] = []
 
-        def take(done: list[tuple[Result, bytes | None, bytes | None]]) -> None:
-            for result, path, old in done:
-                self._remember(result.step, path, old)
-                results.append(result)
+        def take(some: list[Done]) -> None:
+            for done in some:
+                if done.position != len(results) or done.position >= len(steps):
+                    refuse("how a step ended that is not due")
+                step = steps[done.position]
+                self._remember(step, done.path, done.old)
+                results.append(
+                    Result(
+                        step,
+                        done.status,
+                        done.reason,
+                        done.size,
+                        done.matched,
+                        done.kept,
+                        done.missed,
+                        done.beside,
+                    )
+                )
 
         self.channel.service = ContentOnly(lambda: source)
         try:
@@ -364,7 +377,7 @@ class RemoteEndpoint:
         finally:
             self.channel.service = None
         if len(results) != len(steps):
-            raise EndpointError("the other end did not say how every step ended")
+            refuse("too little of how the steps ended")
         return results
 
     def _remember(self, step: Transition, path: bytes | None, old: bytes | None) -> None:
@@ -462,7 +475,3 @@ class RemoteEndpoint:
                 self._far("close")
         finally:
             self._connection.close()
-
-
-def _machine() -> str:
-    return os.uname().nodename

@@ -6,23 +6,37 @@ filters, what of the ancestor is sound.
 
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
+from bisync.core.declared import Declared
 from bisync.core.hot import Allowance
 from bisync.core.ignore import Matcher
 from bisync.core.node import Place, Side
-from bisync.core.plan import Exchange, Move, Transition, place_of
+from bisync.core.path import display
+from bisync.core.plan import (
+    Exchange,
+    Make,
+    Move,
+    Replace,
+    SetAttributes,
+    Transition,
+    place_of,
+)
 from bisync.core.rows import update_from_list, update_to_list
-from bisync.endpoint.calls import BY_NUMBER, CALLS, Opening
+from bisync.endpoint.calls import BY_NUMBER, CALLS, Done, Opening
 from bisync.endpoint.channel import Channel, Stream
 from bisync.endpoint.content import ContentServer, RemoteContent
-from bisync.endpoint.interface import Hello
+from bisync.endpoint.interface import Ending, Hello, Read
 from bisync.endpoint.local import LocalEndpoint
-from bisync.errors import EndpointError, Interrupted
+from bisync.errors import EndpointError, Interrupted, UsageError
 from bisync.fs.archive import Archive, Chain, Commit
 from bisync.fs.content import ContentSource
 from bisync.fs.replica import Options
+from bisync.fs.result import Result
+from bisync.fs.root import enclosing_root
 from bisync.fs.walk import ScanRules
 from bisync.linux.limits import workers
 from bisync.wire.letters import Letter, Piece
@@ -74,6 +88,20 @@ class FarContent(RemoteContent):
         return bool(call.gives.unpack(answer))
 
 
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the other end may ask for, whatever it wants."""
+
+    changes: bool = True  # anything at all
+    prunes: bool = True  # let kept versions go
+    devices: bool = True  # make device nodes
+    set_id: bool = True  # give bits and attributes that lend power: set-id, capabilities
+    commands: bool = True  # run what freezes and thaws programs
+
+
+ANYTHING = Policy()
+
+
 class RootService:
     """One root of this machine, worked on by the other end.
 
@@ -81,9 +109,12 @@ class RootService:
         locate: which directory a path of the other end means; raises if none.
     """
 
-    def __init__(self, channel: Channel, locate: Callable[[bytes], bytes]) -> None:
+    def __init__(
+        self, channel: Channel, locate: Callable[[bytes], bytes], policy: Policy = ANYTHING
+    ) -> None:
         self._channel = channel
         self._locate = locate
+        self._policy = policy
         self._side: LocalEndpoint | None = None
         self._archives: dict[int, Archive] = {}
         self._content = ContentServer(lambda: self.side)
@@ -149,6 +180,14 @@ class RootService:
         if self._side is not None:
             refuse("a root is open already")
         path = self._locate(opening.path)
+        above = enclosing_root(os.path.realpath(path))
+        if above is not None:
+            raise UsageError(
+                f"{display(path)} lies inside the root {display(above)}; synchronise that one, "
+                "or exclude the folder and move it out"
+            )
+        if not (self._policy.changes or opening.dry):
+            raise UsageError("this agent is read-only: let it be the source of a mirror, or plan")
         options = self._options(opening)
         if opening.set_aside:
             side = LocalEndpoint(path, options)
@@ -166,7 +205,7 @@ class RootService:
                 Matcher(opening.patterns),
                 opening.store,
                 specials=opening.specials,
-                devices=opening.devices,
+                devices=opening.devices and self._policy.devices,
             ),
             store=opening.store,
             workers=workers(),
@@ -213,16 +252,61 @@ class RootService:
     ) -> tuple[()]:
         for text in updates.values():
             _checked([_loaded(text)])
+        if not self._policy.changes:
+            refuse("a change at a read-only agent")
+        self._refuse_old_numbers(steps)
+        steps = [self._allowed(step) for step in steps]
         try:
             results = self.side.apply(
                 self._archive_of(pair), steps, updates, self._far, list(together)
             )
         finally:
             self._far.expect([])
-        done = ((result, *self._paths(result.step)) for result in results)
+        done = (self._done(i, result) for i, result in enumerate(results))
         while some := list(itertools.islice(done, _RESULTS)):
             send(some)
         return ()
+
+    def _refuse_old_numbers(self, steps: list[Transition]) -> None:
+        """A new node has a number that was given out for it, and that nothing has."""
+        fresh = [step.node for step in steps if isinstance(step, Make)]
+        index = self.side.view
+        if len(set(fresh)) != len(fresh) or index.nodes(fresh) or index.names_of(fresh):
+            refuse("a new node with the number of another")
+        if any(node >= index.next_number for node in fresh):
+            refuse("a number that was not given out")
+
+    def _allowed(self, step: Transition) -> Transition:
+        """A step without what the other end may not give here."""
+        if self._policy.set_id or not isinstance(step, Make | Replace | SetAttributes):
+            return step
+        a = step.attributes
+        mine = replace(
+            a,
+            mode=a.mode & ~0o6000,
+            xattrs=tuple(x for x in a.xattrs if not x[0].startswith((b"security.", b"trusted."))),
+        )
+        return replace(step, attributes=mine)
+
+    def _hold_declared(self, top: int, rule: Declared, nodes: Any, agreed: Any) -> Read:
+        if rule.hooks is not None and not self._policy.commands:
+            return Read(top, "problem", "this agent runs no commands of the other end")
+        return self.side.hold_declared(top, rule, nodes, agreed)
+
+    def _done(self, position: int, result: Result) -> Done:
+        path, old = self._paths(result.step)
+        return Done(
+            position=position,
+            status=result.status,
+            reason=result.reason,
+            size=result.size,
+            matched=result.matched,
+            kept=result.kept,
+            missed=result.missed,
+            beside=result.beside,
+            path=path,
+            old=old,
+        )
 
     def _paths(self, step: Transition) -> tuple[bytes | None, bytes | None]:
         place = place_of(step)
@@ -258,7 +342,9 @@ class RootService:
     def _keep_pending(self, pair: int, pending: dict[int, str]) -> None:
         self.side.keep_pending(self._archive_of(pair), pending)
 
-    def _finish(self, pair: int, ending: Any) -> list[str]:
+    def _finish(self, pair: int, ending: Ending) -> list[str]:
+        if not self._policy.prunes:
+            ending = replace(ending, retention=None)
         return self.side.finish(self._archive_of(pair), ending)
 
     def _deletions_since(self, pair: int, column: int, time_ns: int) -> int:

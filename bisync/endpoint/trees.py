@@ -36,13 +36,13 @@ from bisync.wire.schema import (
     Text,
     refuse,
 )
-from bisync.wire.values import DIGEST, IDS, NUMBER, REASON
+from bisync.wire.values import DIGEST, IDS, LONG_PATH, NUMBER, REASON
 
 WALK, DIGEST_OF, DATABASE, CLOSE = 100, 101, 102, 103
 MOVED = 15
 _SOME = 2000  # entries in one part of a listing
 _MOST = 20_000_000  # entries in all
-_PATH = Bytes(4096)
+_PATH = LONG_PATH
 _ACCOUNTS = Table(Int(0, 2**32 - 1), Bytes(256, 1), 65536)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from bisync.core.method import Apply
 from bisync.core.node import Attributes, Content, Kind, Node, NodeId, XAttrs
 from bisync.delta.digest import BLOCK_SIZE
-from bisync.errors import BusyError, Interrupted, StaleError
+from bisync.errors import BusyError, EndpointError, Interrupted, NoSpaceError, StaleError
 from bisync.fs.content import BIG, Chunk, ContentSource, Version
 from bisync.fs.copying import write_chunk
 from bisync.fs.look import Looker
@@ -428,9 +428,9 @@ def may_go_on(error: BaseException) -> bool:
     """Whether what arrived until an error is of use for another try."""
     from bisync.fs.bigfile import BasisError  # noqa: PLC0415 -- loads numpy
 
-    if isinstance(error, BasisError):
+    if isinstance(error, BasisError | NoSpaceError):
         return False
-    return isinstance(error, Interrupted | BusyError | StaleError)
+    return isinstance(error, Interrupted | BusyError | StaleError | EndpointError)
 
 
 def _by_changes(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bisync.endpoint.channel import Channel, Stream
 from bisync.endpoint.interface import Tree
-from bisync.endpoint.service import RootService
+from bisync.endpoint.service import ANYTHING, Policy, RootService
 from bisync.endpoint.trees import Order, TreeService
 from bisync.errors import Interrupted, UsageError
 from bisync.linux.limits import workers
@@ -22,6 +22,7 @@ class Confinement:
     """What the one who drives may not go beyond, whatever is asked for."""
 
     root: bytes | None = None  # only this directory; None: any that the user may go to
+    policy: Policy = ANYTHING
 
     def locate(self, path: bytes) -> bytes:
         """The directory that a path of the other end means here.
@@ -29,10 +30,11 @@ class Confinement:
         Raises:
             UsageError: it is outside.
         """
-        real = os.path.realpath(path)
-        if self.root is not None and real != os.path.realpath(self.root):
+        if self.root is None:
+            return path  # as it was spelled: a link in the place of a root is looked at
+        if os.path.realpath(path) != os.path.realpath(self.root):
             raise UsageError(f"{os.fsdecode(path)}: this agent serves one directory only")
-        return real
+        return self.root
 
     def locate_below(self, path: bytes) -> bytes:
         """As :meth:`locate`, or something in that directory; spelled as it was."""
@@ -52,8 +54,10 @@ class Agent:
 
     def __init__(self, channel: Channel, confinement: Confinement) -> None:
         self._channel = channel
-        self._root = RootService(channel, confinement.locate)
-        self._mirror = MirrorService(channel, confinement.locate_below, self._stop)
+        self._root = RootService(channel, confinement.locate, confinement.policy)
+        self._mirror = MirrorService(
+            channel, confinement.locate_below, confinement.policy, self._stop
+        )
         self._trees = TreeService(self._walk)
         self._confinement = confinement
         channel.service = self

@@ -6,8 +6,9 @@ crosses: its list, and the content that is missing.
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from bisync.core.chmod import Chmod, ChmodStep
 from bisync.core.filters import Filters
 from bisync.core.items import Item
 from bisync.core.method import Apply
@@ -16,8 +17,9 @@ from bisync.core.retention import Retention
 from bisync.core.wish import Wish
 from bisync.endpoint.channel import Channel
 from bisync.endpoint.interface import Tree
+from bisync.endpoint.service import Policy
 from bisync.endpoint.trees import Order, TreeService
-from bisync.errors import BisyncError
+from bisync.errors import BisyncError, UsageError
 from bisync.linux.accounts import as_run_here
 from bisync.linux.limits import workers
 from bisync.session.mirror import mirror_from
@@ -27,7 +29,6 @@ from bisync.session.report import Change, Event, Listener, Met, Progress
 from bisync.wire.mirrorvalues import FILTERS, ITEM, WISH
 from bisync.wire.schema import (
     Bool,
-    Bytes,
     Each,
     Int,
     Maybe,
@@ -39,10 +40,10 @@ from bisync.wire.schema import (
     Table,
     Text,
 )
-from bisync.wire.values import REASON, RETENTION
+from bisync.wire.values import LONG_PATH, REASON, RETENTION
 
 RUN = 110
-_PATH = Bytes(4096)
+_PATH = LONG_PATH
 _COUNT = Int(0)
 _SOME = 2000  # items in one part
 
@@ -201,13 +202,29 @@ class MirrorService:
     """
 
     def __init__(
-        self, channel: Channel, locate: Callable[[bytes], bytes], stop: Callable[[], None]
+        self,
+        channel: Channel,
+        locate: Callable[[bytes], bytes],
+        policy: Policy,
+        stop: Callable[[], None],
     ) -> None:
-        self._channel, self._locate, self._stop = channel, locate, stop
+        self._channel, self._locate, self._policy, self._stop = channel, locate, policy, stop
+
+    def _allowed(self, wish: Wish) -> Wish:
+        """What is asked for, without what the other end may not give here."""
+        if not self._policy.devices:
+            wish = replace(wish, devices=False)
+        if not self._policy.set_id:
+            no_set_id = ChmodStep(dirs=True, files=True, clear=0o6000, bits=0, search=0)
+            chmod = Chmod((*wish.chmod.steps, no_set_id))
+            wish = replace(wish, chmod=chmod, xattrs=False)
+        return wish
 
     def run(self, body: Plain, part: Callable[[Plain], None]) -> Plain:
         """Answer a call."""
         asked: _Asked = _ASKED.unpack(body)
+        if not (self._policy.changes or asked.dry):
+            raise UsageError("this agent is read-only: it can be the source of a mirror only")
         destination = self._locate(asked.destination)
         if asked.backup_dir is not None:
             self._locate(os.path.join(destination, asked.backup_dir))
@@ -217,14 +234,14 @@ class MirrorService:
                 part(_PART.pack((event, ())))
 
         config = MirrorConfig(
-            wish=as_run_here(asked.wish),
+            wish=self._allowed(as_run_here(asked.wish)),
             filters=asked.filters,
             ignore_errors=asked.ignore_errors,
             max_delete=asked.max_delete,
             yes=asked.yes,
             backup_dir=asked.backup_dir,
-            keep=asked.keep,
-            retention=asked.retention,
+            keep=asked.keep or not self._policy.prunes,
+            retention=asked.retention if self._policy.prunes else None,
             whole_files=asked.whole_files,
             apply=asked.apply,
             fsync=asked.fsync,

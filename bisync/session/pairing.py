@@ -112,7 +112,9 @@ def _record_of_location(
     me, there = hellos[side], hellos[side.other]
     if not me.known or relation.new_identity[side]:
         return
-    record = next((p for p in me.pairs if p.location == there.path), None)
+    fits = [p for p in me.pairs if there.root and p.identity == there.root]
+    fits += [p for p in me.pairs if p.location == there.path]
+    record = next(iter(fits), None)
     if record is None or relation.new_identity[side.other]:
         return
     same_root = record.identity == there.root

@@ -172,7 +172,9 @@ class Session:
 
     def _side(self, where: Location, matcher: Matcher, *, dry: bool) -> Endpoint:
         if not where.is_remote:
-            return LocalEndpoint(where.path, self._options(matcher), dry=dry)
+            alone = not any(each.is_remote for each in self.locations)
+            name = "" if alone else os.uname().nodename
+            return LocalEndpoint(where.path, self._options(matcher), dry=dry, machine=name)
         connection = Connection(where, self.reach, self.config.stop)
         try:
             return RemoteEndpoint(connection, self._opening(where, dry=dry), where.machine)

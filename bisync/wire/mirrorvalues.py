@@ -23,10 +23,10 @@ from bisync.wire.schema import (
     Text,
     refuse,
 )
-from bisync.wire.values import ATTRIBUTES, CONTENT, NUMBER, SIZE, TIME
+from bisync.wire.values import ATTRIBUTES, CONTENT, LONG_PATH, NUMBER, SIZE, TIME
 
 _PATTERN = Bytes(4096, 1)
-_PATH = Bytes(4096)
+_PATH = LONG_PATH
 _ID = Int(0, 2**32 - 1)
 
 _SEEN: dict[str, Schema] = {

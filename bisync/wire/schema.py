@@ -57,6 +57,22 @@ class Int:
 
 
 @dataclass(frozen=True, slots=True)
+class Time:
+    """Nanoseconds since 1970; what does not fit 64 bits as seconds and nanoseconds."""
+
+    def pack(self, value: int) -> Plain:
+        """As it is, or as a pair."""
+        return value if -I64 <= value < I64 else list(divmod(value, 10**9))
+
+    def unpack(self, plain: Plain) -> int:
+        """From either."""
+        if type(plain) is list and len(plain) == 2:
+            seconds, rest = Int().unpack(plain[0]), Int(0, 10**9 - 1).unpack(plain[1])
+            return seconds * 10**9 + rest
+        return Int().unpack(plain)
+
+
+@dataclass(frozen=True, slots=True)
 class Bool:
     """Yes or no."""
 
@@ -100,10 +116,27 @@ class Text:
         return value[: self.most].encode("utf-8", "replace").decode()
 
     def unpack(self, plain: Plain) -> str:
-        """As it is."""
+        """As it is; what a terminal might obey is shown as what it is."""
         if type(plain) is not str or len(plain) > self.most:
             refuse(f"a text of up to {self.most} characters was due")
-        return plain
+        if plain.isprintable():
+            return plain
+        return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in plain)
+
+
+@dataclass(frozen=True, slots=True)
+class OsText:
+    """Text that names files or is run, as the system has it: so many bytes."""
+
+    most: int = 4096
+
+    def pack(self, value: str) -> Plain:
+        """As bytes."""
+        return value.encode("utf-8", "surrogateescape")
+
+    def unpack(self, plain: Plain) -> str:
+        """From bytes, whatever they are."""
+        return Bytes(self.most).unpack(plain).decode("utf-8", "surrogateescape")
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from bisync.wire.schema import (
     Member,
     Name,
     OneOf,
+    OsText,
     Path,
     Plain,
     Record,
@@ -37,15 +38,18 @@ from bisync.wire.schema import (
     Several,
     Table,
     Text,
+    Time,
     refuse,
 )
 
 MANY = 1 << 20  # values in one list; the size of a message bounds them sooner
 NUMBER = Int(0)  # of a node, or in an archive
 SIZE = Int(0)
-TIME = Int()  # nanoseconds since 1970, before it too
+TIME = Time()
 DIGEST = Bytes(32, 32)
 IDS = Several(NUMBER, MANY, set)
+LONG_PATH = Bytes(1 << 20)
+"""A path below a root, for output: directories may lie deeper than any call can reach."""
 PLACE = Each((NUMBER, Name()))
 PLACES = Several(PLACE, MANY, frozenset)
 NAMES_OF = Table(NUMBER, PLACES, MANY)
@@ -182,13 +186,13 @@ DECLARED = _Checked(
         path=Path(),
         stamp=Maybe(Path()),
         last=Maybe(Path()),
-        left_out=Several(Text(4096), 1024),
+        left_out=Several(OsText(), 1024),
         hooks=Maybe(
             _Checked(
                 Record(
                     Hooks,
-                    freeze=Text(1 << 16),
-                    thaw=Text(1 << 16),
+                    freeze=OsText(1 << 16),
+                    thaw=OsText(1 << 16),
                     read_from=Maybe(Bytes(4096)),
                     limit_s=_Milliseconds(),
                     root=Maybe(Bytes(4096)),

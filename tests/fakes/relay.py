@@ -3,7 +3,8 @@
 Told by the environment: ``RELAY_DELAY`` (seconds, each way), ``RELAY_CUT`` (``up:N`` or ``down:N``:
 after so many bytes towards the other machine, or from it, everything ends), ``RELAY_STALL``
 (likewise: nothing passes any more, and nothing ends), ``RELAY_COUNT`` (a file that gets the bytes
-that passed, up and down), ``RELAY_KILL`` (likewise as the cut: the other end is killed first).
+that passed, up and down), ``RELAY_KILL`` (likewise as the cut: the other end is killed first),
+``RELAY_FLIP`` (the bits of that one byte are others).
 """
 
 import collections
@@ -55,6 +56,10 @@ class Pipe(threading.Thread):
 
     def put(self, data: bytes) -> None:
         """Pass bytes on, as far as nothing happens."""
+        flip = limit("RELAY_FLIP", self.way)
+        if flip is not None and 0 <= flip - self.passed < len(data):
+            at = flip - self.passed
+            data = data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :]
         stall, cut = limit("RELAY_STALL", self.way), limit("RELAY_CUT", self.way)
         kill = limit("RELAY_KILL", self.way)
         most = min((n for n in (stall, cut, kill) if n is not None), default=None)

@@ -5,6 +5,7 @@ import os
 
 from bisync.cli.stopping import Stopper
 from bisync.endpoint.channel import Channel
+from bisync.endpoint.service import Policy
 from bisync.errors import UsageError
 from bisync.session.agent import Agent, Confinement
 
@@ -22,5 +23,17 @@ def run(options: argparse.Namespace) -> int:
     os.close(null)
     channel = Channel(reading, writing, first=2, stop=stopper.check)
     root = None if options.root is None else os.fsencode(options.root)
-    Agent(channel, Confinement(root=root)).run()
+    Agent(channel, Confinement(root=root, policy=_policy(options))).run()
     return 0
+
+
+def _policy(o: argparse.Namespace) -> Policy:
+    """Bound to a directory, only what was said here is lent; else whoever drives is the user."""
+    bound = o.root is not None
+    return Policy(
+        changes=not o.read_only,
+        prunes=not o.append_only_store,
+        devices=o.devices or not bound,
+        set_id=o.set_id or not bound,
+        commands=not bound,
+    )

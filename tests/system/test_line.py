@@ -1,0 +1,229 @@
+"""A bad line between two machines: late, cut at any byte, stalled; and ends that are killed."""
+
+import os
+import random
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.trees import (
+    ELSEWHERE,
+    assert_equal,
+    command,
+    contents,
+    edit,
+    kept,
+    look,
+    noise,
+    put,
+    run,
+    snapshot,
+    sync,
+)
+
+Pair = tuple[Path, Path]
+RELAY = f"{sys.executable} {ELSEWHERE.with_name('relay.py')}"
+AGENT = ("--agent-command", shlex.join(map(str, command())))
+FULL = bool(os.environ.get("BISYNC_FULL"))
+POINTS = 40 if FULL else 5
+
+
+def far(place: Path) -> Path:
+    """A place on another machine."""
+    return Path(f"elsewhere:{place}")
+
+
+def over(a: Path, b: Path, *options: str, check: int | tuple[int, ...] = 0):
+    """Synchronise over the line; ``b`` is at its other end."""
+    return sync(a, far(b), "--rsh", RELAY, *AGENT, *options, check=check)
+
+
+def fill(a: Path, b: Path) -> None:
+    """Something to do in both directions: new, edited, moved, removed, small and big."""
+    for number in range(30):
+        put(a / "d" / f"f{number}", b"from a %d\n" % number * 40, t=1_700_000_000)
+        put(b / "e" / f"g{number}", b"from b %d\n" % number * 40, t=1_700_000_000)
+    put(a / "image", noise(5 << 20, 1), t=1_700_000_000)
+    put(b / "disk", noise(5 << 20, 2), t=1_700_000_000)
+
+
+def change(a: Path, b: Path) -> None:
+    """Changes on both sides."""
+    (a / "d").rename(a / "moved")
+    edit(a / "moved" / "f1", b"edited at a", t=1_700_000_100)
+    edit(b / "e" / "g1", b"edited at b", t=1_700_000_100)
+    (b / "e" / "g2").unlink()
+    for name, place in (("image", b), ("disk", a)):
+        with (place / name).open("r+b") as file:
+            file.seek(2_000_000)
+            file.write(noise(300_000, 3))
+    put(a / "new", noise(700_000, 4))
+    put(b / "other", noise(700_000, 5))
+
+
+def total(a: Path, b: Path, monkeypatch: pytest.MonkeyPatch, folder: Path) -> dict[str, int]:
+    """How many bytes pass in a run like the one to come, on copies."""
+    name = folder / "count"
+    monkeypatch.setenv("RELAY_COUNT", str(name))
+    over(a, b)
+    monkeypatch.delenv("RELAY_COUNT")
+    up, down = map(int, name.read_text().split())
+    return {"up": up, "down": down}
+
+
+@pytest.fixture(scope="module")
+def sizes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, int]]]:
+    """The bytes of the first run, and of the second one after the changes."""
+    folder = tmp_path_factory.mktemp("sizes")
+    a, b = folder / "A", folder / "B"
+    a.mkdir()
+    b.mkdir()
+    fill(a, b)
+    with pytest.MonkeyPatch.context() as patch:
+        first = total(a, b, patch, folder)
+        change(a, b)
+        yield [first, total(a, b, patch, folder)]
+
+
+@pytest.mark.parametrize("how", ["RELAY_CUT", "RELAY_KILL"])
+@pytest.mark.parametrize("way", ["up", "down"])
+@pytest.mark.parametrize("run_number", [0, 1])
+def test_cut_anywhere(
+    here: Pair,
+    sizes: list[dict[str, int]],
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+    way: str,
+    run_number: int,
+):
+    """The line ends at any byte, or the other end is killed: 12, nothing lost, the rest later."""
+    rng = random.Random(f"{how} {way} {run_number}")
+    for point in range(POINTS):
+        a, b = here[0] / str(point), here[1] / str(point)
+        a.mkdir()
+        b.mkdir()
+        fill(a, b)
+        if run_number:
+            over(a, b)
+            change(a, b)
+        wanted = contents(a) | contents(b)
+        at = rng.randrange(1, sizes[run_number][way] - 200)
+        monkeypatch.setenv(how, f"{way}:{at}")
+        done = over(a, b, check=(0, 12))
+        monkeypatch.delenv(how)
+        here_now = contents(a) | contents(b) | {c for side in (a, b) for _, c in kept(side)}
+        assert wanted <= here_now, (point, at)
+        if done.rc == 0:
+            assert_equal(a, b)
+        after = over(a, b)
+        assert after.counts("conflicts", "problems") == {"conflicts": 0, "problems": 0}, (point, at)
+        assert_equal(a, b)
+        assert look(a).get("moved/f1" if run_number else "d/f1") is not None
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+@pytest.mark.parametrize("run_number", [0, 1])
+def test_a_byte_is_another(
+    here: Pair,
+    sizes: list[dict[str, int]],
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+    run_number: int,
+):
+    """Any byte is damaged on the way: whatever comes of it, nothing is lost or made up."""
+    rng = random.Random(f"flip {way} {run_number}")
+    for point in range(2 * POINTS):
+        a, b = here[0] / str(point), here[1] / str(point)
+        a.mkdir()
+        b.mkdir()
+        fill(a, b)
+        if run_number:
+            over(a, b)
+            change(a, b)
+        wanted = contents(a) | contents(b)
+        # Most bytes are content; those in the beginning are not.
+        at = rng.randrange(rng.choice([2_000, sizes[run_number][way] - 200]))
+        monkeypatch.setenv("RELAY_FLIP", f"{way}:{at}")
+        over(a, b, "--timeout", "5", check=(0, 12, 23, 24, 25, 30))
+        monkeypatch.delenv("RELAY_FLIP")
+        now = contents(a) | contents(b) | {c for side in (a, b) for _, c in kept(side)}
+        assert wanted <= now, (point, at)
+        assert now <= wanted | contents(a) | contents(b)
+        over(a, b, check=(0, 24))
+        over(a, b)
+        assert_equal(a, b)
+        made = contents(a) - wanted
+        assert not made, (point, at, [len(c) for c in made])
+
+
+def test_what_arrived_is_used(here: Pair, monkeypatch: pytest.MonkeyPatch):
+    """A cut in a large file costs about what was on its way: the next run goes on there."""
+    a, b = here
+    size = 80 << 20
+    put(a / "image", noise(size, 1))
+    monkeypatch.setenv("RELAY_CUT", f"up:{60 << 20}")
+    over(a, b, check=12)
+    monkeypatch.delenv("RELAY_CUT")
+    done = over(a, b)
+    assert_equal(a, b)
+    assert done.summary["bytes_sent"] < 36 << 20
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_stall(here: Pair, monkeypatch: pytest.MonkeyPatch, way: str):
+    """A line that goes silent: 30 after ``--timeout``, and both ends are gone."""
+    a, b = here
+    fill(a, b)
+    monkeypatch.setenv("RELAY_STALL", f"{way}:5000")
+    done = over(a, b, "--timeout", "3", check=30)
+    assert "silent" in done.stderr or "silent" in str(done.summary["error"])
+    monkeypatch.delenv("RELAY_STALL")
+    over(a, b)
+    assert_equal(a, b)
+
+
+def test_a_line_that_stalls_in_the_beginning(here: Pair, monkeypatch: pytest.MonkeyPatch):
+    """Nothing comes at all: 30, too."""
+    a, b = here
+    monkeypatch.setenv("RELAY_STALL", "down:0")
+    over(a, b, "--timeout", "2", check=30)
+
+
+def test_mirrors_are_cut(here: Pair, monkeypatch: pytest.MonkeyPatch):
+    """Either direction of a mirror ends in the middle: 12, and the next run does the rest."""
+    a, b = here
+    fill(a, a)
+    words = ("mirror", "-a", "--delete", "--rsh", RELAY, "--rsync-path", AGENT[1])
+    for number, (way, at) in enumerate(
+        [("up", 3_000), ("up", 900_000), ("down", 200), ("up", 5_000_000)]
+    ):
+        to = b / f"push{number}"
+        monkeypatch.setenv("RELAY_CUT", f"{way}:{at}")
+        run(*words, f"{a}/", f"elsewhere:{to}", check=12)
+        monkeypatch.delenv("RELAY_CUT")
+        run(*words, f"{a}/", f"elsewhere:{to}")
+        assert_equal(a, to)
+    for number, (way, at) in enumerate(
+        [("down", 3_000), ("down", 900_000), ("up", 200), ("down", 5_000_000)]
+    ):
+        to = b / f"pull{number}"
+        monkeypatch.setenv("RELAY_CUT", f"{way}:{at}")
+        run(*words, f"elsewhere:{a}/", to, check=12)
+        monkeypatch.delenv("RELAY_CUT")
+        run(*words, f"elsewhere:{a}/", to)
+        assert_equal(a, to)
+    assert snapshot(a)
+
+
+def test_long_way(here: Pair, monkeypatch: pytest.MonkeyPatch):
+    """No round trip per file: over a line of 100 ms the calls of a run are few."""
+    a, b = here
+    for number in range(600):
+        put(a / f"d{number % 7}" / f"f{number}", b"%d\n" % number)
+    monkeypatch.setenv("RELAY_DELAY", "0.05")
+    done = over(a, b)
+    assert_equal(a, b)
+    assert done.summary["elapsed_s"] < 600 * 0.1 / 2  # a round trip for each takes twice that
