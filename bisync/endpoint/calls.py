@@ -37,6 +37,7 @@ from bisync.wire.values import (
     KEY,
     LONG_PATH,
     MANY,
+    MOMENT,
     NAMES_OF,
     NODES,
     NUMBER,
@@ -74,7 +75,7 @@ _PAIR_STATE = Record(
     entries=_COUNT,
     cursor=Maybe(_COUNT),
     incarnation=_ID,
-    complete_ns=Maybe(TIME),
+    complete_ns=Maybe(MOMENT),
 )
 HELLO = Record(
     Hello,
@@ -163,7 +164,7 @@ _QUARREL = Record(
     id=_ID,
     kind=Text(64),
     path=_FULL_PATH,
-    time_ns=TIME,
+    time_ns=MOMENT,
     reason=REASON,
     detail=REASON,
     waiting=Bool(),
@@ -178,7 +179,7 @@ _QUARREL = Record(
 _CHOICE = Record(Choice, quarrel=_QUARREL, take=Member(Take))
 _ENDING = Record(
     Ending,
-    time_ns=TIME,
+    time_ns=MOMENT,
     complete=Bool(),
     pending=REASONS,
     waiting=Several(_ID, MANY, frozenset),
@@ -297,7 +298,7 @@ CALLS: dict[str, Call] = {
     "changed": Call(27, Each(_ON), NOTHING, part=_KEYS),
     "keep_pending": Call(28, Each((_PAIR, REASONS)), NOTHING),
     "finish": Call(29, Each((_PAIR, _ENDING)), _STRS),
-    "deletions_since": Call(30, Each((_PAIR, _COLUMN, TIME)), _COUNT),
+    "deletions_since": Call(30, Each((_PAIR, _COLUMN, MOMENT)), _COUNT),
     "choices": Call(31, Each(_ON), Several(_CHOICE, MANY, list)),
     "carry_out": Call(32, Each((_PAIR, _CHOICE)), REASON),
     "add_conflicts": Call(33, Each((_PAIR, Several(_QUARREL, MANY, list))), NOTHING),

@@ -352,6 +352,10 @@ class LocalEndpoint:
         """
         return self._changed(archive, self.replica.index.next_number)
 
+    def has_read(self, pair: int) -> bool:
+        """Whether :meth:`changed` was called for a pair."""
+        return pair in self._read_up_to
+
     def _changed(self, archive: AgreedCopy, limit: NodeId) -> Iterator[NodeId]:
         index = self.replica.index
         if archive.pair not in self._read_up_to:

@@ -34,6 +34,7 @@ from bisync.endpoint.local import LocalEndpoint
 from bisync.errors import EndpointError, Interrupted, UsageError
 from bisync.fs.archive import Archive, Chain, Commit
 from bisync.fs.content import ContentSource
+from bisync.fs.database import translated
 from bisync.fs.replica import Options
 from bisync.fs.result import Result
 from bisync.fs.root import enclosing_root
@@ -157,12 +158,13 @@ class RootService:
 
         agreed = name.startswith("agreed.")
         act = getattr(self, "_" + name.replace(".", "_"), None)
-        if act is not None:
-            answer = act(*values, send) if call.part is not None else act(*values)
-        elif agreed:
-            answer = getattr(self._archive_of(values[0]), name[7:])(*values[1:])
-        else:
-            answer = getattr(self.side, name)(*values)
+        with translated("the state"):
+            if act is not None:
+                answer = act(*values, send) if call.part is not None else act(*values)
+            elif agreed:
+                answer = getattr(self._archive_of(values[0]), name[7:])(*values[1:])
+            else:
+                answer = getattr(self.side, name)(*values)
         return call.gives.pack(
             () if answer is None and call.gives is CALLS["close"].gives else answer
         )
@@ -223,6 +225,7 @@ class RootService:
             raise Interrupted(15)
 
     def _establish(self, new_identity: bool, new_incarnation: bool) -> Hello:
+        self._archives.clear()  # what is established anew may have another database
         return self.side.establish(new_identity=new_identity, new_incarnation=new_incarnation)
 
     def _archive(self, hello: Hello, column: int, flipped: bool) -> int:
@@ -343,6 +346,8 @@ class RootService:
         self.side.keep_pending(self._archive_of(pair), pending)
 
     def _finish(self, pair: int, ending: Ending) -> list[str]:
+        if not self.side.has_read(pair):
+            refuse("an end before anything was looked at")
         if not self._policy.prunes:
             ending = replace(ending, retention=None)
         return self.side.finish(self._archive_of(pair), ending)

@@ -45,7 +45,8 @@ from bisync.wire.schema import (
 MANY = 1 << 20  # values in one list; the size of a message bounds them sooner
 NUMBER = Int(0)  # of a node, or in an archive
 SIZE = Int(0)
-TIME = Time()
+TIME = Time()  # of a file: any that a file system has
+MOMENT = Int()  # nanoseconds since 1970
 DIGEST = Bytes(32, 32)
 IDS = Several(NUMBER, MANY, set)
 LONG_PATH = Bytes(1 << 20)

@@ -5,7 +5,7 @@ without a traceback, and with 0 only if both trees are equal. Everything visible
 version. Once the cause is gone, one run brings agreement, with the outcome of a run that met no
 error, and each content that no user threw away is live or in a store (see `ledger`).
 
-A sample in 45 s (writing calls) and 20 s (reading calls); with ``BISYNC_FULL=1`` every call with
+A sample in 25 s (writing calls) and 12 s (reading calls); with ``BISYNC_FULL=1`` every call with
 every error, once and from then on.
 """
 
@@ -69,7 +69,7 @@ def test_errors_of_writing_calls(ways: list[Lane]) -> None:
         lanes=ways,
         attempt=_fail_writing,
         key=lambda fault: fault.key,
-        seconds=45,
+        seconds=25,
     )
     campaign.run(spread(faults))
 
@@ -87,7 +87,7 @@ def test_errors_of_reading_calls(ways: list[Lane]) -> None:
         lanes=ways,
         attempt=_fail_reading,
         key=lambda fault: fault.key,
-        seconds=20,
+        seconds=12,
     )
     campaign.run(spread(faults))
 

@@ -3,8 +3,8 @@
 The history of a seed is the same in every run; see `histories` for the rules of the users and
 `ledger` for what must exist at the end.
 
-* With real processes: at least 60 histories, as many as fit in 60 s; a third of the runs is killed.
-* In this process, through the library: at least 1 000 short histories, up to 1 500 in 90 s.
+* With real processes: at least 24 histories, as many as fit in 25 s; a third of the runs is killed.
+* In this process, through the library: at least 300 short histories, up to 1 500 in 35 s.
 
 ``BISYNC_HISTORIES=10000`` plays so many, without a time limit. ``BISYNC_POINT=SEED`` plays one.
 """
@@ -60,8 +60,8 @@ def test_histories_with_kills(places: list[Path]) -> None:
         lanes=sites,
         attempt=_play_with_kills,
         key=str,
-        seconds=45,
-        least=40,
+        seconds=25,
+        least=24,
         unlimited=bool(COUNT),
     )
     tally = campaign.run([SEED * 1_000_000 + n for n in range(COUNT or 400)])
@@ -82,8 +82,8 @@ def test_histories_in_process(
         lanes=[Site(0, places[:1])],
         attempt=_play_in_process,
         key=str,
-        seconds=60,
-        least=600,
+        seconds=35,
+        least=300,
         unlimited=bool(COUNT),
     )
     campaign.run([SEED * 1_000_000 + n for n in range(COUNT or 1500)])

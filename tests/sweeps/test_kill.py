@@ -7,7 +7,7 @@ Case 155. The run is killed on entry to one call of the scenario's run; then
   those of a run that was never killed, and each content that no user threw away is live or in a
   store (see `ledger`).
 
-A sample of the calls in 45 s; every one with ``BISYNC_FULL=1``.
+A sample of the calls in 25 s; every one with ``BISYNC_FULL=1``.
 """
 
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ def test_kill_before_each_call(ways: list[Lane]) -> None:
         lanes=ways,
         attempt=_kill,
         key=lambda call: call.point,
-        seconds=45,
+        seconds=25,
     )
     campaign.run(spread(points))
 

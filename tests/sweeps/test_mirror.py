@@ -7,7 +7,7 @@ The pair of the other sweeps, with the work of both users; alpha is the source. 
 * one undisturbed run ends with 0, the destination equals the source in every attribute, and each
   content that was at the destination is there or in its store (see `ledger`).
 
-A sample of the calls in 20 s each; every one with ``BISYNC_FULL=1``.
+A sample of the calls in 12 s each; every one with ``BISYNC_FULL=1``.
 """
 
 import random
@@ -64,7 +64,7 @@ def test_kill_before_each_call(ways: list[Lane]) -> None:
         lanes=ways,
         attempt=_kill,
         key=lambda call: call.point,
-        seconds=20,
+        seconds=12,
     )
     campaign.run(spread(points))
 
@@ -81,7 +81,7 @@ def test_errors_of_writing_calls(ways: list[Lane]) -> None:
         lanes=ways,
         attempt=_fail,
         key=lambda fault: fault.key,
-        seconds=20,
+        seconds=12,
     )
     campaign.run(spread(faults))
 
