@@ -165,6 +165,25 @@ def _session_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--stats", action="store_true", help="all counters in the closing summary")
 
 
+def _agent_options(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    agent = commands.add_parser(
+        "agent", help="the other end of a connection (started through ssh, not by people)"
+    )
+    agent.add_argument(
+        "--root",
+        metavar="DIR",
+        help="serve this directory only, whatever is asked for: for a forced command of ssh",
+    )
+    agent.add_argument("--read-only", action="store_true", help="be a source, never a destination")
+    agent.add_argument(
+        "--append-only-store", action="store_true", help="never let go of a kept version"
+    )
+    agent.add_argument("--devices", action="store_true", help="with --root: device nodes, too")
+    agent.add_argument(
+        "--set-id", action="store_true", help="with --root: set-id bits and capabilities, too"
+    )
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = _Parser(
@@ -224,22 +243,7 @@ def build_parser() -> argparse.ArgumentParser:
     completion = commands.add_parser("completion", help="print a completion script for a shell")
     completion.add_argument("shell", choices=["bash", "zsh"], help="for which shell")
     commands.add_parser("man", help="print the manual page")
-    agent = commands.add_parser(
-        "agent", help="the other end of a connection (started through ssh, not by people)"
-    )
-    agent.add_argument(
-        "--root",
-        metavar="DIR",
-        help="serve this directory only, whatever is asked for: for a forced command of ssh",
-    )
-    agent.add_argument("--read-only", action="store_true", help="be a source, never a destination")
-    agent.add_argument(
-        "--append-only-store", action="store_true", help="never let go of a kept version"
-    )
-    agent.add_argument("--devices", action="store_true", help="with --root: device nodes, too")
-    agent.add_argument(
-        "--set-id", action="store_true", help="with --root: set-id bits and capabilities, too"
-    )
+    _agent_options(commands)
     conflicts = commands.add_parser("conflicts", help="list, show and resolve conflicts")
     conflicts.add_argument(
         "words", nargs="*", metavar="list|show|resolve [ID|PATH]", help="what to do with which one"

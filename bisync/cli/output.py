@@ -183,10 +183,14 @@ def fail(error: BisyncError, *, as_json: bool) -> int:
 def crash(error: Exception, *, as_json: bool) -> int:
     """A bug: one line for the user, the traceback in a file for whoever mends it."""
     text = "".join(traceback.format_exception(error))
-    fd, path = tempfile.mkstemp(prefix="bisync-crash-", suffix=".txt")
-    with os.fdopen(fd, "w") as file:
-        file.write(text)
-    message = f"internal error: {type(error).__name__}: {error}; details in {path}"
+    message = f"internal error: {type(error).__name__}: {error}"
+    try:
+        fd, path = tempfile.mkstemp(prefix="bisync-crash-", suffix=".txt")
+        with os.fdopen(fd, "w") as file:
+            file.write(text)
+        message += f"; details in {path}"
+    except OSError as why:
+        message += f"; details could not be written: {why.strerror}"
     if as_json:
         line(json.dumps(Report(error=message, exit_code=1).summary()))
     print(f"bisync: {message}", file=sys.stderr)

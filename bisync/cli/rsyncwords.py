@@ -89,7 +89,7 @@ SWITCHES = (
         "numeric_ids",
         "owners by number",
         negatable=True,
-        note="always true between two folders of one machine",
+        note="always true on one machine; else owners go by name, root stays root",
     ),
     Word(
         "--inplace",
@@ -118,7 +118,7 @@ SWITCHES = (
         "compress",
         "compress on the way",
         negatable=True,
-        note="nothing is compressed between two folders of one machine, as with rsync",
+        note="with zstd, and without being asked; --no-compress turns it off",
     ),
     Word(
         "-b --backup",
@@ -189,7 +189,7 @@ VALUES = (
         "block_size",
         "of the rolling search",
         "SIZE",
-        note="blocks are 128 KiB; local copies search for nothing",
+        note="blocks are 128 KiB, whatever is given",
     ),
     Word("--bwlimit", "bwlimit", "bytes read in a second, in KiB", "RATE"),
     Word(
@@ -197,7 +197,7 @@ VALUES = (
         "timeout",
         "give up on a silent peer",
         "SECONDS",
-        note="no peer: between two folders of one machine nothing can be silent",
+        note="exit 30; without it after 60 s",
     ),
     Word("--compress-level --zl", "compress_level", "see -z", "N", note="see -z"),
     Word("--compress-choice --zc", "compress_choice", "see -z", "NAME", note="see -z"),
@@ -206,10 +206,14 @@ VALUES = (
         "rsh",
         "how to reach another machine",
         "COMMAND",
-        note="without meaning between two folders of one machine, as with rsync",
+        note="split as a shell would; else RSYNC_RSH, else ssh",
     ),
     Word(
-        "--rsync-path", "rsync_path", "the program at the other machine", "PROGRAM", note="as --rsh"
+        "--rsync-path",
+        "rsync_path",
+        "the program at the other machine (bisync)",
+        "PROGRAM",
+        note="a bisync; ' agent' is appended",
     ),
     Word(
         "--out-format",

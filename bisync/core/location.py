@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from bisync.errors import UsageError
 
-_MACHINE = rb"(?:([^@/]+)@)?(\[[0-9A-Fa-f:.%]+\]|[^:/\[\]]+)"
+_MACHINE = rb"(?:([^@/]+)@)?(\[[0-9A-Za-z:.%]+\]|[^:/\[\]]+)"
 _URL = re.compile(rb"ssh://" + _MACHINE + rb"(?::([0-9]+))?(/.*)?", re.DOTALL)
 _SHORT = re.compile(_MACHINE + rb":(.*)", re.DOTALL)
 
@@ -39,7 +39,7 @@ def location(text: bytes) -> Location:
         UsageError: it cannot be understood.
     """
     shown = text.decode("utf-8", "backslashreplace")
-    if text.startswith(b"rsync://") or re.match(rb"[^/]*::", text):
+    if text.startswith(b"rsync://") or re.match(rb"[^/\[]*::", text):
         raise UsageError(f"{shown}: there is no rsync daemon protocol here; use HOST:PATH over ssh")
     port = None
     if text.startswith(b"ssh://"):

@@ -198,6 +198,8 @@ class Channel:
             raise
         else:
             self._break(EndpointError("the connection was closed"))
+        finally:
+            os.close(self._reading)
 
     def _came(self, frame: Frame) -> None:
         if frame.lane is Lane.BULK:
@@ -486,7 +488,8 @@ class Channel:
             self._changed.notify_all()
         self._threads[1].join(_GOODBYE_S)
         with contextlib.suppress(OSError):
-            os.close(self._writing)
+            os.close(self._writing)  # now the other end knows; the reader ends when it has gone
+
+    def join(self) -> None:
+        """Wait until the other end has gone."""
         self._threads[0].join(_GOODBYE_S)
-        if not self._threads[0].is_alive():
-            os.close(self._reading)

@@ -9,7 +9,6 @@ import shlex
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,7 +20,8 @@ from bisync.wire.link import SILENCE_S
 _PATIENCE_S = 120.0  # until the other end has begun: somebody may have to type a passphrase
 _MOST_SAID = 64 << 10  # bytes of the other end's messages that are shown
 _LONGEST_LINE = 1000
-_GONE_S = 5.0
+_GONE_S = 5.0  # for ssh to end after the goodbye
+_AT_ONCE_S = 0.5  # for one whose connection is lost already
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +121,10 @@ class Connection:
 
     def close(self) -> None:
         """Say goodbye and let the child end."""
+        lost = self.channel.broken
         self.channel.close()
-        until = time.monotonic() + _GONE_S
         try:
-            self._child.wait(max(0.1, until - time.monotonic()))
+            self._child.wait(_AT_ONCE_S if lost else _GONE_S)
         except subprocess.TimeoutExpired:
             self._child.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -132,6 +132,7 @@ class Connection:
             if self._child.returncode is None:
                 self._child.kill()
                 self._child.wait()
+        self.channel.join()
         self._relay.join(1)
 
 

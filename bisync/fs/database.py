@@ -166,6 +166,7 @@ class Database:
             )
         run("PRAGMA journal_mode=WAL")
         run("PRAGMA synchronous=FULL")
+        run("PRAGMA temp_store=MEMORY")  # nothing of anybody's tree goes elsewhere
         run(f"PRAGMA cache_size=-{_CACHE_KIB}")
         run("PRAGMA wal_autocheckpoint=4000")
         if found < FORMAT:  # what an older format lacks is nothing but tables and indexes

@@ -8,7 +8,8 @@ from bisync.endpoint.interface import Tree
 from bisync.endpoint.trees import FarTree, Order
 from bisync.errors import PathError
 from bisync.fs.pace import Pace
-from bisync.fs.source import Rules, SourceTree, Start, open_source
+from bisync.fs.source import Rules, SourceTree
+from bisync.fs.starts import Start, open_source
 from bisync.session.mirrorconfig import MirrorConfig
 
 

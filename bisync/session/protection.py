@@ -7,7 +7,7 @@ from bisync.core.filters import Filters
 from bisync.core.wish import Held
 from bisync.endpoint.destination import Destination
 from bisync.fs.root import OPEN_DIR
-from bisync.fs.source import read_rules
+from bisync.fs.starts import read_rules
 
 
 class Protection:

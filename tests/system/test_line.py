@@ -28,7 +28,7 @@ Pair = tuple[Path, Path]
 RELAY = f"{sys.executable} {ELSEWHERE.with_name('relay.py')}"
 AGENT = ("--agent-command", shlex.join(map(str, command())))
 FULL = bool(os.environ.get("BISYNC_FULL"))
-POINTS = 40 if FULL else 5
+POINTS = 40 if FULL else 2
 
 
 def far(place: Path) -> Path:

@@ -1,13 +1,18 @@
 """``bisync agent``: the other end, on standard input and output."""
 
 import argparse
+import logging
 import os
+import sys
 
 from bisync.cli.stopping import Stopper
 from bisync.endpoint.channel import Channel
 from bisync.endpoint.service import Policy
 from bisync.errors import UsageError
+from bisync.linux.landlock import confine
 from bisync.session.agent import Agent, Confinement
+
+log = logging.getLogger(__name__)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -16,6 +21,8 @@ def run(options: argparse.Namespace) -> int:
         if os.isatty(fd):
             raise UsageError("this runs at the other end of a connection; it is not for people")
     stopper = Stopper(hangup=True)
+    if options.root is not None:
+        _confine(os.fsencode(options.root))
     reading, writing = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     os.dup2(null, 0)
@@ -37,3 +44,13 @@ def _policy(o: argparse.Namespace) -> Policy:
         set_id=o.set_id or not bound,
         commands=not bound,
     )
+
+
+def _confine(root: bytes) -> None:
+    """A second wall: the kernel lets this process reach nothing but what it serves and runs on."""
+    if not os.path.isdir(root):
+        raise UsageError(f"--root {os.fsdecode(root)}: no such directory")
+    system = ["/usr", "/bin", "/lib", "/lib32", "/lib64", "/etc", "/proc", "/sys", "/dev"]
+    own = [path for path in (sys.prefix, sys.base_prefix, *sys.path) if path]
+    if not confine([root, os.devnull], [*system, *own]):
+        log.info("no-landlock")
