@@ -250,3 +250,18 @@ def place_of(step: Transition) -> Place | None:
             return None
         case _:
             return step.place
+
+
+def new_places(step: Transition) -> tuple[Place, ...]:
+    """Where a step gives a name that its node did not have there."""
+    match step:
+        case Make() | Link():
+            return (step.place,)
+        case Move():
+            return (step.new,)
+        case Exchange():
+            return (step.new, step.old)
+        case Replace() if step.keep is not None:
+            return (step.keep,)
+        case _:
+            return ()

@@ -54,12 +54,12 @@ from bisync.wire.values import (
 )
 
 _FULL_PATH = LONG_PATH
-_COUNT = Int(0)
+_COUNT = Int(0, 2**62)
 _ID = Text(128)  # a replica, an incarnation, a nonce, a conflict
 _PAIR = Int(1)
 _COLUMN = Int(0, 1)
 NOTHING = Each(())
-ROWS = Bytes(48 << 20)
+ROWS = Bytes(20 << 20)
 """Rows of the ancestor as JSON; who takes them looks at each."""
 
 _EPOCH = Record(Epoch, number=_COUNT, nonce=_ID, predecessor=_ID)
@@ -274,7 +274,7 @@ CALLS: dict[str, Call] = {
             (
                 _PAIR,
                 Several(STEP, MANY, list),
-                Table(NUMBER, Text(16 << 20), MANY),
+                Table(NUMBER, Text(1 << 20), MANY),
                 Several(TOGETHER, MANY),
             )
         ),
@@ -284,7 +284,7 @@ CALLS: dict[str, Call] = {
     "nodes": Call(17, Each((_KEYS,)), NODES),
     "names_of": Call(18, Each((_KEYS,)), NAMES_OF),
     "at": Call(19, Each((_PLACES,)), AT),
-    "children": Call(20, Each((_KEYS,)), CHILDREN),
+    "children": Call(20, Each((_KEYS,)), NOTHING, part=CHILDREN),
     "forgotten": Call(21, Each((_KEYS,)), IDS),
     "set_directory_times": Call(
         22,

@@ -28,8 +28,6 @@ from bisync.delta.pages import PAGE_SIZE
 from bisync.delta.search import Anchors
 from bisync.endpoint.channel import Stream
 from bisync.endpoint.content import fault_in, version_to_plain
-from bisync.endpoint.faults import number_of
-from bisync.errors import PathError
 from bisync.fs.content import LARGEST, ContentSource, Version
 from bisync.wire import letters
 from bisync.wire.frames import BULK
@@ -71,26 +69,28 @@ class ChangesIn:
             self._stream.send(Op.PROOFS, 0, True)
         for number, data in proofs_of(sink.old):
             self._stream.send(Op.PROOFS, number, number == last, payload=data)
+        try:
+            return self._take_all()
+        except ValueError as error:
+            refuse(str(error))
+        except BaseException as error:
+            self._stream.give_up(error)
+            raise
+
+    def _take_all(self) -> Version:
         numbers = bytearray()
         while True:
             piece = self._stream.next()
-            try:
-                if piece.op is Op.BEGIN:
-                    numbers += piece.payload
-                    if self._begin(piece.values, numbers):
-                        numbers.clear()
-                elif piece.op is Op.END:
-                    return self._end(piece.values)
-                elif piece.op is Op.FAULT:
-                    raise fault_in(piece)
-                else:
-                    self._act(piece)
-            except PathError as error:
-                if piece.op is not Op.FAULT:
-                    self._stream.send(Op.FAULT, *number_of(error))
-                raise
-            except ValueError as error:
-                refuse(str(error))
+            if piece.op is Op.BEGIN:
+                numbers += piece.payload
+                if self._begin(piece.values, numbers):
+                    numbers.clear()
+            elif piece.op is Op.END:
+                return self._end(piece.values)
+            elif piece.op is Op.FAULT:
+                raise fault_in(piece)
+            else:
+                self._act(piece)
 
     def _begin(self, values: list[Plain], numbers: bytearray) -> bool:
         if len(values) != 2 or len(numbers) > 8 * (LARGEST // BLOCK_SIZE):

@@ -17,7 +17,14 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from bisync.endpoint.faults import error_from, number_of
-from bisync.errors import BisyncError, EndpointError, Interrupted, ProtocolError
+from bisync.errors import (
+    BisyncError,
+    EndpointError,
+    Interrupted,
+    PathError,
+    ProtocolError,
+    StaleError,
+)
 from bisync.wire.frames import NONCE_SIZE, VERSIONS, Frame, Lane, Preamble
 from bisync.wire.letters import Assembler, Letter, Op, Piece, Word, parts_of, piece_of
 from bisync.wire.link import PREAMBLE_S, SILENCE_S, Link
@@ -28,6 +35,7 @@ _READ = 256 << 10  # bytes at a time
 _WRITE = 256 << 10
 _AHEAD = 2 << 20  # bytes that wait to be written before who makes more has to wait
 _MOST_WAITING = 8192  # things asked for that nobody has begun
+_MOST_ASKS = 4  # letters among them
 _LOOK_S = 0.2  # between two looks whether to stop
 _GOODBYE_S = 10.0
 _STOPS_S = 30.0  # for the other end to end what is in hand
@@ -69,14 +77,20 @@ class Stream:
             more. With ``bounded`` it must not send more, and gets its credit back at once.
     """
 
-    def __init__(self, channel: "Channel", number: int, *, bounded: int | None = None) -> None:
+    def __init__(
+        self, channel: "Channel", number: int, *, bounded: int | None = None, given: bool = False
+    ) -> None:
+        """``given``: the other end wants it of us."""
         self.number = number
+        self._given, self._unwanted = given, False
         self._channel = channel
         self._pieces: deque[tuple[Piece, Frame | None]] = deque()
         self._bounded = bounded
 
     def came(self, piece: Piece, frame: Frame) -> bool:
         """Take a piece from the reader; whether its credit may go back at once."""
+        if piece.op is Op.FAULT and self._given:
+            self._unwanted = True
         if self._bounded is None:
             self._pieces.append((piece, frame))
             return False
@@ -99,8 +113,21 @@ class Stream:
         return piece
 
     def send(self, op: Op, *values: Plain, payload: bytes | memoryview = b"") -> None:
-        """Send a piece; waits while too much waits to be written."""
+        """Send a piece; waits while too much waits to be written.
+
+        Raises:
+            StaleError: who wanted it does not want it any more.
+        """
+        if self._unwanted:
+            raise StaleError("it is not wanted any more")
         self._channel.send_piece(self.number, op, list(values), payload)
+
+    def give_up(self, error: BaseException) -> None:
+        """Let the other end know that it comes to nothing: nothing more is taken, or given."""
+        if not (self._channel.broken or self._unwanted):
+            known = error if isinstance(error, BisyncError) else PathError(str(error))
+            with contextlib.suppress(BisyncError):
+                self._channel.send_piece(self.number, Op.FAULT, list(number_of(known)), b"")
 
     def close(self) -> None:
         """What still comes is of no use."""
@@ -121,6 +148,7 @@ class Channel:
         stop: asked now and then while something is waited for; may raise.
         patience, silence: see :class:`bisync.wire.link.Link`.
         pace: waits for the right to send so many bytes.
+        drives: whether a stop here is one for the other end first, so that it ends cleanly.
     """
 
     def __init__(
@@ -134,7 +162,9 @@ class Channel:
         patience: float = PREAMBLE_S,
         silence: float = SILENCE_S,
         pace: Callable[[int], None] | None = None,
+        drives: bool = True,
     ) -> None:
+        self._drives = drives
         self.sent = self.received = 0  # bytes
         self.stop_asked = False  # by the other end
         self.service: Service | None = None
@@ -193,9 +223,9 @@ class Channel:
             self._break(error)
         except OSError as error:
             self._break(EndpointError(f"the connection was lost: {error.strerror}"))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 -- nobody else would hear of it
+            log.info("reader-failed error=%r", error)
             self._break(EndpointError(f"internal error: {type(error).__name__}: {error}"))
-            raise
         else:
             self._break(EndpointError("the connection was closed"))
         finally:
@@ -207,7 +237,7 @@ class Channel:
             if piece.op in (Op.WANT, Op.WANT_CHANGES):
                 if piece.stream in self._streams or piece.stream % 2 == self._next % 2:
                     refuse("a stream that there is already")
-                stream = self._streams[piece.stream] = Stream(self, piece.stream)
+                stream = self._streams[piece.stream] = Stream(self, piece.stream, given=True)
                 self._put(stream, piece)
                 self._link.done(frame)
                 return
@@ -227,7 +257,8 @@ class Channel:
             self._answered(letter)
 
     def _put(self, *what: Letter | Stream | Piece) -> None:
-        if len(self._inbox) >= _MOST_WAITING:
+        asks = sum(isinstance(work, Letter) for work in self._inbox)
+        if len(self._inbox) >= _MOST_WAITING or (len(what) == 1 and asks >= _MOST_ASKS):
             refuse("more questions than anybody has")
         self._inbox.append(what if len(what) == 2 else what[0])  # type: ignore[arg-type]
 
@@ -326,6 +357,8 @@ class Channel:
         try:
             self._stop()
         except Interrupted:
+            if not self._drives:
+                raise
             now = time.monotonic()
             if not self._told_to_stop:
                 self._told_to_stop = now
@@ -412,7 +445,10 @@ class Channel:
             with self._changed:
                 del self._calls[number]
         if call.last.word is Word.FAULT:
-            raise error_from(call.last.about, call.last.body)
+            error = error_from(call.last.about, call.last.body)
+            if isinstance(error, Interrupted):
+                self._stop()  # it was asked for here, with a signal of its own
+            raise error
         return call.last.body
 
     def tell(self, about: int, body: Plain) -> None:
@@ -453,8 +489,12 @@ class Channel:
                     raise self._broken
                 self._link.put(Lane.BULK, packed, stream=stream)
                 self._changed.notify_all()
-                while self._link.queued_size > _AHEAD and self._broken is None:
-                    self._changed.wait(_LOOK_S)
+        while True:
+            with self._changed:
+                if self._link.queued_size <= _AHEAD or self._broken is not None:
+                    return
+                self._changed.wait(_LOOK_S)
+            self._look_for_a_stop()
 
     def done(self, frame: Frame) -> None:
         """What a frame brought was dealt with."""

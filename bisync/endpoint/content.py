@@ -11,8 +11,15 @@ from typing import TYPE_CHECKING
 from bisync.core.node import NodeId
 from bisync.delta.digest import BLOCK_SIZE, ContentHasher
 from bisync.endpoint.channel import Channel, Stream
-from bisync.endpoint.faults import error_from, number_of
-from bisync.errors import BisyncError, EndpointError, PathError, ProtocolError, StaleError
+from bisync.endpoint.faults import error_from
+from bisync.errors import (
+    BisyncError,
+    EndpointError,
+    Interrupted,
+    PathError,
+    ProtocolError,
+    StaleError,
+)
 from bisync.fs.content import BIG, LARGEST, Chunk, ContentSource, Expected, Version
 from bisync.wire.frames import BULK
 from bisync.wire.letters import Op, Piece
@@ -96,6 +103,9 @@ class RemoteContent:
         try:
             stream.send(Op.WANT, node, refuse_writer, LARGEST)
             return _received(stream, sink, restart)
+        except BaseException as error:
+            stream.give_up(error)
+            raise
         finally:
             stream.close()
 
@@ -170,7 +180,7 @@ def fault_in(piece: Piece) -> BisyncError:
     if len(piece.values) != 2:
         refuse("a fault was due")
     error = error_from(Int(0, 1 << 16).unpack(piece.values[0]), piece.values[1])
-    if isinstance(error, PathError):
+    if isinstance(error, PathError | Interrupted):
         return error
     return EndpointError(f"the other end: {error}")
 
@@ -220,9 +230,9 @@ class ContentServer:
         except ProtocolError:
             raise
         except BisyncError as error:
-            stream.send(Op.FAULT, *number_of(error))
+            stream.give_up(error)
         except OSError as error:
-            stream.send(Op.FAULT, *number_of(PathError(error.strerror or str(error))))
+            stream.give_up(PathError(error.strerror or str(error)))
 
     def _whole(self, stream: Stream, values: list[Plain]) -> None:
         if len(values) != 3:

@@ -327,8 +327,9 @@ class LocalEndpoint:
 
     def place_path(self, place: Place) -> bytes:
         """The path of a place, for output."""
-        names = [place[1]]
-        while place[0] in self._imagined:
+        names, seen = [place[1]], set[NodeId]()
+        while place[0] in self._imagined and place[0] not in seen:
+            seen.add(place[0])
             place = self._imagined[place[0]]
             names.append(place[1])
         above = self.replica.index.path(place[0])
@@ -410,8 +411,15 @@ class LocalEndpoint:
         return self.replica.conflicts.choices(archive.pair)
 
     def carry_out(self, archive: AgreedCopy, choice: Choice) -> str:
-        """Bring the chosen version to its name; the next scan carries it over."""
-        r, q = self.replica, choice.quarrel
+        """Bring the chosen version to its name; the next scan carries it over.
+
+        What the conflict was is taken from the own list, whoever asks.
+        """
+        r = self.replica
+        known = [q for q in r.conflicts.rows(archive.pair) if q.id == choice.quarrel.id]
+        if not known:
+            return "it is not on this side's list"
+        q = known[0]
         restorer = Restorer(r.root, r.index, r.stage, r.store, archive.pair)
         try:
             if q.kept_as is not None:

@@ -1,6 +1,7 @@
 """A root on another machine as a side of a session, through a connection."""
 
 import json
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,6 +26,8 @@ from bisync.fs.walk import ScanResult
 from bisync.wire.schema import refuse
 
 _NUMBERS = 4096  # taken at a time
+_AT_A_TIME = 5000  # things that are asked about in one message
+_MOST_MARKS = 50_000_000
 
 
 class Far:
@@ -71,17 +74,35 @@ class RemoteView:
 
     def children(self, ids: Iterable[NodeId]) -> dict[NodeId, list[tuple[bytes, NodeId]]]:
         """What each directory holds."""
-        return self._ask("children", ids)
+        found: dict[NodeId, list[tuple[bytes, NodeId]]] = {}
+
+        def take(part: dict[NodeId, list[tuple[bytes, NodeId]]]) -> None:
+            for node, entries in part.items():
+                found.setdefault(node, []).extend(entries)
+
+        for some in _some(ids):
+            self._far("children", some, part=take)
+        return found
 
     def forgotten(self, ids: Iterable[NodeId]) -> set[NodeId]:
         """Those that a filter now hides."""
-        todo = list(ids)
-        return self._far("forgotten", todo) if todo else set()
+        return {node for some in _some(ids) for node in self._far("forgotten", some)}
 
     def _ask(self, name: str, values: Iterable[Any]) -> dict[Any, Any]:
-        todo = list(values)
-        found: dict[Any, Any] = self._far(name, todo) if todo else {}
+        found: dict[Any, Any] = {}
+        for some in _some(values):
+            answer = self._far(name, some)
+            if not answer.keys() <= set(some):
+                refuse("an answer to what nobody asked")
+            found.update(answer)
         return found
+
+
+def _some(values: Iterable[Any]) -> Iterator[list[Any]]:
+    """What is asked about, in lists that fit one message."""
+    todo = list(values)
+    for at in range(0, len(todo), _AT_A_TIME):
+        yield todo[at : at + _AT_A_TIME]
 
 
 class RemoteArchive:
@@ -115,13 +136,15 @@ class RemoteArchive:
 
     def by_side(self, side: Side, ids: Iterable[NodeId]) -> dict[NodeId, int]:
         """The archive's numbers of a side's nodes."""
-        todo = list(ids)
-        found: dict[NodeId, int] = self._ask("by_side", int(side), todo) if todo else {}
+        found: dict[NodeId, int] = {}
+        for some in _some(ids):
+            found.update(self._ask("by_side", int(side), some))
         return found
 
     def _some(self, name: str, values: Iterable[Any]) -> dict[Any, Any]:
-        todo = list(values)
-        found: dict[Any, Any] = self._ask(name, todo) if todo else {}
+        found: dict[Any, Any] = {}
+        for some in _some(values):
+            found.update(self._ask(name, some))
         return found
 
     def column(self, side: Side) -> int:
@@ -283,9 +306,7 @@ class RemoteEndpoint:
 
     def read(self, nodes: Iterable[NodeId]) -> list[Read]:
         """Learn the digests of files."""
-        todo = list(nodes)
-        found: list[Read] = self._far("read", todo) if todo else []
-        return found
+        return [read for some in _some(nodes) for read in self._far("read", some)]
 
     def companions(self) -> list[Place]:
         """The places of all journals of databases."""
@@ -427,9 +448,15 @@ class RemoteEndpoint:
 
     def changed(self, archive: AgreedCopy) -> Iterator[NodeId]:
         """Nodes to look at in this run."""
-        found: list[list[NodeId]] = []
-        self._far("changed", archive.pair, part=found.append)
-        return (node for some in found for node in some)
+        found = array("q")
+
+        def take(some: list[NodeId]) -> None:
+            found.extend(some)
+            if len(found) > _MOST_MARKS:
+                refuse("more nodes than any tree has")
+
+        self._far("changed", archive.pair, part=take)
+        return iter(found)
 
     def keep_pending(self, archive: AgreedCopy, pending: dict[NodeId, str]) -> None:
         """Add to what the next run must look at."""

@@ -14,8 +14,8 @@ from typing import Any
 from bisync.core.declared import Declared
 from bisync.core.hot import Allowance
 from bisync.core.ignore import Matcher
-from bisync.core.node import Place, Side
-from bisync.core.path import display
+from bisync.core.node import Kind, Place, Side
+from bisync.core.path import STATE_DIR, STORE_DIR, display, valid_name
 from bisync.core.plan import (
     Exchange,
     Make,
@@ -33,6 +33,7 @@ from bisync.endpoint.interface import Ending, Hello, Read
 from bisync.endpoint.local import LocalEndpoint
 from bisync.errors import EndpointError, Interrupted, UsageError
 from bisync.fs.archive import Archive, Chain, Commit
+from bisync.fs.conflicts import Quarrel
 from bisync.fs.content import ContentSource
 from bisync.fs.database import translated
 from bisync.fs.replica import Options
@@ -98,6 +99,7 @@ class Policy:
     devices: bool = True  # make device nodes
     set_id: bool = True  # give bits and attributes that lend power: set-id, capabilities
     commands: bool = True  # run what freezes and thaws programs
+    chooses_store: bool = True  # say where kept versions go
 
 
 ANYTHING = Policy()
@@ -111,9 +113,14 @@ class RootService:
     """
 
     def __init__(
-        self, channel: Channel, locate: Callable[[bytes], bytes], policy: Policy = ANYTHING
+        self,
+        channel: Channel,
+        locate: Callable[[bytes], bytes],
+        policy: Policy = ANYTHING,
+        stop: Callable[[], None] = lambda: None,
     ) -> None:
         self._channel = channel
+        self._asked_to_stop = stop
         self._locate = locate
         self._policy = policy
         self._side: LocalEndpoint | None = None
@@ -181,6 +188,10 @@ class RootService:
     def _open(self, opening: Opening) -> Hello:
         if self._side is not None:
             refuse("a root is open already")
+        if opening.store != STORE_DIR and not self._policy.chooses_store:
+            raise UsageError("this agent keeps versions in its own store only")
+        if not _is_plain(opening.store):
+            refuse("a store in what is the engine's own")
         path = self._locate(opening.path)
         above = enclosing_root(os.path.realpath(path))
         if above is not None:
@@ -191,7 +202,7 @@ class RootService:
         if not (self._policy.changes or opening.dry):
             raise UsageError("this agent is read-only: let it be the source of a mirror, or plan")
         options = self._options(opening)
-        if opening.set_aside:
+        if opening.set_aside and self._policy.changes:
             side = LocalEndpoint(path, options)
             try:
                 side.replica.set_aside_if_damaged()
@@ -221,6 +232,7 @@ class RootService:
 
     def _stop(self) -> None:
         """The other end wants a stop, or is gone: what is in hand ends, nothing more begins."""
+        self._asked_to_stop()
         if self._channel.stop_asked or self._channel.broken:
             raise Interrupted(15)
 
@@ -272,6 +284,12 @@ class RootService:
 
     def _refuse_old_numbers(self, steps: list[Transition]) -> None:
         """A new node has a number that was given out for it, and that nothing has."""
+        for step in steps:
+            if isinstance(step, Make | Replace):
+                if step.content.kind is Kind.FILE and step.source is None:
+                    refuse("a file that comes from nowhere")
+                if step.content.kind in (Kind.CHAR, Kind.BLOCK) and not self._policy.devices:
+                    refuse("a device node, which may not be made here")
         fresh = [step.node for step in steps if isinstance(step, Make)]
         index = self.side.view
         if len(set(fresh)) != len(fresh) or index.nodes(fresh) or index.names_of(fresh):
@@ -327,8 +345,11 @@ class RootService:
     def _at(self, places: list[Place]) -> object:
         return self.side.view.at(places)
 
-    def _children(self, ids: list[int]) -> object:
-        return self.side.view.children(ids)
+    def _children(self, ids: list[int], send: Callable[[Any], None]) -> tuple[()]:
+        for node, entries in self.side.view.children(ids).items():
+            for at in range(0, max(len(entries), 1), _SOME):
+                send({node: entries[at : at + _SOME]})
+        return ()
 
     def _forgotten(self, ids: list[int]) -> object:
         return self.side.view.forgotten(ids)
@@ -346,7 +367,7 @@ class RootService:
         self.side.keep_pending(self._archive_of(pair), pending)
 
     def _finish(self, pair: int, ending: Ending) -> list[str]:
-        if not self.side.has_read(pair):
+        if not self.side.has_read(pair) or self.side.dry:
             refuse("an end before anything was looked at")
         if not self._policy.prunes:
             ending = replace(ending, retention=None)
@@ -361,7 +382,11 @@ class RootService:
     def _carry_out(self, pair: int, choice: Any) -> str:
         return self.side.carry_out(self._archive_of(pair), choice)
 
-    def _add_conflicts(self, pair: int, rows: Any) -> None:
+    def _add_conflicts(self, pair: int, rows: list[Quarrel]) -> None:
+        for row in rows:
+            paths = (row.path, row.kept, row.kept_as)
+            if not all(path is None or _is_plain(path) for path in paths):
+                refuse("a conflict about what is the engine's own")
         self.side.add_conflicts(self._archive_of(pair), rows)
 
     def _probe_displaced(self, min_age_ns: int) -> list[bytes]:
@@ -399,9 +424,16 @@ class RootService:
         self._archive_of(pair).adopt(chain)
 
 
+def _is_plain(path: bytes) -> bool:
+    """Whether a path leads to users' content, live or kept."""
+    parts = path.split(b"/")
+    inside = all(map(valid_name, parts)) and STATE_DIR not in parts
+    return inside and parts[0] not in (b".store", b".manifest", b".modes")
+
+
 def _loaded(data: bytes | str) -> Any:
     try:
-        return json.loads(data)
+        return json.loads(data, parse_constant=lambda _text: refuse("a number that is none"))
     except (ValueError, RecursionError) as error:
         refuse(f"rows that cannot be read: {error}")
 

@@ -150,8 +150,9 @@ class TreeService:
         walk: walks what was ordered (``None``: what there is to be had) and gives the tree.
     """
 
-    def __init__(self, walk: Callable[[Order | None], Tree]) -> None:
+    def __init__(self, walk: Callable[[Order | None], Tree], wish: Wish | None = None) -> None:
         self._walk = walk
+        self._wish = wish  # of the tree that needs no order
         self.tree: Tree | None = None
         self._content = ContentServer(lambda: self._there)
 
@@ -205,10 +206,10 @@ class TreeService:
     def _walked(self, order: Order | None, part: Callable[[Plain], None]) -> Plain:
         self.close()
         tree = self.tree = self._walk(order)
-        wish = None if order is None else order.wish
+        wish = self._wish if order is None else order.wish
         waiting: list[_Some] = []
         count = 0
-        for some in _listed(tree, digests=wish is not None and wish.checksum):
+        for some in _listed(tree, wish if wish is not None and wish.checksum else None):
             waiting.append(some)
             count += 1 + len(some.entries)
             if count >= _SOME:
@@ -250,7 +251,8 @@ def _accounts(tree: Tree) -> tuple[dict[int, bytes], dict[int, bytes]]:
     )
 
 
-def _listed(tree: Tree, *, digests: bool) -> Iterator[_Some]:
+def _listed(tree: Tree, read: Wish | None) -> Iterator[_Some]:
+    """All entries, with the digests of files that are compared by them."""
     for each in tree.listings:
         entries = each.entries
         passed = tuple(each.passed)
@@ -259,12 +261,13 @@ def _listed(tree: Tree, *, digests: bool) -> Iterator[_Some]:
                 replace(seen, handle=seen.handle or tree.handle(seen))
                 for seen in entries[at : at + _SOME]
             )
-            read: dict[int, bytes] = {}
-            for seen in some if digests else ():
-                digest = tree.digest(seen) if seen.kind is Kind.FILE else None
+            digests: dict[int, bytes] = {}
+            for seen in some if read is not None else ():
+                wanted = seen.kind is Kind.FILE and read is not None and read.within_size(seen)
+                digest = tree.digest(seen) if wanted else None
                 if digest is not None:
-                    read[seen.key] = digest
-            yield _Some(each.key, each.path, each.complete, passed, some, read)
+                    digests[seen.key] = digest
+            yield _Some(each.key, each.path, each.complete, passed, some, digests)
             passed = ()
 
 
@@ -288,7 +291,6 @@ class FarTree(FarContent):
         self._paths: dict[int, bytes] = {ROOT: b""}
         self._last: Listed | None = None
         self._children: dict[int, dict[bytes, Seen]] = {}
-        self._checksum = wish.checksum
         answer = channel.call(WALK, _WALK.pack((order,)), self._take)
         walked: Walked = _WALKED.unpack(answer)
         self.root = walked.root
@@ -370,8 +372,8 @@ class FarTree(FarContent):
 
     def digest(self, seen: Seen) -> bytes | None:
         """The digest of a file; ``None`` if it cannot be read now."""
-        if seen.key in self._digests or self._checksum:
-            return self._digests.get(seen.key)
+        if seen.key in self._digests:
+            return self._digests[seen.key]
         try:
             found = Maybe(DIGEST).unpack(self._far.call(DIGEST_OF, seen.key))
         except PathError:

@@ -15,10 +15,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bisync.core.groups import Together
-from bisync.core.ignore import Matcher
+from bisync.core.ignore import Matcher, reserved
 from bisync.core.method import Apply
 from bisync.core.node import ROOT, Attributes, Content, Kind, Node, NodeId
+from bisync.core.path import STATE_DIR
 from bisync.core.plan import (
+    Exchange,
     Link,
     Make,
     Move,
@@ -28,6 +30,7 @@ from bisync.core.plan import (
     Transition,
     Unlink,
     keys_of,
+    new_places,
     place_of,
 )
 from bisync.errors import BusyError, Interrupted, PathError, StaleError
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SMALL = 256 << 10  # bytes; a file with no more is asked for ahead of its turn
+MARKER = b"replica"  # in a folder of state: makes a directory a root
 _FSYNC_EACH = 64  # directories made durable one by one; more by one flush
 
 
@@ -361,7 +365,27 @@ class Applier:
             raise StaleError("it is not known any more")
         return known[0], row.content
 
+    def _refuse_ours(self, step: Transition) -> None:
+        """Nothing that comes from the other side may be the engine's own, or become it.
+
+        State is believed: a folder of it that was brought here by somebody else would be, too.
+        """
+        index = self.t.index
+        for parent, name in new_places(step):
+            if reserved(name, at_root=parent == ROOT):
+                raise PathError("that name is the engine's own")
+            above = {n for _, n in index.names_of([parent]).get(parent, ())}
+            if name == MARKER and STATE_DIR in above:
+                raise PathError("it would be the state of a root")
+            if name == STATE_DIR:
+                inside = {n for n, _ in index.children([step.node]).get(step.node, ())}
+                if isinstance(step, Exchange):
+                    inside |= {n for n, _ in index.children([step.other]).get(step.other, ())}
+                if MARKER in inside:
+                    raise PathError("it would be the state of a root")
+
     def _perform(self, i: int, step: Transition) -> None:
+        self._refuse_ours(step)
         with softened((step,), self.hard, self.t.directories):
             self.performer.together = i in self.of_step
             result = self.failed.stops(step) or self.performer.perform(i, step)

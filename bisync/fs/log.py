@@ -10,6 +10,7 @@ from typing import Any
 
 from bisync.core.groups import SHARED, names_of_group, stem
 from bisync.core.node import Kind, NodeId, Place
+from bisync.core.path import valid_name
 from bisync.core.plan import (
     Exchange,
     Link,
@@ -23,6 +24,7 @@ from bisync.core.plan import (
     Unlink,
     keys_of,
 )
+from bisync.errors import EndpointError
 from bisync.fs.database import Database
 from bisync.fs.incoming import Staged
 from bisync.fs.index import Index
@@ -39,8 +41,15 @@ def place_to_row(place: Place) -> list[Any]:
 
 
 def place_from_row(row: list[Any]) -> Place:
-    """Undo :func:`place_to_row`."""
-    return (row[0], row[1].encode("latin-1"))
+    """Undo :func:`place_to_row`.
+
+    Raises:
+        EndpointError: nobody wrote that: a name leads nowhere else.
+    """
+    name = row[1].encode("latin-1")
+    if not valid_name(name):
+        raise EndpointError("the result log is damaged: a place that is none")
+    return (row[0], name)
 
 
 class ResultLog:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from bisync.linux.filesystem import APPEND_ONLY, IMMUTABLE, change_flags, get_fl
 from bisync.linux.rename import rename_noreplace
 
 _MANIFEST = b".manifest"
+_MANIFEST_NAME = re.compile(rb"[0-9a-f]{8}-[0-9]{6}\.jsonl")
 _MODES = b".locked.json"  # what unlocking gives back, where flags are not to be had
 _WRITE = 0o222
 
@@ -365,8 +367,11 @@ def _merge_entry(
 
 def _merge_manifest(source: int, target: int, name: bytes, done: Done) -> None:
     """Manifests only grow and are named by their replica: the longer one has it all."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with open(os.open(name, flags, dir_fd=source), "rb") as file:
+        if _MANIFEST_NAME.fullmatch(name) is None or not _is_regular(file.fileno()):
+            done.refused.append((_MANIFEST + b"/" + name, "it is no manifest"))
+            return
         theirs = file.read()
     if _exists(target, name):
         with open(os.open(name, flags, dir_fd=target), "rb") as file:
@@ -385,6 +390,10 @@ def _merge_manifest(source: int, target: int, name: bytes, done: Done) -> None:
         file.write(more)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _is_regular(fd: int) -> bool:
+    return stat.S_ISREG(os.fstat(fd).st_mode)
 
 
 def _exists(fd: int, name: bytes) -> bool:

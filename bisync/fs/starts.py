@@ -54,8 +54,7 @@ def open_source(text: bytes) -> Start:
 def _start(text: bytes, folder: bytes, only: bytes | None) -> Start:
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        handle = HandleReader().read(fd, b"")
-        identity = f"{fs_uuid(fd)}:{subvolume(fd)}:{handle.hex()}"
+        identity = identity_of(fd)
         device = os.fstat(fd).st_dev
         if only is not None:
             device = os.stat(only, dir_fd=fd, follow_symlinks=False).st_dev
@@ -65,3 +64,8 @@ def _start(text: bytes, folder: bytes, only: bytes | None) -> Start:
     except BaseException:
         os.close(fd)
         raise
+
+
+def identity_of(fd: int) -> str:
+    """Which directory an open one is, wherever it is mounted."""
+    return f"{fs_uuid(fd)}:{subvolume(fd)}:{HandleReader().read(fd, b'').hex()}"

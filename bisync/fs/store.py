@@ -152,8 +152,9 @@ class Store:
 
     def _open_manifest(self, folder: int) -> None:
         prefix = self._replica.encode() + b"-"
-        mine = sorted(n for n in map(os.fsencode, os.listdir(folder)) if n.startswith(prefix))
-        number = int(mine[-1][len(prefix) : len(prefix) + 6]) if mine else 1
+        names = [n for n in map(os.fsencode, os.listdir(folder)) if n.startswith(prefix)]
+        numbers = [n[len(prefix) : len(prefix) + 6] for n in names]
+        number = max((int(n) for n in numbers if n.isdigit()), default=1)
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         while True:
             name = prefix + b"%06d.jsonl" % number

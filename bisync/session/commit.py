@@ -14,6 +14,7 @@ from bisync.fs.archive import Commit, Epoch
 from bisync.fs.recovery import Recovered
 from bisync.session.config import AfterRestore
 
+_MOST = 8 << 20  # bytes of one commit; what crosses to another machine has to fit a message
 _KEEP_SIDES = "run again with --after-restore forward, keep or merge (see the documentation)"
 
 
@@ -52,9 +53,16 @@ class Ledger:
         """
         if not rows:
             return
+        payload = json.dumps(rows, separators=(",", ":")).encode()
+        if len(payload) > _MOST and len(rows) > 1:
+            # Each half stands for itself: what a crash leaves out is agreed on by the next run.
+            half = len(rows) // 2
+            self.commit(rows[:half], reasons)
+            self.commit(rows[half:], reasons)
+            return
         last = self.lead.state().epoch
         epoch = Epoch(last.number + 1, os.urandom(16).hex(), last.nonce)
-        commit = Commit(epoch, json.dumps(rows, separators=(",", ":")).encode())
+        commit = Commit(epoch, payload)
         for archive in self.archives:
             archive.prepare(commit)
         for archive in self.archives:
@@ -140,7 +148,29 @@ class Ledger:
                 found[node] = p.last
         self.archives[side].leave_halfway(found)
 
-    def replay(self, recovered: tuple[Recovered, Recovered]) -> None:
+    def _believed(self, side: Side, found: Recovered, sides: tuple[Endpoint, Endpoint]) -> set[int]:
+        """The rows of a log that count: of a far one, those that the other side's index bears out.
+
+        A log can only speak for its own side. What it says of the other one's content is what
+        that side has, or it is left to be found out.
+        """
+        if not sides[side].is_far:
+            return set(found.updates)
+        column = self.lead.column(side.other)
+        ids = {key: update.ids[column] for key, (update, _) in found.updates.items()}
+        there = sides[side.other].nodes({node for node in ids.values() if node})
+        believed = set()
+        for key, (update, versions) in found.updates.items():
+            node = there.get(ids[key] or 0)
+            same = node is not None and node.version == versions[column]
+            same = same and node is not None and node.content.known
+            if not update.names or (same and node is not None and node.content == update.content):
+                believed.add(key)
+        return believed
+
+    def replay(
+        self, recovered: tuple[Recovered, Recovered], sides: tuple[Endpoint, Endpoint]
+    ) -> None:
         """Let what both logs prove to be applied count as agreed."""
         failed = recovered[0].failed | recovered[1].failed
         rows = []
@@ -149,9 +179,12 @@ class Ledger:
             {p for r in recovered for u, _ in r.updates.values() for p, _ in u.names}
         )
         done: set[int] = set()
-        for r in recovered:
+        for side, r in zip(SIDES, recovered, strict=True):
+            believed = self._believed(side, r, sides)
             for key, (update, versions) in r.updates.items():
                 if key in failed or key in done or key not in r.performed:
+                    continue
+                if key not in believed:
                     continue
                 if all(p in parents or p in known - failed or p == 1 for p, _ in update.names):
                     rows.append(update_to_list(update, versions))

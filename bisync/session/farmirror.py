@@ -17,11 +17,11 @@ from bisync.core.retention import Retention
 from bisync.core.wish import Wish
 from bisync.endpoint.channel import Channel
 from bisync.endpoint.interface import Tree
-from bisync.endpoint.service import Policy
 from bisync.endpoint.trees import Order, TreeService
-from bisync.errors import BisyncError, UsageError
+from bisync.errors import BisyncError, Interrupted, UsageError
 from bisync.linux.accounts import as_run_here
 from bisync.linux.limits import workers
+from bisync.session.confinement import Confinement
 from bisync.session.mirror import mirror_from
 from bisync.session.mirrorconfig import MirrorConfig, MirrorReport
 from bisync.session.origin import FarOrigin, Origin
@@ -176,7 +176,7 @@ def push(
         fsync=c.fsync,
         numeric_ids=c.numeric_ids,
     )
-    service = TreeService(walk)
+    service = TreeService(walk, config.wish)
     channel.service = service
     try:
         counted, created, deleted = _DONE.unpack(channel.call(RUN, _ASKED.pack(asked), take))
@@ -185,6 +185,8 @@ def push(
         report.created_kinds, report.deleted_kinds = created, deleted
     except BisyncError as error:
         report.error, report.exit_code = str(error), error.exit_code
+        if isinstance(error, Interrupted):
+            report.exit_code = 128 + error.signum
         error.report = report  # type: ignore[attr-defined]
         raise
     finally:
@@ -198,17 +200,17 @@ class MirrorService:
     """Runs a mirror here whose source is at the other end.
 
     Args:
-        locate: which path here a destination of the other end means; raises if none.
+        confinement: what may be asked for.
     """
 
     def __init__(
         self,
         channel: Channel,
-        locate: Callable[[bytes], bytes],
-        policy: Policy,
+        confinement: Confinement,
         stop: Callable[[], None],
     ) -> None:
-        self._channel, self._locate, self._policy, self._stop = channel, locate, policy, stop
+        self._channel, self._confinement, self._stop = channel, confinement, stop
+        self._policy = confinement.policy
 
     def _allowed(self, wish: Wish) -> Wish:
         """What is asked for, without what the other end may not give here."""
@@ -225,9 +227,9 @@ class MirrorService:
         asked: _Asked = _ASKED.unpack(body)
         if not (self._policy.changes or asked.dry):
             raise UsageError("this agent is read-only: it can be the source of a mirror only")
-        destination = self._locate(asked.destination)
-        if asked.backup_dir is not None:
-            self._locate(os.path.join(destination, asked.backup_dir))
+        destination = self._confinement.locate_destination(asked.destination)
+        self._confinement.refuse_backup_dir(destination, asked.backup_dir)
+        self._confinement.refuse_filters(asked.filters)
 
         def tell(event: Event) -> None:
             if isinstance(event, Change | Met | Progress):

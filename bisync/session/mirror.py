@@ -26,7 +26,13 @@ from bisync.fs.replica import Options
 from bisync.fs.result import Result, Status
 from bisync.fs.walk import ScanRules
 from bisync.session.mirrorconfig import MirrorConfig, MirrorReport
-from bisync.session.mirrorplace import MirrorPlace, backup_place, find_place, refuse_overlap
+from bisync.session.mirrorplace import (
+    MirrorPlace,
+    backup_place,
+    find_place,
+    refuse_overlap,
+    refuse_own_source,
+)
 from bisync.session.origin import LocalOrigin, Origin
 from bisync.session.protection import Protection
 from bisync.session.report import Change, Listener, Met, Progress, met_from
@@ -98,6 +104,8 @@ class MirrorRun:
                 place = find_place(self.destination, tree, self.config, dry=self.dry)
                 target = MirrorPlace(os.path.realpath(self.destination), b"")
                 refuse_overlap(self.origin.paths, place or target, self.config)
+                if not self.origin.paths and not tree.only_named:
+                    refuse_own_source((place or target).folder, set(tree.identity.split(" ")))
         except BaseException:
             tree.close()
             raise

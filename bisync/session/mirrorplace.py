@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from bisync.core.path import STORE_DIR, valid_name
 from bisync.endpoint.interface import Tree
 from bisync.errors import UsageError
-from bisync.fs.root import enclosing_root
+from bisync.fs.root import OPEN_DIR, enclosing_root
+from bisync.fs.starts import identity_of
 from bisync.session.mirrorconfig import MirrorConfig
 
 
@@ -100,6 +101,33 @@ def refuse_overlap(sources: list[bytes], place: MirrorPlace, config: MirrorConfi
                 f"the source {os.fsdecode(text)} lies inside the destination, and --delete "
                 "could remove it; leave --delete out or move it"
             )
+
+
+def refuse_own_source(folder: bytes, identities: set[str]) -> None:
+    """Refuse a destination inside a source that was reached as if on another machine.
+
+    Raises:
+        UsageError: it is one of these directories, or below one.
+    """
+    path = os.path.realpath(folder)
+    while True:
+        try:
+            fd = os.open(path, OPEN_DIR)
+        except OSError:
+            fd = -1  # nobody may look there, so no source of this user's is there either
+        if fd >= 0:
+            try:
+                inside = identity_of(fd) in identities
+            finally:
+                os.close(fd)
+            if inside:
+                raise UsageError(
+                    f"the destination {os.fsdecode(folder)} lies inside the source, which is on "
+                    "this machine"
+                )
+        if path == os.path.dirname(path):
+            return
+        path = os.path.dirname(path)
 
 
 def backup_place(text: bytes, place: MirrorPlace) -> tuple[bytes, str]:

@@ -160,7 +160,7 @@ class Run:
         ledger.settle()
         for text in ledger.compare(self.config.after_restore, (hellos[0].path, hellos[1].path)):
             self._say(text)
-        ledger.replay(recovered)
+        ledger.replay(recovered, self.sides)
         self._fetch_damaged(ledger, recovered)
         for side in SIDES:
             # Also one that another pair of this root met first.

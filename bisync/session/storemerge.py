@@ -10,12 +10,12 @@ from dataclasses import replace
 from bisync.core.ignore import Matcher
 from bisync.core.node import Content, Kind
 from bisync.core.path import STATE_DIR, STORE_DIR, TEMP_PREFIX
-from bisync.core.wish import Seen
+from bisync.core.wish import Seen, Wish
 from bisync.endpoint.interface import Tree
 from bisync.errors import PathError, UsageError
 from bisync.fs import rollback
 from bisync.fs.apply import SMALL
-from bisync.fs.content import Expected
+from bisync.fs.content import Expected, read_version
 from bisync.fs.copying import write_chunk
 from bisync.fs.meta import apply_attributes, attributes_of, kind_of, read_xattrs
 from bisync.fs.replica import Options, Replica
@@ -102,9 +102,11 @@ def _fetched(
 ) -> Iterator[bytes]:
     """What another machine's store has and this one seems to lack, in a folder of this machine.
 
-    A file of the same place, size and time is taken for the same, as a merge would find it.
+    What is there already, byte by byte, need not come; a merge would find it the same.
     """
-    wish = replace(config.wish, recursive=True, perms=True, times=True, owner=True, group=True)
+    wish = replace(
+        config.wish, recursive=True, perms=True, times=True, owner=True, group=True, checksum=True
+    )
     tree = origin.walk(replace(config, wish=wish))
     problems += tree.problems
     try:
@@ -124,7 +126,7 @@ def _fetched(
                         hidden |= {seen.key} if seen.is_dir else set()
                     elif seen.is_dir:
                         os.mkdir(os.path.join(folder, path), 0o700)
-                    elif not _has(os.path.join(store, path), seen):
+                    elif not _has(os.path.join(store, path), seen, tree):
                         todo.append((path, seen))
             tree.expect(
                 [
@@ -135,7 +137,7 @@ def _fetched(
             )
             for path, seen in todo:
                 try:
-                    _fetch(tree, seen, os.path.join(folder, path))
+                    _fetch(tree, seen, os.path.join(folder, path), config.wish)
                 except PathError as error:
                     problems.append((path, error.reason))
                 except OSError as error:
@@ -145,18 +147,33 @@ def _fetched(
         tree.close()
 
 
-def _has(path: bytes, seen: Seen) -> bool:
+def _has(path: bytes, seen: Seen, tree: Tree) -> bool:
+    """Whether a store has an entry already."""
     try:
         info = os.lstat(path)
-    except OSError:
+        if kind_of(info.st_mode) is not seen.kind:
+            return False
+        match seen.kind:
+            case Kind.SYMLINK:
+                return os.readlink(path) == seen.content.target
+            case Kind.CHAR | Kind.BLOCK:
+                return info.st_rdev == seen.content.rdev
+            case Kind.FILE if info.st_size == seen.content.size:
+                folder = os.open(os.path.dirname(path), OPEN_DIR)
+                try:
+                    mine = read_version(folder, os.path.basename(path)).digest
+                finally:
+                    os.close(folder)
+                return mine == tree.digest(seen)
+            case Kind.FIFO | Kind.SOCKET:
+                return True
+            case _:
+                return False
+    except (OSError, PathError):
         return False
-    same = kind_of(info.st_mode) is seen.kind
-    if same and seen.kind is Kind.FILE:
-        same = (info.st_size, info.st_mtime_ns) == (seen.content.size, seen.attributes.mtime_ns)
-    return same
 
 
-def _fetch(tree: Tree, seen: Seen, path: bytes) -> None:
+def _fetch(tree: Tree, seen: Seen, path: bytes, wish: Wish) -> None:
     """One entry, with its attributes, in a folder that nobody else may enter."""
     content, fd = seen.content, -1
     match seen.kind:
@@ -189,7 +206,14 @@ def _fetch(tree: Tree, seen: Seen, path: bytes) -> None:
         name = b"" if fd >= 0 else os.path.basename(path)
         info = os.fstat(fd) if fd >= 0 else os.lstat(path)
         now = attributes_of(info, *read_xattrs(at, name))
-        apply_attributes(at, name, seen.kind, now, seen.attributes)
+        theirs = seen.attributes
+        wanted = replace(
+            theirs,
+            mode=wish.chmod.apply(theirs.mode, is_dir=False),
+            xattrs=theirs.xattrs if wish.xattrs else (),
+            acl=theirs.acl if wish.acls else (),
+        )
+        apply_attributes(at, name, seen.kind, now, wanted)
         if fd < 0:
             os.close(at)
     finally:

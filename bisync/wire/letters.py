@@ -15,7 +15,7 @@ from bisync.errors import ProtocolError
 from bisync.wire.frames import BULK, Frame, Lane, message_of
 from bisync.wire.schema import Int, Plain, refuse
 
-MOST_BODY = 64 << 20  # bytes of one letter
+MOST_BODY = 24 << 20  # bytes of one letter
 MOST_OPEN = 256  # letters of which a part came
 
 

@@ -30,7 +30,8 @@ from bisync.wire.frames import (
 from bisync.wire.schema import Plain, refuse
 
 PREAMBLE_S = 15.0  # until the other end has begun
-BEAT_S = 10.0  # without a frame of ours: a sign of life
+BEAT_S = 1.0  # without a frame of ours: a sign of life
+_ALIVE = 4096  # bytes
 REST_S = 1.0  # for the rest of the first line of somebody else
 SILENCE_S = 60.0  # without a frame of theirs: it is gone
 WINDOWS = {Lane.SMALL: 4 * MOST, Lane.BULK: 8 * MOST}  # bytes on their way, or not dealt with yet
@@ -91,6 +92,7 @@ class Link:
         self._bulk: dict[int, deque[Packed]] = {}  # by stream, in the order of their turns
         self._began = self._sent = self._heard = now
         self._closing = self._said_bye = False
+        self._since = 0  # bytes since the last sign of life
         self.queued_size = 0  # bytes of frames that wait
 
     # -- sending -------------------------------------------------------------
@@ -180,8 +182,9 @@ class Link:
         Raises:
             ProtocolError: it is not what it should be. The connection is of no use any more.
         """
-        if data:
-            self._heard = now
+        self._since += len(data)
+        if self._since >= _ALIVE or self.theirs is None:
+            self._hear(now)
         if self.theirs is None:
             self._first += data
             if self._is_another() and not (b"\n" in self._first or len(self._first) > LINE):
@@ -194,6 +197,7 @@ class Link:
             data = bytes(self._first[PREAMBLE_SIZE:])
             self._first.clear()
         for frame in self._unpacker.feed(data):
+            self._hear(now)
             if frame.lane is Lane.CONTROL:
                 self._control_came(frame)
                 continue
@@ -204,6 +208,10 @@ class Link:
             if credit.theirs < 0:
                 refuse("more than it was granted")
             yield frame
+
+    def _hear(self, now: float) -> None:
+        """There was a sign of life: a frame, or a good part of one; not a byte now and then."""
+        self._heard, self._since = now, 0
 
     def _is_another(self) -> bool:
         """Whether who begins is none of our kind."""
@@ -219,8 +227,9 @@ class Link:
                 if not 0 < size <= credit.window - credit.mine:
                     refuse("more credit than there is")
                 credit.mine += size
-            case [1]:
-                pass
+            case [1, unheard] if 0 <= unheard < 1 << 32:
+                if unheard >= self._silence:
+                    raise TimedOutError(f"the other end has heard nothing for {unheard} s")
             case [2]:
                 self.ended = True
             case _:
@@ -253,7 +262,7 @@ class Link:
         if self.theirs is not None and now - self._heard >= self._silence:
             raise TimedOutError(f"the other end was silent for {self._silence:.0f} s")
         if now - self._sent >= BEAT_S and self.version and not self._said_bye:
-            self._say(_BEAT)
+            self._say(_BEAT, max(0, int(now - self._heard)))
             self._sent = now
         if self.theirs is None:
             rest = self._heard + REST_S if self._is_another() else self._began + self._patience

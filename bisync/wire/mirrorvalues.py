@@ -15,6 +15,7 @@ from bisync.wire.schema import (
     Int,
     Maybe,
     Name,
+    NoNul,
     OneOf,
     Plain,
     Record,
@@ -25,7 +26,7 @@ from bisync.wire.schema import (
 )
 from bisync.wire.values import ATTRIBUTES, CONTENT, LONG_PATH, NUMBER, SIZE, TIME
 
-_PATTERN = Bytes(4096, 1)
+_PATTERN = NoNul(4096, 1)
 _PATH = LONG_PATH
 _ID = Int(0, 2**32 - 1)
 

@@ -4,6 +4,7 @@ A schema knows its values' types, ranges and sizes. What comes from the peer is 
 and by nothing else: no name, number or list reaches the engine that its schema does not allow.
 """
 
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
@@ -46,8 +47,8 @@ class Int:
     high: int = I64 - 1
 
     def pack(self, value: int) -> Plain:
-        """As it is."""
-        return int(value)
+        """As it is; nothing is rounded."""
+        return operator.index(value)
 
     def unpack(self, plain: Plain) -> int:
         """As it is, within its range."""
@@ -106,6 +107,18 @@ class Bytes:
 
 
 @dataclass(frozen=True, slots=True)
+class NoNul(Bytes):
+    """So many bytes, none of them zero: what the system takes for a path or a name."""
+
+    def unpack(self, plain: Plain) -> bytes:
+        """As they are."""
+        found = Bytes.unpack(self, plain)
+        if b"\0" in found:
+            refuse("a zero byte in a name")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
 class Text:
     """Text for people: so many characters. Never a name."""
 
@@ -121,7 +134,8 @@ class Text:
             refuse(f"a text of up to {self.most} characters was due")
         if plain.isprintable():
             return plain
-        return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in plain)
+        one_line = plain.replace("\n", " ")
+        return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in one_line)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ Limits are what a file system can hold, or far above what a run makes in one mes
 from bisync.core.conflict import ConflictKind
 from bisync.core.declared import Declared, Hooks
 from bisync.core.groups import Together
-from bisync.core.node import Agreed, Attributes, Content, Kind, Node
+from bisync.core.node import ACL_NAMES, Agreed, Attributes, Content, Kind, Node
 from bisync.core.plan import (
     Exchange,
     Link,
@@ -29,6 +29,7 @@ from bisync.wire.schema import (
     Maybe,
     Member,
     Name,
+    NoNul,
     OneOf,
     OsText,
     Path,
@@ -43,13 +44,13 @@ from bisync.wire.schema import (
 )
 
 MANY = 1 << 20  # values in one list; the size of a message bounds them sooner
-NUMBER = Int(0)  # of a node, or in an archive
+NUMBER = Int(0, 2**62)  # of a node, or in an archive
 SIZE = Int(0)
 TIME = Time()  # of a file: any that a file system has
 MOMENT = Int()  # nanoseconds since 1970
 DIGEST = Bytes(32, 32)
 IDS = Several(NUMBER, MANY, set)
-LONG_PATH = Bytes(1 << 20)
+LONG_PATH = NoNul(1 << 20)
 """A path below a root, for output: directories may lie deeper than any call can reach."""
 PLACE = Each((NUMBER, Name()))
 PLACES = Several(PLACE, MANY, frozenset)
@@ -60,11 +61,28 @@ REASON = Text(4096)
 REASONS = Table(NUMBER, REASON, MANY)
 
 _ID = Int(0, 2**32 - 1)  # of a user or group
-_XATTRS = Several(Each((Bytes(255, 1), Bytes(1 << 16))), 4096)
+_XATTRS = Several(Each((NoNul(255, 1), Bytes(1 << 16))), 4096)
+
+
+class _AclName:
+    """One of the two attributes that ACLs are kept in."""
+
+    def pack(self, value: bytes) -> Plain:
+        """As it is."""
+        return value
+
+    def unpack(self, plain: Plain) -> bytes:
+        """As it is, if it is one."""
+        if type(plain) is not bytes or plain not in ACL_NAMES:
+            refuse("an ACL that is none")
+        return plain
+
+
+_ACL = Several(Each((_AclName(), Bytes(1 << 16))), len(ACL_NAMES))
 _KIND = Member(Kind)
 
 CONTENT = Record(
-    Content, kind=_KIND, size=SIZE, digest=Maybe(DIGEST), target=Bytes(4096), rdev=Int(0)
+    Content, kind=_KIND, size=SIZE, digest=Maybe(DIGEST), target=NoNul(4096), rdev=Int(0)
 )
 ATTRIBUTES = Record(
     Attributes,
@@ -73,7 +91,7 @@ ATTRIBUTES = Record(
     gid=_ID,
     mtime_ns=TIME,
     xattrs=_XATTRS,
-    acl=_XATTRS,
+    acl=_ACL,
 )
 NODE = Record(
     Node,

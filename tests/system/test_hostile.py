@@ -6,7 +6,7 @@ its own; nothing beside the root is touched, and what users had is live or kept.
 
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bisync.core.node import Kind
 from bisync.core.path import valid_name
 from bisync.endpoint.calls import CALLS
 from bisync.endpoint.service import Policy, RootService
-from bisync.errors import BisyncError, EndpointError
+from bisync.errors import BisyncError, EndpointError, ProtocolError
 from bisync.wire import mirrorvalues, schema, values
 from bisync.wire.letters import Letter, Word
 from tests.trees import contents, frozen, kept, put
@@ -70,6 +71,8 @@ def plain(of: Any) -> st.SearchStrategy[Any]:
             return st.one_of(rows)
         case values._Checked():
             return plain(of._record)
+        case values._AclName():
+            return st.sampled_from(values.ACL_NAMES)
         case values._Milliseconds():
             return st.integers(1, 10_000)
         case mirrorvalues._Made():
@@ -183,3 +186,120 @@ def allowed(act: Callable[[], Any]) -> None:
         act()
     except BisyncError:
         pass
+
+
+ATTRIBUTES = [0o644, 0, 0, 10**18, [], []]
+FOLDER = [int(Kind.DIR), 0, None, b"", 0]
+FILE = [int(Kind.FILE), 5, None, b"", 0]
+
+
+def make(
+    key: int, node: int, place: tuple[int, bytes], content: list[Any], **more: Any
+) -> list[Any]:
+    """A step that makes something new."""
+    attributes = more.get("attributes", ATTRIBUTES)
+    return [1, key, node, "", list(place), content, attributes, more.get("source"), None]
+
+
+def applied(made: RootService, *steps: list[Any]) -> list[Any]:
+    """How steps end: (position, status, reason) of each."""
+    found: list[Any] = []
+    letter = Letter(Word.ASK, 3, CALLS["apply"].number, [1, list(steps), [], []])
+    made.ask(letter, found.extend)
+    return [row[:3] for row in found]
+
+
+@pytest.fixture
+def asked(here: tuple[Path, Path]) -> Iterator[tuple[RootService, Path]]:
+    """An end that is bound as a forced command binds it."""
+    root = fill(here[0])
+    made = service(root, Policy(devices=False, set_id=False, commands=False, chooses_store=False))
+    yield made, root
+    made.close()
+
+
+def test_no_state_is_planted(asked: tuple[RootService, Path]):
+    """A folder that would be believed to be the state of a root cannot be brought here."""
+    made, root = asked
+    first = made.side.view.next_number - 100
+    ends = applied(
+        made,
+        make(-1, first, (1, b".bisync"), FOLDER),
+        make(-2, first + 1, (1, b"rsync-rollback"), [int(Kind.SYMLINK), 0, None, b"..", 0]),
+        make(-3, first + 2, (1, b"x"), FOLDER),
+        make(-4, first + 3, (first + 2, b"replica"), FOLDER),
+        [3, -3, first + 2, "", [1, b"x"], [1, b"y"], None],
+    )
+    assert [status for _, status, _ in ends] == ["problem", "problem", "done", "done", "done"]
+    ends = applied(made, [3, -3, first + 2, "", [1, b"y"], [3, b".bisync"], None])
+    assert [status for _, status, _ in ends] == ["problem"]
+    ends = applied(
+        made,
+        make(-5, first + 5, (first + 2, b".bisync"), FOLDER),
+        make(-6, first + 6, (first + 5, b"replica"), FOLDER),
+    )
+    assert [status for _, status, _ in ends] == ["done", "problem"]
+    assert not list(root.rglob(".bisync/replica"))[1:]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        make(-1, 4096, (1, b"dev"), [int(Kind.BLOCK), 0, None, b"", 0x800]),
+        make(-1, 4096, (1, b"f2"), FILE),
+        make(-1, 2, (1, b"f2"), FILE, source=5),
+        make(-1, 2**40, (1, b"f2"), FILE, source=5),
+        make(-1, 4096, (1, b".."), FOLDER),
+        make(-1, 4096, (1, b"a/b"), FOLDER),
+        make(-1, 4096, (1, b"f2"), FILE, source=5,
+             attributes=[0o644, 0, 0, 0, [], [[b"security.capability", b"x"]]]),
+    ],
+    ids=["device", "from nowhere", "number of another", "number not given", "dots", "slash",
+         "capability as ACL"],
+)  # fmt: skip
+def test_steps_that_are_refused(asked: tuple[RootService, Path], step: list[Any]):
+    """Each ends the connection, and nothing was done."""
+    made, root = asked
+    before = frozen(root)
+    step[2] = made.side.view.next_number - 1 if step[2] == 4096 else step[2]
+    with pytest.raises(ProtocolError):
+        applied(made, step)
+    assert {k: v for k, v in frozen(root).items() if not k.startswith(b".bisync")} == {
+        k: v for k, v in before.items() if not k.startswith(b".bisync")
+    }
+
+
+def test_no_power_is_given(asked: tuple[RootService, Path]):
+    """Set-id bits do not come along where they are not lent."""
+    made, root = asked
+    number = made.side.view.next_number - 1
+    applied(made, make(-1, number, (1, b"tool"), FOLDER, attributes=[0o6755, 0, 0, 0, [], []]))
+    assert (root / "tool").stat().st_mode & 0o6000 == 0
+
+
+@pytest.mark.parametrize("store", [b".bisync/in", b".bisync", b"d", b".store"])
+def test_no_other_store(here: tuple[Path, Path], store: bytes):
+    """Where kept versions go is for this end to say."""
+    root = fill(here[0])
+    made = RootService(NoChannel(), lambda _p: os.fsencode(root), Policy(chooses_store=False))  # type: ignore[arg-type]
+    with pytest.raises(BisyncError):
+        ask(
+            made,
+            "open",
+            [b"/", False, [], store, False, False, True, "auto", [], None, 0, 0, False],
+        )
+    made.close()
+
+
+def test_a_conflict_is_what_this_end_knows(asked: tuple[RootService, Path]):
+    """A choice for a conflict that is not on the list does nothing; a list of lies is refused."""
+    made, root = asked
+    before = contents(root)
+    quarrel = ["id", "content", b"f", 0, "", "", False, None, "x", "f" * 32,
+               b"2026-01-01/secret", None, 0, None]  # fmt: skip
+    said = ask(made, "carry_out", [1, [quarrel, "kept"]], wrap=False)
+    assert "not on this side's list" in said
+    for kept_at in (b".manifest/x", b".bisync/replica", b"../x"):
+        with pytest.raises(ProtocolError):
+            ask(made, "add_conflicts", [1, [[*quarrel[:10], kept_at, *quarrel[11:]]]], wrap=False)
+    assert contents(root) == before

@@ -3,8 +3,11 @@
 import os
 import random
 import shlex
+import signal
+import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from tests.trees import (
     command,
     contents,
     edit,
+    environment,
     kept,
     look,
     noise,
@@ -179,7 +183,7 @@ def test_stall(here: Pair, monkeypatch: pytest.MonkeyPatch, way: str):
     fill(a, b)
     monkeypatch.setenv("RELAY_STALL", f"{way}:5000")
     done = over(a, b, "--timeout", "3", check=30)
-    assert "silent" in done.stderr or "silent" in str(done.summary["error"])
+    assert ("silent" if way == "down" else "heard nothing") in str(done.summary["error"])
     monkeypatch.delenv("RELAY_STALL")
     over(a, b)
     assert_equal(a, b)
@@ -227,3 +231,85 @@ def test_long_way(here: Pair, monkeypatch: pytest.MonkeyPatch):
     done = over(a, b)
     assert_equal(a, b)
     assert done.summary["elapsed_s"] < 600 * 0.1 / 2  # a round trip for each takes twice that
+
+
+def test_far_disk_is_full(tmp_path: Path, mount: Callable[..., None], here: Pair):
+    """The other machine's disk fills while a big file is made: 23, soon, and nothing is lost."""
+    a = here[0]
+    b = tmp_path / "far"
+    mount(b, "-t", "tmpfs", "-o", "size=130m", "none")
+    root = b / "B"
+    root.mkdir()
+    put(a / "image", noise(100 << 20, 1))
+    sync(a, far(root), "--rsh", str(ELSEWHERE), *AGENT)
+    old = (root / "image").read_bytes()
+    with (a / "image").open("r+b") as file:
+        for at in range(0, 100 << 20, 128 << 10):
+            file.seek(at)
+            file.write(noise(100_000, at))
+    put(a / "small", b"small")
+    done = sync(a, far(root), "--rsh", str(ELSEWHERE), *AGENT, "--timeout", "60", check=23)
+    assert done.summary["elapsed_s"] < 50
+    assert (root / "image").read_bytes() == old
+    assert (root / "small").read_bytes() == b"small"
+
+
+@pytest.mark.parametrize("words", [("sync",), ("mirror", "-a")], ids=["sync", "mirror"])
+def test_interrupted(here: Pair, words: tuple[str, ...]):
+    """Ctrl-C here ends both ends cleanly, with the exit code of a stop here."""
+    a, b = here
+    for number in range(3000):
+        put(a / f"d{number % 10}" / f"f{number}", b"%d\n" % number)
+    program = "--agent-command" if words == ("sync",) else "--rsync-path"
+    line = [*command(*words, "--rsh", str(ELSEWHERE), program, AGENT[1]), f"{a}/", far(b)]
+    run_ = subprocess.Popen(line, env=environment(), stderr=subprocess.PIPE, start_new_session=True)
+    while not any(b.rglob("f1*")) and run_.poll() is None:
+        time.sleep(0.01)
+    run_.send_signal(signal.SIGINT)
+    _, said = run_.communicate(timeout=60)
+    assert run_.returncode in (0, 130), said
+    run(*words, "--rsh", str(ELSEWHERE), program, AGENT[1], f"{a}/", far(b))
+    assert_equal(a, b)
+
+
+def test_compared_by_content(here: Pair):
+    """``mirror -c`` to another machine sends what differs, and nothing else."""
+    a, b = here
+    for number in range(20):
+        put(a / f"f{number}", noise(5000, number), t=1_700_000_000)
+    words = ("mirror", "-ac", "--json", "--rsh", str(ELSEWHERE), "--rsync-path", AGENT[1])
+    run(*words, f"{a}/", far(b))
+    (b / "f3").write_bytes(noise(5000, 99))
+    os.utime(b / "f3", (1_700_000_000, 1_700_000_000))
+    again = run(*words, f"{a}/", far(b))
+    assert again.counts("updated", "literal_bytes") == {"updated": 1, "literal_bytes": 5000}
+    assert run(*words, f"{a}/", far(b)).counts("updated", "kept") == {"updated": 0, "kept": 0}
+
+
+def test_merging_a_far_store(here: Pair):
+    """What a far store has under a name that is taken here comes under another one."""
+    a, b = here
+    for root, text in ((a, b"AAAA"), (b, b"BBBB")):
+        put(root / "S/2026-01-01/f", text, t=1_500_000_000)
+        (root / "S/2026-01-01/l").symlink_to(text.decode())
+        (root / "S/.store").touch()
+    words = ("mirror", "-a", "--rsh", str(ELSEWHERE), "--rsync-path", AGENT[1])
+    for _ in range(2):
+        run(*words, f"elsewhere:{a}/S/", b / "S")
+    found = sorted(path.name for path in (b / "S/2026-01-01").iterdir())
+    assert found == ["f", "f.~2~", "l", "l.~2~"]
+
+
+def test_into_itself(here: Pair):
+    """A source that is on this machine after all, and has the destination in it: refused."""
+    a, _ = here
+    put(a / "f", b"f")
+    (a / "d").mkdir()
+    words = ("mirror", "-a", "--delete", "--rsh", str(ELSEWHERE), "--rsync-path", AGENT[1])
+    for source, target in (
+        (f"elsewhere:{a}/", f"{a}/d/"),
+        (f"{a}/", f"elsewhere:{a}/d/"),
+        (f"elsewhere:{a}/", f"elsewhere:{a}/d/"),
+    ):
+        assert "inside the source" in run(*words, source, target, check=2).stderr
+    assert look(a) == {"f": b"f", "d": None}

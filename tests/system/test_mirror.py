@@ -456,7 +456,7 @@ def test_dry_run(pair: Pair):
         (["-a", "--delete", "DST/d/", "DST"], "inside the destination"),
         (["-a", "SRC/", "DST/file"], "not a directory"),
         (["-a", "host::SRC/", "DST"], "over ssh"),
-        (["-a", "-oProxyCommand=x:SRC/", "DST"], "no name of a machine"),
+        (["-a", "me@-oProxyCommand=x:SRC/", "DST"], "no name of a machine"),
         (["-a", "one:SRC/", "two:SRC/", "DST"], "on one machine"),
         (["-a", "--backup-dir=.", "SRC/", "DST"], "--backup-dir"),
         (["-a", "--max-delete=x", "SRC/", "DST"], "--max-delete"),

@@ -8,9 +8,10 @@ import sys
 from bisync.cli.stopping import Stopper
 from bisync.endpoint.channel import Channel
 from bisync.endpoint.service import Policy
-from bisync.errors import UsageError
+from bisync.errors import Interrupted, UsageError
 from bisync.linux.landlock import confine
-from bisync.session.agent import Agent, Confinement
+from bisync.session.agent import Agent
+from bisync.session.confinement import Confinement
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +29,12 @@ def run(options: argparse.Namespace) -> int:
     os.dup2(null, 0)
     os.dup2(2, 1)  # nothing but frames may go where the frames go
     os.close(null)
-    channel = Channel(reading, writing, first=2, stop=stopper.check)
+    channel = Channel(reading, writing, first=2, stop=stopper.check, drives=False)
     root = None if options.root is None else os.fsencode(options.root)
-    Agent(channel, Confinement(root=root, policy=_policy(options))).run()
+    try:
+        Agent(channel, Confinement(root=root, policy=_policy(options)), stopper.check).run()
+    except Interrupted as error:
+        return 128 + error.signum
     return 0
 
 
@@ -43,6 +47,7 @@ def _policy(o: argparse.Namespace) -> Policy:
         devices=o.devices or not bound,
         set_id=o.set_id or not bound,
         commands=not bound,
+        chooses_store=not bound,
     )
 
 

@@ -88,4 +88,4 @@ def test_texts_of_the_system(data: bytes):
 def test_texts_for_people():
     """What a terminal might obey is shown, not done."""
     assert Text().unpack("a\x1b[31mred\r\x07\x9b") == "a\\x1b[31mred\\x0d\\x07\\x9b"
-    assert Text().unpack("two\nlines, ünï") == "two\nlines, ünï"
+    assert Text().unpack("two\nlines, ünï") == "two lines, ünï"

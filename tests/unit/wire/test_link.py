@@ -114,7 +114,7 @@ def test_control_overtakes():
     for number in range(4):
         one.send(Lane.BULK, [number], bytes(1000), stream=number % 2)
     one.send(Lane.SMALL, ["a question"])
-    one.send(Lane.CONTROL, [1])
+    one.send(Lane.CONTROL, [1, 0])
     came = [list(two.received(data, 0.0)) for data in drain(one)]
     assert came[0] == []
     messages = [frame.message for frames in came for frame in frames]
@@ -157,7 +157,7 @@ def test_no_more_than_granted():
         Frame(Lane.CONTROL, [3]),
         Frame(Lane.CONTROL, []),
         Frame(Lane.CONTROL, None),
-        Frame(Lane.CONTROL, [1], b"content"),
+        Frame(Lane.CONTROL, [1, 0], b"content"),
         Frame(Lane.CONTROL, [[1]]),
     ],
 )
@@ -193,16 +193,30 @@ def test_after_the_last_frame():
 def test_signs_of_life():
     one, two = pair()
     meet(one, two)
-    assert one.tick(1.0) == BEAT_S
-    assert drain(one, 1.0) == []
+    assert one.tick(BEAT_S / 2) == BEAT_S
+    assert drain(one, BEAT_S / 2) == []
     one.tick(BEAT_S)
     (beat,) = drain(one, BEAT_S)
     assert list(two.received(beat, BEAT_S)) == []
-    two.tick(SILENCE_S + 1)
+    two.tick(SILENCE_S + BEAT_S / 2)
     with pytest.raises(TimedOutError, match="silent"):
         one.tick(SILENCE_S)
     with pytest.raises(TimedOutError, match="silent"):
         two.tick(BEAT_S + SILENCE_S)
+
+
+def test_only_one_way_is_dead():
+    """What we send does not arrive, and what they send does: they say so."""
+    one, two = pair()
+    meet(one, two)
+    for second in range(1, int(SILENCE_S)):
+        two.tick(float(second))
+        assert all(list(one.received(data, second)) == [] for data in drain(two, float(second)))
+    two._silence = 2 * SILENCE_S
+    two.tick(SILENCE_S + 1)
+    (beat,) = drain(two, SILENCE_S + 1)
+    with pytest.raises(TimedOutError, match="heard nothing"):
+        list(one.received(beat, SILENCE_S + 1))
 
 
 def test_nobody_begins():
