@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bisync.core.retention import Retention
     from bisync.core.safety import DeleteLimit
     from bisync.core.wish import Wish
+    from bisync.endpoint.connect import Reach
     from bisync.endpoint.interface import Endpoint
     from bisync.fs.conflicts import Quarrel, Take
     from bisync.fs.facts import PairFacts, RootFacts, facts
@@ -59,6 +60,7 @@ _LAZY = {
     "Policy": "bisync.core.resolve",
     "Progress": "bisync.session.report",
     "Quarrel": "bisync.fs.conflicts",
+    "Reach": "bisync.endpoint.connect",
     "Report": "bisync.session.report",
     "Restored": "bisync.session.history",
     "Retention": "bisync.core.retention",
@@ -75,7 +77,7 @@ _LAZY = {
     "conflicts": "bisync.session.conflicts",
     "facts": "bisync.fs.facts",
     "history": "bisync.session.history",
-    "mirror": "bisync.session.mirror",
+    "mirror": "bisync.session.mirroring",
     "plan": "bisync.session.api",
     "postgresql": "bisync.core.declared",
     "read_groups": "bisync.session.groupfile",
@@ -113,6 +115,7 @@ __all__ = [
     "Policy",
     "Progress",
     "Quarrel",
+    "Reach",
     "Report",
     "Restored",
     "Retention",

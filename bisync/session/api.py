@@ -2,6 +2,7 @@
 
 import os
 
+from bisync.endpoint.connect import Reach
 from bisync.session.config import Config
 from bisync.session.report import Listener, Report
 from bisync.session.session import Session
@@ -13,14 +14,16 @@ def sync(
     config: Config | None = None,
     *,
     listener: Listener = lambda _event: None,
+    reach: Reach | None = None,
 ) -> Report:
     """Synchronise two roots once, both ways.
 
     Args:
-        alpha: one root directory.
+        alpha: one root: ``PATH``, ``[USER@]HOST:PATH`` or ``ssh://[USER@]HOST[:PORT]/PATH``.
         beta: the other.
         config: policies and limits; the defaults are the safe ones.
         listener: gets every event while the run goes on.
+        reach: how other machines are reached; the default is the system's ssh.
 
     Returns:
         What was done; ``exit_code`` is what the command would exit with.
@@ -28,7 +31,7 @@ def sync(
     Raises:
         BisyncError: the run as a whole could not go on; see :mod:`bisync.errors`.
     """
-    return Session(alpha, beta, config, listener=listener).run()
+    return Session(alpha, beta, config, listener=listener, reach=reach).run()
 
 
 def plan(
@@ -37,10 +40,11 @@ def plan(
     config: Config | None = None,
     *,
     listener: Listener = lambda _event: None,
+    reach: Reach | None = None,
 ) -> Report:
     """Say what :func:`sync` would do and why; change nothing.
 
     Returns:
         A report whose ``changes`` lists each planned transition.
     """
-    return Session(alpha, beta, config, listener=listener).run(dry=True)
+    return Session(alpha, beta, config, listener=listener, reach=reach).run(dry=True)
