@@ -14,8 +14,9 @@ from bisync.errors import BisyncError, UsageError
 
 _DESCRIPTION = "Two-way file synchronisation for Linux: moves are moves, nothing is ever lost."
 _EXIT_CODES = """exit codes:
-  0 converged    2 usage    3 root in use    12 a side failed    23 problems    24 busy files
-  25 a guard needs a person    40 conflicts wait (--conflict manual)    130/143 stopped"""
+  0 converged    2 usage    3 root in use    12 a side or the connection failed    23 problems
+  24 busy files    25 a guard needs a person    30 the other machine was silent
+  40 conflicts wait (--conflict manual)    130/143 stopped"""
 
 
 class _Parser(argparse.ArgumentParser):
