@@ -12,7 +12,7 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -25,10 +25,10 @@ from bisync.errors import (
     ProtocolError,
     StaleError,
 )
-from bisync.wire.frames import NONCE_SIZE, VERSIONS, Frame, Lane, Preamble
+from bisync.wire.frames import BULK, NONCE_SIZE, VERSIONS, Frame, Lane, Preamble
 from bisync.wire.letters import Assembler, Letter, Op, Piece, Word, parts_of, piece_of
 from bisync.wire.link import PREAMBLE_S, SILENCE_S, Link
-from bisync.wire.schema import Plain, refuse
+from bisync.wire.schema import Int, Plain, refuse
 
 log = logging.getLogger(__name__)
 _READ = 256 << 10  # bytes at a time
@@ -36,6 +36,7 @@ _WRITE = 256 << 10
 _AHEAD = 2 << 20  # bytes that wait to be written before who makes more has to wait
 _MOST_WAITING = 8192  # things asked for that nobody has begun
 _MOST_ASKS = 4  # letters among them
+_MOST_BATCH = 512  # small files in one frame
 _LOOK_S = 0.2  # between two looks whether to stop
 _GOODBYE_S = 10.0
 _STOPS_S = 30.0  # for the other end to end what is in hand
@@ -122,6 +123,11 @@ class Stream:
             raise StaleError("it is not wanted any more")
         self._channel.send_piece(self.number, op, list(values), payload)
 
+    def send_small(self, values: list[Plain], payload: bytes | memoryview) -> None:
+        """Send all of a small file that was asked for ahead."""
+        if not self._unwanted:
+            self._channel.send_small(self.number, values, payload)
+
     def give_up(self, error: BaseException) -> None:
         """Let the other end know that it comes to nothing: nothing more is taken, or given."""
         if not (self._channel.broken or self._unwanted):
@@ -183,6 +189,8 @@ class Channel:
         self._calls: dict[int, _Call] = {}
         self._streams: dict[int, Stream] = {}
         self._inbox: deque[Letter | tuple[Stream, Piece]] = deque()
+        self._batch: list[tuple[list[Plain], bytes | memoryview]] = []  # small files that wait
+        self._batch_size = 0
         self._next = first
         self._broken: BisyncError | None = None
         self._closing = self._closed = False
@@ -234,15 +242,7 @@ class Channel:
     def _came(self, frame: Frame) -> None:
         if frame.lane is Lane.BULK:
             piece = piece_of(frame)
-            if piece.op in (Op.WANT, Op.WANT_CHANGES):
-                if piece.stream in self._streams or piece.stream % 2 == self._next % 2:
-                    refuse("a stream that there is already")
-                stream = self._streams[piece.stream] = Stream(self, piece.stream, given=True)
-                self._put(stream, piece)
-                self._link.done(frame)
-                return
-            known = self._streams.get(piece.stream)
-            if known is None or known.came(piece, frame):
+            if self._piece_came(piece, frame):
                 self._link.done(frame)
             return
         letter = self._letters.take(frame)
@@ -256,9 +256,38 @@ class Channel:
         else:
             self._answered(letter)
 
+    def _piece_came(self, piece: Piece, frame: Frame) -> bool:
+        """Take a piece; whether its credit may go back at once."""
+        match piece.op:
+            case Op.WANT | Op.WANT_CHANGES:
+                self._want_came(piece)
+            case Op.WANTS:
+                for number, values in _rows(piece.values):
+                    self._want_came(Piece(number, Op.WANT, values, piece.payload[:0]))
+            case Op.BATCH:
+                at = 0
+                for number, values in _rows(piece.values):
+                    size = Int(0, len(piece.payload) - at).unpack(values[0] if values else None)
+                    known = self._streams.get(number)
+                    part = Piece(number, Op.WHOLE, values, piece.payload[at : at + size])
+                    if known is not None and not known.came(part, frame):
+                        refuse("a file among others that was wanted alone")
+                    at += size
+            case _:
+                known = self._streams.get(piece.stream)
+                return known is None or known.came(piece, frame)
+        return True
+
+    def _want_came(self, piece: Piece) -> None:
+        if piece.stream in self._streams or piece.stream % 2 == self._next % 2:
+            refuse("a stream that there is already")
+        stream = self._streams[piece.stream] = Stream(self, piece.stream, given=True)
+        self._put(stream, piece)
+
     def _put(self, *what: Letter | Stream | Piece) -> None:
-        asks = sum(isinstance(work, Letter) for work in self._inbox)
-        if len(self._inbox) >= _MOST_WAITING or (len(what) == 1 and asks >= _MOST_ASKS):
+        if len(what) == 1 and sum(isinstance(w, Letter) for w in self._inbox) >= _MOST_ASKS:
+            refuse("more questions than anybody has")
+        if len(self._inbox) >= _MOST_WAITING:
             refuse("more questions than anybody has")
         self._inbox.append(what if len(what) == 2 else what[0])  # type: ignore[arg-type]
 
@@ -331,6 +360,8 @@ class Channel:
             EndpointError: the connection ended.
         """
         while True:
+            if self._batch and not self._inbox:
+                self._flush()
             with self._changed:
                 if ready():
                     return
@@ -471,6 +502,7 @@ class Channel:
     def _send(self, letter: Letter) -> None:
         for message, payload in parts_of(letter):
             with self._packing:
+                self._send_batch()
                 packed = self._link.pack(Lane.SMALL, message, payload)
                 with self._changed:
                     if self._broken is not None:
@@ -483,12 +515,42 @@ class Channel:
     ) -> None:
         """Send a piece of a stream; waits while too much waits to be written."""
         with self._packing:
-            packed = self._link.pack(Lane.BULK, [stream, int(op), *values], payload)
-            with self._changed:
-                if self._broken is not None:
-                    raise self._broken
-                self._link.put(Lane.BULK, packed, stream=stream)
-                self._changed.notify_all()
+            self._send_batch()
+            self._put_bulk([stream, int(op), *values], payload, stream)
+        self._wait_for_room()
+
+    def send_small(self, stream: int, values: list[Plain], payload: bytes | memoryview) -> None:
+        """Send all of a small file that was asked for ahead, together with others.
+
+        They go when there are enough, when something else is sent, or nothing else is to be done.
+        """
+        with self._packing:
+            if self._batch_size + len(payload) > BULK or len(self._batch) >= _MOST_BATCH:
+                self._send_batch()
+            self._batch.append(([stream, *values], payload))
+            self._batch_size += len(payload)
+        self._wait_for_room()
+
+    def _flush(self) -> None:
+        with self._packing:
+            self._send_batch()
+
+    def _send_batch(self) -> None:
+        """Send the small files that wait; the packing lock is held."""
+        batch, self._batch, self._batch_size = self._batch, [], 0
+        if batch:
+            rows: list[Plain] = [row for row, _ in batch]
+            self._put_bulk([1, int(Op.BATCH), *rows], b"".join(data for _, data in batch), 0)
+
+    def _put_bulk(self, message: list[Plain], payload: bytes | memoryview, stream: int) -> None:
+        packed = self._link.pack(Lane.BULK, message, payload)
+        with self._changed:
+            if self._broken is not None:
+                raise self._broken
+            self._link.put(Lane.BULK, packed, stream=stream)
+            self._changed.notify_all()
+
+    def _wait_for_room(self) -> None:
         while True:
             with self._changed:
                 if self._link.queued_size <= _AHEAD or self._broken is not None:
@@ -533,3 +595,14 @@ class Channel:
     def join(self) -> None:
         """Wait until the other end has gone."""
         self._threads[0].join(_GOODBYE_S)
+
+
+_STREAM = Int(1, 2**62)
+
+
+def _rows(values: list[Plain]) -> Iterator[tuple[int, list[Plain]]]:
+    """Streams and what is said of each."""
+    for row in values:
+        if type(row) is not list or not row:
+            refuse("a row of streams was due")
+        yield _STREAM.unpack(row[0]), row[1:]

@@ -50,18 +50,20 @@ class RemoteContent:
         self._ask_ahead()
 
     def _ask_ahead(self) -> None:
+        if len(self._coming) > _AHEAD // 2 or self._coming_size > _AHEAD_SIZE // 2:
+            return  # enough is on its way; many are asked for at once
+        rows: list[Plain] = []
         while self._due and len(self._coming) < _AHEAD and self._coming_size < _AHEAD_SIZE:
             file = self._due.popleft()
             if file.node in self._coming:
                 continue
             most = min(file.size + _SLACK, BULK)
-            self._coming[file.node] = self._want(file.node, most, file.refuse_writer), file
+            stream = self._channel.open(bounded=most)
+            self._coming[file.node] = stream, file
             self._coming_size += file.size
-
-    def _want(self, node: NodeId, most: int, refuse_writer: bool) -> Stream:
-        stream = self._channel.open(bounded=most)
-        stream.send(Op.WANT, node, refuse_writer, most)
-        return stream
+            rows.append([stream.number, file.node, file.refuse_writer, most])
+        if rows:
+            self._channel.send_piece(1, Op.WANTS, rows, b"")
 
     def _drop(self) -> None:
         _, (stream, file) = self._coming.popitem(last=False)
@@ -293,7 +295,10 @@ class _Giving:
             self._stream.send(Op.END, *version_to_plain(version))
         else:
             payload = held if held is not None else b""
-            self._stream.send(Op.WHOLE, *version_to_plain(version), payload=payload)
+            if self._most <= BULK:
+                self._stream.send_small(version_to_plain(version), payload)
+            else:
+                self._stream.send(Op.WHOLE, *version_to_plain(version), payload=payload)
 
 
 def _stretches(data: memoryview) -> Iterator[memoryview]:

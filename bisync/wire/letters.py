@@ -51,6 +51,8 @@ class Op(IntEnum):
     ANCHORS = 14  # [last], 16 bytes each; likewise
     SUMS = 15  # [last], 8 bytes each; likewise
     WANT = 16  # [node, refuse_writer, most]: a version is wanted whole; the first of its stream
+    BATCH = 18  # [[stream, version]...], all their bytes: several that would be WHOLE
+    WANTS = 19  # [[stream, node, refuse_writer, most]...]: several WANTs
     WANT_CHANGES = 17  # [node, refuse_writer, key, size, searchable]: what an old one lacks
 
 

@@ -313,3 +313,36 @@ def test_into_itself(here: Pair):
     ):
         assert "inside the source" in run(*words, source, target, check=2).stderr
     assert look(a) == {"f": b"f", "d": None}
+
+
+def test_small_files_of_all_sizes(here: Pair):
+    """What goes together in one frame, and what does not: every size around the limits."""
+    a, b = here
+    edges = [0, 1, 4096, 128 << 10, (256 << 10) - 4096, 256 << 10, 512 << 10]
+    for size in {max(0, edge + d) for edge in edges for d in (-1, 0, 1)}:
+        put(a / "sizes" / f"s{size}", noise(size, size))
+    for number in range(700):
+        put(a / "many" / f"f{number}", b"%d\n" % number)
+    with (a / "holes").open("wb") as file:
+        file.seek(200_000)
+        file.write(b"end")
+    sync(a, far(b), "--rsh", str(ELSEWHERE), *AGENT)
+    assert_equal(a, b)
+    words = ("--rsh", str(ELSEWHERE), "--rsync-path", AGENT[1])
+    run("mirror", "-a", *words, f"elsewhere:{a}/", b / "pulled")
+    assert_equal(a, b / "pulled")
+
+
+def test_small_files_change_while_they_are_sent(here: Pair):
+    """Files that were asked for ahead are gone, longer or unreadable when their turn comes."""
+    a, b = here
+    for number in range(900):
+        put(a / f"f{number:03}", b"%d\n" % number)
+    line = [*command("sync", "--rsh", str(ELSEWHERE), *AGENT), a, far(b)]
+    going = subprocess.Popen(line, env=environment(), stderr=subprocess.DEVNULL)
+    for number in range(899, 0, -3):
+        (a / f"f{number:03}").unlink()
+        (a / f"f{number - 1:03}").write_bytes(bytes(5000))
+    going.wait(120)
+    sync(a, far(b), "--rsh", str(ELSEWHERE), *AGENT)
+    assert_equal(a, b)
