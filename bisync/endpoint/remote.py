@@ -10,7 +10,7 @@ from bisync.core.declared import Declared
 from bisync.core.groups import Together
 from bisync.core.node import Agreed, Attributes, Node, NodeId, Place, Side
 from bisync.core.plan import Exchange, Move, Transition, place_of
-from bisync.core.rows import update_from_list, update_to_list
+from bisync.core.rows import check_rows
 from bisync.endpoint.calls import CALLS, Done, Opening
 from bisync.endpoint.channel import Channel
 from bisync.endpoint.connect import Connection
@@ -214,12 +214,10 @@ class RemoteArchive:
         found: list[bytes] = []
         self._far("agreed.rows", self.pair, part=found.append)
         for data in found:
-            rows = json.loads(data)
-            for row in rows:
-                update, versions = update_from_list(row)
-                if update_to_list(update, versions) != row:
-                    raise EndpointError("the other end's ancestor cannot be read")
-            yield rows
+            try:
+                yield check_rows(json.loads(data))
+            except (ValueError, TypeError, RecursionError) as error:
+                raise EndpointError("the other end's ancestor cannot be read") from error
 
     def chain(self) -> Chain:
         """Where it stands."""

@@ -25,7 +25,7 @@ from bisync.core.plan import (
     Transition,
     place_of,
 )
-from bisync.core.rows import update_from_list, update_to_list
+from bisync.core.rows import check_rows
 from bisync.endpoint.calls import BY_NUMBER, CALLS, Done, Opening
 from bisync.endpoint.channel import Channel, Stream
 from bisync.endpoint.content import ContentServer, RemoteContent
@@ -43,7 +43,6 @@ from bisync.fs.walk import ScanRules
 from bisync.linux.limits import workers
 from bisync.wire.letters import Letter, Piece
 from bisync.wire.schema import Plain, refuse
-from bisync.wire.values import UPDATE, VERSIONS
 
 _SOME = 20_000  # values in one part of an answer
 _RESULTS = 500
@@ -444,15 +443,7 @@ def _checked(rows: Any) -> list[list[Any]]:
     Raises:
         ProtocolError: they are not.
     """
-    if not isinstance(rows, list):
-        refuse("rows were due")
     try:
-        for row in rows:
-            update, versions = update_from_list(row)
-            if update_to_list(update, versions) != row:
-                refuse("a row that nobody writes")
-            UPDATE.unpack(UPDATE.pack(update))
-            VERSIONS.unpack(VERSIONS.pack(versions))
-    except (ValueError, TypeError, AttributeError, LookupError) as error:
-        refuse(f"a row that nobody writes: {error}")
-    return rows
+        return check_rows(rows)
+    except (ValueError, TypeError) as error:
+        refuse(str(error))

@@ -292,6 +292,8 @@ class Record:
             raise TypeError(f"{of.__name__}: {set(names) ^ set(of_fields)}")
         self.of = of
         self._fields = [(name, of_fields[name]) for name in names]
+        self._schemas = [of_fields[name] for name in names]
+        self._by_name = any(field.kw_only for field in fields(of))
 
     def pack(self, value: Any) -> Plain:
         """As a list."""
@@ -301,8 +303,11 @@ class Record:
         """From a list of that length."""
         if type(plain) is not list or len(plain) != len(self._fields):
             refuse(f"a {self.of.__name__} was due")
-        pairs = zip(self._fields, plain, strict=True)
-        return self.of(**{name: schema.unpack(each) for (name, schema), each in pairs})
+        values = [schema.unpack(each) for schema, each in zip(self._schemas, plain, strict=True)]
+        if self._by_name:
+            names = (name for name, _ in self._fields)
+            return self.of(**dict(zip(names, values, strict=True)))
+        return self.of(*values)
 
 
 class OneOf:

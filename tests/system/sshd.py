@@ -56,7 +56,7 @@ def program(folder: Path) -> Path:
 
 
 @contextmanager
-def machine(folder: Path, *prefix: str) -> Iterator[Machine]:
+def machine(folder: Path, *prefix: str, address: str = "127.0.0.1") -> Iterator[Machine]:
     """Start one. ``prefix``: words in front of sshd, as for another namespace."""
     if os.geteuid() != 0 or not Path(SSHD).exists() or not shutil.which("ssh"):
         pytest.skip("needs root and Debian's openssh-server and openssh-client")
@@ -74,30 +74,26 @@ def machine(folder: Path, *prefix: str) -> Iterator[Machine]:
     path = f"{program(folder)}:/usr/local/bin:/usr/bin:/bin"
     config = folder / "sshd_config"
     config.write_text(
-        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder / 'host'}\n"
+        f"Port {port}\nListenAddress {address}\nHostKey {folder / 'host'}\n"
         f"AuthorizedKeysFile {authorized}\nPidFile none\nUsePAM no\nStrictModes no\n"
         f"PasswordAuthentication no\nPermitRootLogin yes\nSetEnv PATH={path}\nMaxStartups 100\n"
     )
     host_key = (folder / "host.pub").read_text().split()
     known = folder / "known_hosts"
-    known.write_text(f"[127.0.0.1]:{port},[localhost]:{port} {host_key[0]} {host_key[1]}\n")
+    known.write_text(f"[{address}]:{port},[localhost]:{port} {host_key[0]} {host_key[1]}\n")
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen([*prefix, SSHD, "-D", "-e", "-f", config], stderr=log)
     try:
-        _listens(server, port)
+        _listens(server, folder / "log")
         yield Machine(port, folder / "key", known, authorized)
     finally:
         server.terminate()
         server.wait(10)
 
 
-def _listens(server: subprocess.Popen[bytes], port: int) -> None:
+def _listens(server: subprocess.Popen[bytes], log: Path) -> None:
     until = time.monotonic() + 20
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return
-        except OSError:
-            assert server.poll() is None, "sshd did not start"
-            assert time.monotonic() < until, "sshd does not listen"
-            time.sleep(0.05)
+    while b"Server listening" not in log.read_bytes():
+        assert server.poll() is None, log.read_text()
+        assert time.monotonic() < until, "sshd does not listen"
+        time.sleep(0.02)

@@ -1,15 +1,29 @@
 """Another machine through a real sshd: the two command lines of the home lab, and what can fail."""
 
+import json
 import os
 import pwd
+import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.system.sshd import Machine, machine, program
-from tests.trees import assert_equal, environment, kept, look, noise, put, run, snapshot, sync
+from tests.trees import (
+    assert_equal,
+    command,
+    environment,
+    kept,
+    look,
+    noise,
+    put,
+    run,
+    snapshot,
+    sync,
+)
 
 Pair = tuple[Path, Path]
 
@@ -217,3 +231,66 @@ def test_forced_command(far: Machine, here: Pair):
         far.authorized.write_text(before)
     assert_equal(a, b)
     assert look(b.parent / "secret") == {"s": b"secret"}
+
+
+@pytest.fixture
+def two_hosts() -> Iterator[tuple[str, str]]:
+    """Two network namespaces with a wire between them: 192.0.2.1 and .2; their names."""
+    if os.geteuid() != 0 or not shutil.which("ip"):
+        pytest.skip("needs root and iproute2")
+    one, two = (f"bisync-{os.getpid()}-{n}" for n in (1, 2))
+    ip("netns", "add", one, check=False)
+    try:
+        if ip("netns", "add", two, check=False):
+            pytest.skip("no network namespaces here")
+        ip("-n", one, "link", "add", "wire", "type", "veth", "peer", "name", "wire", "netns", two)
+        for number, name in enumerate((one, two), 1):
+            ip("-n", name, "address", "add", f"192.0.2.{number}/24", "dev", "wire")
+            for device in ("lo", "wire"):
+                ip("-n", name, "link", "set", device, "up")
+        yield one, two
+    finally:
+        for name in (one, two):
+            ip("netns", "delete", name, check=False)
+
+
+def ip(*words: str, check: bool = True) -> int:
+    """Run ip(8)."""
+    return subprocess.run(["ip", *words], check=check, capture_output=True).returncode
+
+
+def test_the_wire_is_cut(two_hosts: tuple[str, str], tmp_path: Path, here: Pair):
+    """Two hosts: the link goes down in the middle, comes back, and the run goes on there."""
+    one, two = two_hosts
+    a, b = here
+    folder = tmp_path / "sshd"
+    folder.mkdir()
+    put(a / "image", noise(90 << 20, 1))
+    put(b / "small", b"small")
+    with machine(folder, "ip", "netns", "exec", two, address="192.0.2.2") as there:
+        line = [
+            "ip", "netns", "exec", one, *command("sync", "--json", "--bwlimit", "20000"),
+            "--timeout", "4", "--rsh", there.rsh, a, f"192.0.2.2:{b}",
+        ]  # fmt: skip
+        going = subprocess.Popen(line, env=environment(), stdout=subprocess.PIPE)
+        parts = b / ".bisync" / "in"
+        until = time.monotonic() + 60
+        while not any(p.stat().st_blocks > 80_000 for p in parts.glob("*")):  # 40 MB
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        ip("-n", one, "link", "set", "wire", "down")
+        out, _ = going.communicate(timeout=60)
+        assert going.returncode == 30, out
+        assert look(b) == {"small": b"small"}
+        ip("-n", one, "link", "set", "wire", "up")
+        until = time.monotonic() + 90  # the other end finds out, too
+        again = line[: line.index("--bwlimit")] + line[line.index("--timeout") :]
+        while True:
+            done = subprocess.run(again, env=environment(), capture_output=True, check=False)
+            if done.returncode == 0:
+                break
+            assert done.returncode in (3, 12), done.stderr
+            assert time.monotonic() < until, done.stderr
+            time.sleep(1)
+    assert_equal(a, b)
+    assert json.loads(done.stdout.splitlines()[-1])["bytes_sent"] < 60 << 20
