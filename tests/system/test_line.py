@@ -4,6 +4,7 @@ import os
 import random
 import shlex
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -345,4 +346,41 @@ def test_small_files_change_while_they_are_sent(here: Pair):
         (a / f"f{number - 1:03}").write_bytes(bytes(5000))
     going.wait(120)
     sync(a, far(b), "--rsh", str(ELSEWHERE), *AGENT)
+    assert_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("lowest", "highest", "says"),
+    [(2, 3, "the bisync here is too old"), (0, 0, "the bisync there is too old"), (3, 2, "order")],
+)
+def test_other_versions(here: Pair, lowest: int, highest: int, says: str):
+    """Another bisync with no version in common: refused, and said which one is too old."""
+    a, b = here
+    put(a / "f", b"data")
+    begin = b"\xf0bisync\n" + struct.pack(">HHQ16s", lowest, highest, 0, bytes(16))
+    (b / "begin").write_bytes(begin)
+    agent = f"cat {b / 'begin'} -; true"
+    done = run("sync", "--rsh", str(ELSEWHERE), "--agent-command", agent, a, far(b), check=12)
+    assert says in done.stderr
+    assert not (a / ".bisync").exists()
+
+
+def test_features_of_tomorrow(here: Pair, tmp_path: Path):
+    """A newer bisync that still speaks our version, with features that we do not know."""
+    a, b = here
+    put(a / "f", b"data")
+    program = tmp_path / "newer.py"
+    program.write_text(
+        "import sys\n"
+        "from bisync.wire import frames\n"
+        "from bisync.endpoint import channel\n"
+        "channel.VERSIONS = (1, 7)\n"
+        "old = frames.Preamble.to_bytes\n"
+        "frames.Preamble.to_bytes = lambda self: old(\n"
+        "    frames.Preamble(self.lowest, self.highest, 2**63 + 5, self.nonce))\n"
+        "from bisync.cli.main import main\n"
+        "sys.exit(main())\n"
+    )
+    agent = shlex.join([sys.executable, str(program)])
+    sync(a, far(b), "--rsh", str(ELSEWHERE), "--agent-command", agent)
     assert_equal(a, b)

@@ -294,3 +294,27 @@ def test_the_wire_is_cut(two_hosts: tuple[str, str], tmp_path: Path, here: Pair)
             time.sleep(1)
     assert_equal(a, b)
     assert json.loads(done.stdout.splitlines()[-1])["bytes_sent"] < 60 << 20
+
+
+def test_read_only(far: Machine, here: Pair):
+    """A key that may only read: a source of mirrors, nothing else; no state is made there."""
+    a, b = here
+    put(b / "d" / "f", b"data")
+    before = far.authorized.read_text()
+    forced = f'restrict,command="bisync agent --root {b} --read-only" {far.public_key}\n'
+    far.authorized.write_text(forced)
+    there = f"localhost:{b}"
+    try:
+        run("mirror", "-a", "--rsh", far.rsh, f"{there}/", f"{a}/got/")
+        run("mirror", "-a", "--rsh", far.rsh, f"{there}/d", f"{a}/only/")
+        put(a / "new", b"new")
+        for words in (("sync",), ("mirror", "-a"), ("mirror", "-a", "--delete")):
+            done = run(*words, "--rsh", far.rsh, a / "got", there, check=2)
+            assert "read-only" in done.stderr
+        plan = run("plan", "--rsh", far.rsh, a / "got", there)
+        assert "created 0" in plan.stdout
+    finally:
+        far.authorized.write_text(before)
+    assert_equal(a / "got", b)
+    assert look(a / "only") == {"d": None, "d/f": b"data"}
+    assert sorted(path.name for path in b.iterdir()) == ["d"]
