@@ -388,7 +388,7 @@ class Channel:
         try:
             self._stop()
         except Interrupted:
-            if not self._drives:
+            if not (self._drives and self._link.version):
                 raise
             now = time.monotonic()
             if not self._told_to_stop:

@@ -6,10 +6,11 @@ ssh decides whom to trust; nothing here ever turns its checks off.
 import contextlib
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from bisync.core.location import Location
@@ -48,13 +49,10 @@ class Connection:
         self._last = ""  # line that the other end said
         words = _words(where, reach)
         try:
-            self._child = subprocess.Popen(
-                words,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=False,
-            )
+            with _keyboard_left_alone():
+                self._child = subprocess.Popen(
+                    words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+                )
         except OSError as error:
             raise EndpointError(f"cannot start {words[0]}: {error.strerror}") from error
         assert self._child.stdin is not None
@@ -134,6 +132,22 @@ class Connection:
                 self._child.wait()
         self.channel.join()
         self._relay.join(1)
+
+
+@contextlib.contextmanager
+def _keyboard_left_alone() -> Iterator[None]:
+    """What starts now ignores Ctrl-C: it is for us, who end the run cleanly over that connection.
+
+    In the same session all the same, so that ssh can ask its questions at the terminal.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say what signals do
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _pace(bwlimit: int) -> Callable[[int], None] | None:

@@ -255,8 +255,9 @@ def test_far_disk_is_full(tmp_path: Path, mount: Callable[..., None], here: Pair
     assert (root / "small").read_bytes() == b"small"
 
 
+@pytest.mark.parametrize("at_all", [False, True], ids=["one", "group"])
 @pytest.mark.parametrize("words", [("sync",), ("mirror", "-a")], ids=["sync", "mirror"])
-def test_interrupted(here: Pair, words: tuple[str, ...]):
+def test_interrupted(here: Pair, words: tuple[str, ...], at_all: bool):
     """Ctrl-C here ends both ends cleanly, with the exit code of a stop here."""
     a, b = here
     for number in range(3000):
@@ -266,7 +267,10 @@ def test_interrupted(here: Pair, words: tuple[str, ...]):
     run_ = subprocess.Popen(line, env=environment(), stderr=subprocess.PIPE, start_new_session=True)
     while not any(b.rglob("f1*")) and run_.poll() is None:
         time.sleep(0.01)
-    run_.send_signal(signal.SIGINT)
+    if at_all:
+        os.killpg(run_.pid, signal.SIGINT)  # as a terminal does
+    else:
+        run_.send_signal(signal.SIGINT)
     _, said = run_.communicate(timeout=60)
     assert run_.returncode in (0, 130), said
     run(*words, "--rsh", str(ELSEWHERE), program, AGENT[1], f"{a}/", far(b))

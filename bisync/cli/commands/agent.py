@@ -21,7 +21,7 @@ def run(options: argparse.Namespace) -> int:
     for fd in (0, 1):
         if os.isatty(fd):
             raise UsageError("this runs at the other end of a connection; it is not for people")
-    stopper = Stopper(hangup=True)
+    stopper = Stopper(agent=True)
     if options.root is not None:
         _confine(os.fsencode(options.root))
     reading, writing = os.dup(0), os.dup(1)
