@@ -491,10 +491,18 @@ class Store:
                 os.close(fd)
 
     def discard(self, kept: bytes) -> None:
-        """Remove one version that nobody wants; said in the manifest."""
-        fd, name = self.open_kept(kept)
+        """Remove one version that nobody wants; said in the manifest.
+
+        One that is gone already, with the directory that it was in or by somebody else, is done.
+        """
+        try:
+            fd, name = self.open_kept(kept)
+        except FileNotFoundError:
+            return
         try:
             _, size = remove_object(fd, name)
+        except FileNotFoundError:
+            return
         finally:
             os.close(fd)
         self.note({"dropped": 1, "bytes": size, "kept": display(kept)})
