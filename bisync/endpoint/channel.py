@@ -44,6 +44,8 @@ _DEEPEST = 8  # things in hand for the other end, one in the other
 
 STOP = 0
 """What to tell the other end when a person wants a stop: what is in hand ends cleanly."""
+PATIENCE = 1
+"""What to tell the other end of the seconds after which a silent end is gone."""
 
 
 class Service(Protocol):
@@ -251,6 +253,8 @@ class Channel:
             return
         if letter.word is Word.TELL and letter.about == STOP:
             self.stop_asked = True
+        elif letter.word is Word.TELL and letter.about == PATIENCE:
+            self._link.silence = float(Int(1, 86_400).unpack(letter.body))
         elif letter.word in (Word.ASK, Word.TELL):
             self._put(letter)
         else:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from bisync.core.location import Location
-from bisync.endpoint.channel import Channel
+from bisync.endpoint.channel import PATIENCE, Channel
 from bisync.errors import EndpointError, TimedOutError, UsageError
 from bisync.wire.link import SILENCE_S
 
@@ -74,6 +74,8 @@ class Connection:
         self._child.stdout.close()
         try:
             self.channel.begun()
+            if reach.timeout_s:
+                self.channel.tell(PATIENCE, reach.timeout_s)
         except TimedOutError:
             self.close()
             raise

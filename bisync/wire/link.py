@@ -76,7 +76,7 @@ class Link:
         silence: float = SILENCE_S,
     ) -> None:
         self.mine = mine
-        self._patience, self._silence = patience, silence
+        self._patience, self.silence = patience, silence
         self.theirs: Preamble | None = None
         self.version = 0  # that both speak; 0: not known yet
         self.ended = False  # the other end said that it is done
@@ -228,7 +228,7 @@ class Link:
                     refuse("more credit than there is")
                 credit.mine += size
             case [1, unheard] if 0 <= unheard < 1 << 32:
-                if unheard >= self._silence:
+                if unheard >= self.silence:
                     raise TimedOutError(f"the other end has heard nothing for {unheard} s")
             case [2]:
                 self.ended = True
@@ -259,15 +259,15 @@ class Link:
             refuse_other(bytes(self._first))
         if self.theirs is None and now - self._began >= self._patience:
             raise TimedOutError(f"the other end said nothing of itself for {self._patience:.0f} s")
-        if self.theirs is not None and now - self._heard >= self._silence:
-            raise TimedOutError(f"the other end was silent for {self._silence:.0f} s")
+        if self.theirs is not None and now - self._heard >= self.silence:
+            raise TimedOutError(f"the other end was silent for {self.silence:.0f} s")
         if now - self._sent >= BEAT_S and self.version and not self._said_bye:
             self._say(_BEAT, max(0, int(now - self._heard)))
             self._sent = now
         if self.theirs is None:
             rest = self._heard + REST_S if self._is_another() else self._began + self._patience
             return min(rest, self._began + self._patience)
-        return min(self._heard + self._silence, self._sent + BEAT_S)
+        return min(self._heard + self.silence, self._sent + BEAT_S)
 
     def close(self) -> None:
         """Say that there will be nothing but control; what is queued goes before."""

@@ -212,7 +212,7 @@ def test_only_one_way_is_dead():
     for second in range(1, int(SILENCE_S)):
         two.tick(float(second))
         assert all(list(one.received(data, second)) == [] for data in drain(two, float(second)))
-    two._silence = 2 * SILENCE_S
+    two.silence = 2 * SILENCE_S
     two.tick(SILENCE_S + 1)
     (beat,) = drain(two, SILENCE_S + 1)
     with pytest.raises(TimedOutError, match="heard nothing"):
