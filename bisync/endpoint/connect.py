@@ -22,6 +22,7 @@ _PATIENCE_S = 120.0  # until the other end has begun: somebody may have to type 
 _MOST_SAID = 64 << 10  # bytes of the other end's messages that are shown
 _LONGEST_LINE = 1000
 _GONE_S = 5.0  # for ssh to end after the goodbye
+_LATER_S = 5  # the other end gives up after us: who drives says what happened
 _AT_ONCE_S = 0.5  # for one whose connection is lost already
 
 
@@ -75,7 +76,7 @@ class Connection:
         try:
             self.channel.begun()
             if reach.timeout_s:
-                self.channel.tell(PATIENCE, reach.timeout_s)
+                self.channel.tell(PATIENCE, reach.timeout_s + _LATER_S)
         except TimedOutError:
             self.close()
             raise
