@@ -16,7 +16,7 @@ from bisync.endpoint.content import ContentServer
 from bisync.endpoint.interface import Tree
 from bisync.endpoint.service import FarContent
 from bisync.errors import PathError
-from bisync.fs.source import Listed
+from bisync.fs.source import Entries, Listed
 from bisync.fs.wanted import Wanted, flattened, wanted_again
 from bisync.linux.accounts import group_name, group_number, user_name, user_number
 from bisync.wire.letters import Letter
@@ -271,7 +271,7 @@ def _listed(tree: Tree, read: Wish | None) -> Iterator[_Some]:
             passed = ()
 
 
-class FarTree(FarContent):
+class FarTree(FarContent, Entries):
     """A source at the other end, once it was walked.
 
     Args:
@@ -350,21 +350,6 @@ class FarTree(FarContent):
             seen.attributes = replace(a, uid=uid, gid=gid)
 
     # -- what a run asks -----------------------------------------------------
-
-    def is_single_file(self) -> bool:
-        """Whether all of the source is one entry that is no directory."""
-        entries = [seen for each in self.listings for seen in each.entries]
-        return self.root is None and len(entries) == 1 and not entries[0].is_dir
-
-    def rename_single(self, name: bytes) -> None:
-        """The one entry gets another name at the destination."""
-        for listed in self.listings:
-            for seen in listed.entries:
-                seen.name = name
-
-    def directory_inodes(self) -> set[int]:
-        """The inode numbers of all directories."""
-        return {seen.ino for seen in self.by_key.values() if seen.is_dir}
 
     def handle(self, seen: Seen) -> bytes:
         """The identity of an entry's object."""

@@ -74,7 +74,29 @@ class Rules:
     workers: int = 2  # threads that read one big file
 
 
-class SourceTree:
+class Entries:
+    """What was walked of a source, wherever it is."""
+
+    listings: list[Listed]
+    root: Seen | None
+
+    def is_single_file(self) -> bool:
+        """Whether all of the source is one entry that is no directory."""
+        entries = [seen for each in self.listings for seen in each.entries]
+        return self.root is None and len(entries) == 1 and not entries[0].is_dir
+
+    def rename_single(self, name: bytes) -> None:
+        """The one entry gets another name at the destination."""
+        for listed in self.listings:
+            for seen in listed.entries:
+                seen.name = name
+
+    def directory_inodes(self) -> set[int]:
+        """The inode numbers of all directories."""
+        return {s.ino for each in self.listings for s in each.entries if s.is_dir}
+
+
+class SourceTree(Entries):
     """All sources of one run as one tree."""
 
     def __init__(self, starts: list[Start], rules: Rules) -> None:
@@ -346,17 +368,6 @@ class SourceTree:
         for listed in self.listings:
             listed.entries = [s for s in listed.entries if not s.is_dir or s.key in full]
 
-    def is_single_file(self) -> bool:
-        """Whether all of the source is one entry that is no directory."""
-        entries = [seen for each in self.listings for seen in each.entries]
-        return self.root is None and len(entries) == 1 and not entries[0].is_dir
-
-    def rename_single(self, name: bytes) -> None:
-        """The one entry gets another name at the destination."""
-        for listed in self.listings:
-            for seen in listed.entries:
-                seen.name = name
-
     # -- what it is ----------------------------------------------------------
 
     @property
@@ -375,10 +386,6 @@ class SourceTree:
         return all(start.only is not None for start in self.starts)
 
     # -- what the pairing asks -----------------------------------------------
-
-    def directory_inodes(self) -> set[int]:
-        """The inode numbers of all directories."""
-        return {s.ino for each in self.listings for s in each.entries if s.is_dir}
 
     def handle(self, seen: Seen) -> bytes:
         """The identity of an entry's object; empty if it cannot be told."""
