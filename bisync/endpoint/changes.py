@@ -27,7 +27,7 @@ from bisync.delta.digest import BLOCK_SIZE, GROUP_BLOCKS
 from bisync.delta.pages import PAGE_SIZE
 from bisync.delta.search import Anchors
 from bisync.endpoint.channel import Stream
-from bisync.endpoint.content import fault_in, version_to_plain
+from bisync.endpoint.versions import fault_in, version_to_plain
 from bisync.fs.content import LARGEST, ContentSource, Version
 from bisync.wire import letters
 from bisync.wire.frames import BULK

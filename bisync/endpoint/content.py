@@ -11,19 +11,12 @@ from typing import TYPE_CHECKING
 from bisync.core.node import NodeId
 from bisync.delta.digest import BLOCK_SIZE, ContentHasher
 from bisync.endpoint.channel import Channel, Stream
-from bisync.endpoint.faults import error_from
-from bisync.errors import (
-    BisyncError,
-    EndpointError,
-    Interrupted,
-    PathError,
-    ProtocolError,
-    StaleError,
-)
+from bisync.endpoint.versions import fault_in, version_from_plain, version_to_plain
+from bisync.errors import BisyncError, PathError, ProtocolError, StaleError
 from bisync.fs.content import BIG, LARGEST, Chunk, ContentSource, Expected, Version
 from bisync.wire.frames import BULK
 from bisync.wire.letters import Op, Piece
-from bisync.wire.schema import Bool, Bytes, Int, Plain, refuse
+from bisync.wire.schema import Bool, Int, Plain, refuse
 
 if TYPE_CHECKING:
     from bisync.delta.changes import ChangeSink
@@ -31,7 +24,7 @@ if TYPE_CHECKING:
 _AHEAD = 256  # files that were asked for and not taken yet
 _AHEAD_SIZE = 4 << 20  # bytes of them
 _SLACK = 4 << 10  # bytes that a small file may have grown by
-_SIZE, _DIGEST, _YES, _NODE = Int(0, LARGEST), Bytes(32, 32), Bool(), Int(0)
+_SIZE, _YES, _NODE = Int(0, LARGEST), Bool(), Int(0)
 
 
 class RemoteContent:
@@ -154,7 +147,7 @@ class _Taken:
 
     def version(self, plain: list[Plain]) -> Version:
         """All came."""
-        size, digest, writer, instant = _version(plain)
+        size, digest, writer, instant = version_from_plain(plain)
         if size != self._hasher.size or digest != self._hasher.digest():
             raise ProtocolError("the other end sent another content than it says")
         blocks = None
@@ -163,28 +156,6 @@ class _Taken:
 
             blocks = blocks_proven(size, self._proofs)
         return Version(size, digest, writer, blocks, instant)
-
-
-def _version(plain: list[Plain]) -> tuple[int, bytes, bool, bool]:
-    if len(plain) != 4:
-        refuse("a version was due")
-    size, digest = _SIZE.unpack(plain[0]), _DIGEST.unpack(plain[1])
-    return size, digest, _YES.unpack(plain[2]), _YES.unpack(plain[3])
-
-
-def version_to_plain(version: Version) -> list[Plain]:
-    """What the other end is told of a version that was read."""
-    return [version.size, version.digest, version.writer, version.instant]
-
-
-def fault_in(piece: Piece) -> BisyncError:
-    """The error that a piece tells."""
-    if len(piece.values) != 2:
-        refuse("a fault was due")
-    error = error_from(Int(0, 1 << 16).unpack(piece.values[0]), piece.values[1])
-    if isinstance(error, PathError | Interrupted):
-        return error
-    return EndpointError(f"the other end: {error}")
 
 
 def _received(
