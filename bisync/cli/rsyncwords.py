@@ -118,7 +118,7 @@ SWITCHES = (
         "compress",
         "compress on the way",
         negatable=True,
-        note="with zstd, and without being asked; --no-compress turns it off",
+        note="with zstd; what does not get smaller is sent as it is",
     ),
     Word(
         "-b --backup",
