@@ -39,6 +39,7 @@ _MOST_ASKS = 4  # letters among them
 _MOST_BATCH = 512  # small files in one frame
 _LOOK_S = 0.2  # between two looks whether to stop
 _GOODBYE_S = 10.0
+_LAST_WORDS_S = 0.05
 _STOPS_S = 30.0  # for the other end to end what is in hand
 _DEEPEST = 8  # things in hand for the other end, one in the other
 
@@ -76,14 +77,14 @@ class Stream:
     """The content of one version, on its way; either end sees it as one of these.
 
     Args:
-        most: what may wait here without being taken; the peer does not get its credit back for
-            more. With ``bounded`` it must not send more, and gets its credit back at once.
+        bounded: bytes of which the peer must not send more, and gets its credit back at once;
+            else it gets credit back for what was taken.
+        given: the other end wants it of us.
     """
 
     def __init__(
         self, channel: "Channel", number: int, *, bounded: int | None = None, given: bool = False
     ) -> None:
-        """``given``: the other end wants it of us."""
         self.number = number
         self._given, self._unwanted = given, False
         self._channel = channel
@@ -150,7 +151,7 @@ class Channel:
     """One end of a connection.
 
     Args:
-        reading, writing: descriptors; they are closed with it.
+        reading, writing: descriptors; each is closed by the thread that uses it.
         first: the number of this end's first call or stream; the other end's are odd if these
             are even.
         stop: asked now and then while something is waited for; may raise.
@@ -325,9 +326,11 @@ class Channel:
         except BisyncError as error:
             self._break(error)
         except OSError as error:
-            if error.errno is not None and not self._link.ended:
-                time.sleep(0.05)  # what the other end said before it went says more
+            self._threads[0].join(_LAST_WORDS_S)  # what the other end said before it went says more
             self._break(EndpointError(f"the connection was lost: {error.strerror}"))
+        finally:
+            # Nobody else may: while this thread waits, the number could become another file's.
+            os.close(self._writing)
 
     def _gathered(self) -> bytes:
         found: list[bytes] = []
@@ -592,9 +595,7 @@ class Channel:
                     self._changed.wait(_LOOK_S)
             self._closed = True
             self._changed.notify_all()
-        self._threads[1].join(_GOODBYE_S)
-        with contextlib.suppress(OSError):
-            os.close(self._writing)  # now the other end knows; the reader ends when it has gone
+        self._threads[1].join(_GOODBYE_S)  # then the other end knows; the reader ends with it
 
     def join(self) -> None:
         """Wait until the other end has gone."""

@@ -190,21 +190,19 @@ def _fetch(tree: Tree, seen: Seen, path: bytes, wish: Wish) -> None:
             os.mknod(path, bits | 0o600, content.rdev)
         case _:
             return
+    at, name = fd, b""  # the file itself, or its name in its folder
+    if fd < 0:
+        at, name = os.open(os.path.dirname(path), OPEN_DIR), os.path.basename(path)
     try:
-        if fd >= 0:
-            into = fd
+        if seen.kind is Kind.FILE:
             version = tree.supply(
                 seen.key,
-                lambda chunk: write_chunk(into, chunk),
-                lambda: os.ftruncate(into, 0),
+                lambda chunk: write_chunk(at, chunk),
+                lambda: os.ftruncate(at, 0),
                 refuse_writer=False,
             )
-            os.ftruncate(fd, version.size)
-        at = fd
-        if fd < 0:
-            at = os.open(os.path.dirname(path), OPEN_DIR)
-        name = b"" if fd >= 0 else os.path.basename(path)
-        info = os.fstat(fd) if fd >= 0 else os.lstat(path)
+            os.ftruncate(at, version.size)
+        info = os.fstat(at) if not name else os.lstat(path)
         now = attributes_of(info, *read_xattrs(at, name))
         theirs = seen.attributes
         wanted = replace(
@@ -214,11 +212,8 @@ def _fetch(tree: Tree, seen: Seen, path: bytes, wish: Wish) -> None:
             acl=theirs.acl if wish.acls else (),
         )
         apply_attributes(at, name, seen.kind, now, wanted)
-        if fd < 0:
-            os.close(at)
     finally:
-        if fd >= 0:
-            os.close(fd)
+        os.close(at)
 
 
 def _met(report: MirrorReport, listener: Listener, path: bytes, reason: str) -> None:
