@@ -182,7 +182,7 @@ class Channel:
             mine, compress=compress, now=time.monotonic(), patience=patience, silence=silence
         )
         self._reading, self._writing = reading, writing
-        self._stop, self._pace = stop, pace
+        self._stop, self.pace = stop, pace
         self._serving = 0  # things that the other end asked for and that are in hand
         self._asked = False  # a call of the other end's is
         self._told_to_stop = 0.0  # when
@@ -318,8 +318,8 @@ class Channel:
                         self._changed.wait(max(wait, 0.01))  # credit, or something new, wakes us
                         continue
                     self.sent += len(data)
-                if self._pace is not None:
-                    self._pace(len(data))
+                if self.pace is not None:
+                    self.pace(len(data))
                 self._write_all(data)
                 with self._changed:
                     self._changed.notify_all()

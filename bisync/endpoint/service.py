@@ -36,6 +36,7 @@ from bisync.fs.archive import Archive, Chain, Commit
 from bisync.fs.conflicts import Quarrel
 from bisync.fs.content import ContentSource
 from bisync.fs.database import translated
+from bisync.fs.pace import Pace
 from bisync.fs.replica import Options
 from bisync.fs.result import Result
 from bisync.fs.root import enclosing_root
@@ -200,6 +201,8 @@ class RootService:
             )
         if not (self._policy.changes or opening.dry):
             raise UsageError("this agent is read-only: let it be the source of a mirror, or plan")
+        if opening.bwlimit:
+            self._channel.pace = Pace(opening.bwlimit)
         options = self._options(opening)
         if opening.set_aside and self._policy.changes:
             side = LocalEndpoint(path, options)

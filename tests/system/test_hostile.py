@@ -97,6 +97,7 @@ class NoChannel:
     stop_asked: bool = False
     broken: bool = False
     asked: list[int] = field(default_factory=list)
+    pace: Callable[[int], None] | None = None
 
     def open(self, *, bounded: int | None = None) -> Any:
         """No stream either."""
@@ -303,3 +304,13 @@ def test_a_conflict_is_what_this_end_knows(asked: tuple[RootService, Path]):
         with pytest.raises(ProtocolError):
             ask(made, "add_conflicts", [1, [[*quarrel[:10], kept_at, *quarrel[11:]]]], wrap=False)
     assert contents(root) == before
+
+
+def test_the_limit_is_for_both_ways(here: tuple[Path, Path]):
+    """``--bwlimit`` is the other end's limit, too."""
+    there = NoChannel()
+    made = RootService(there, lambda _p: os.fsencode(fill(here[0])))  # type: ignore[arg-type]
+    words = [b"/", False, [], b"rsync-rollback", False, True, True, "auto", [], None, 0]
+    ask(made, "open", [*words, 1000, False])
+    assert there.pace is not None
+    made.close()
