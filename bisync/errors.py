@@ -9,7 +9,8 @@
     * ``EndpointError``        this side cannot go on; nothing was torn (exit 12)
         * ``ProtocolError``    the peer does not speak as agreed; the session ends
         * ``TimedOutError``    the peer said nothing for too long (exit 30)
-        * ``RootLockedError``  another engine holds the root (exit 3)
+        * ``RootLockedError``  another engine holds the root and does not answer (exit 3)
+            * ``HeldTooLongError`` it answered, and did not give it away in time (exit 30)
         * ``NoSpaceError``     the side has no room left: stop applying, keep state (exit 23)
     * ``HaltError``            stop until a person says otherwise (exit 25)
     * ``Interrupted``          a signal asked for a clean stop (exit 130 or 143)
@@ -71,9 +72,15 @@ class TimedOutError(EndpointError):
 
 
 class RootLockedError(EndpointError):
-    """Another engine serves this root."""
+    """Another engine works on this root, and does not say when it will be done."""
 
     exit_code = 3
+
+
+class HeldTooLongError(RootLockedError):
+    """Another engine works on this root for longer than we were to wait."""
+
+    exit_code = 30
 
 
 class NoSpaceError(EndpointError):

@@ -15,7 +15,7 @@ from bisync.errors import BisyncError, UsageError
 _DESCRIPTION = "Two-way file synchronisation for Linux: moves are moves, nothing is ever lost."
 _EXIT_CODES = """exit codes:
   0 converged    2 usage    3 root in use    12 a side or the connection failed    23 problems
-  24 busy files    25 a guard needs a person    30 the other machine was silent
+  24 busy files    25 a guard needs a person    30 took too long
   40 conflicts wait (--conflict manual)    130/143 stopped"""
 
 
@@ -100,7 +100,10 @@ def _session_options(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--bwlimit", metavar="RATE", help="bytes in a second over the network, in KiB")
     p.add_argument(
-        "--timeout", metavar="SECONDS", help="give up on a machine that is silent for so long (60)"
+        "--timeout",
+        metavar="SECONDS",
+        help="give up on a machine that is silent for so long (60), or on a root that another "
+        "bisync works on (wait)",
     )
     p.add_argument(
         "--conflict",

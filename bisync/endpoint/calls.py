@@ -216,6 +216,7 @@ class Opening:
     base_clones: int = 0
     bwlimit: int = 0  # bytes in a second; 0: no limit
     set_aside: bool = False  # what cannot be read of its state is put away first
+    wait_ms: int | None = None  # for another engine that works on it; None: while that lives
 
 
 _OPENING = Record(
@@ -233,6 +234,7 @@ _OPENING = Record(
     base_clones=Int(0, 1 << 20),
     bwlimit=_COUNT,
     set_aside=Bool(),
+    wait_ms=Maybe(_COUNT),
 )
 
 
@@ -305,6 +307,8 @@ CALLS: dict[str, Call] = {
     "forget_conflicts": Call(34, Each((Several(_ID, MANY, list),)), NOTHING),
     "probe_displaced": Call(35, Each((_COUNT,)), Several(_FULL_PATH, MANY, list)),
     "close": Call(36, NOTHING, NOTHING),
+    "rest": Call(37, NOTHING, NOTHING),
+    "wake": Call(38, Each((Maybe(_COUNT),)), Bool()),
     # Its copy of the ancestor.
     "agreed.nodes": Call(40, Each((_PAIR, _KEYS)), Table(NUMBER, AGREED, MANY)),
     "agreed.names_of": Call(41, Each((_PAIR, _KEYS)), NAMES_OF),

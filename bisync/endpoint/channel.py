@@ -24,6 +24,7 @@ from bisync.errors import (
     PathError,
     ProtocolError,
     StaleError,
+    TimedOutError,
 )
 from bisync.wire.frames import BULK, NONCE_SIZE, VERSIONS, Frame, Lane, Preamble
 from bisync.wire.letters import Assembler, Letter, Op, Piece, Word, parts_of, piece_of
@@ -210,6 +211,11 @@ class Channel:
         """Whether nothing can be said any more."""
         return self._broken is not None
 
+    @property
+    def unheard_s(self) -> float:
+        """Seconds since the other end was heard; it says something each second."""
+        return self._link.unheard(time.monotonic())
+
     def begun(self) -> None:
         """Wait until the other end has begun.
 
@@ -357,6 +363,10 @@ class Channel:
             if self._broken is None:
                 self._broken = error
             self._changed.notify_all()
+
+    def give_up(self, why: str) -> None:
+        """Take the other end for gone."""
+        self._break(TimedOutError(f"the other end was silent, and {why}"))
 
     # -- waiting, and serving meanwhile --------------------------------------
 

@@ -5,6 +5,7 @@ from bisync.errors import (
     BusyError,
     EndpointError,
     HaltError,
+    HeldTooLongError,
     Interrupted,
     NoSpaceError,
     PathError,
@@ -34,6 +35,7 @@ _KINDS: dict[int, type[BisyncError]] = {
     12: StateDamagedError,
     13: Interrupted,
     14: BisyncError,
+    15: HeldTooLongError,
 }
 """Never renumber. What is not known here is an error of the other end as a whole."""
 

@@ -493,10 +493,22 @@ class RemoteEndpoint:
         found: list[bytes] = self._far("probe_displaced", min_age_ns)
         return found
 
+    def rest(self) -> None:
+        """Nothing is in hand: whoever waits for the root there may have it."""
+        self._far("rest")
+
+    def wake(self, wait_ms: int | None) -> bool:
+        """Go on after a rest; whether the root was given away meanwhile, and is opened anew."""
+        return bool(self._far("wake", wait_ms))
+
+    def leave(self) -> None:
+        """Give the root back, and keep the connection."""
+        if not self.channel.broken:
+            self._far("close")
+
     def close(self) -> None:
         """Give everything back."""
         try:
-            if not self.channel.broken:
-                self._far("close")
+            self.leave()
         finally:
             self._connection.close()

@@ -7,6 +7,8 @@ filters, what of the ancestor is sound.
 import itertools
 import json
 import os
+import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,7 +28,7 @@ from bisync.core.plan import (
     place_of,
 )
 from bisync.core.rows import check_rows
-from bisync.endpoint.calls import BY_NUMBER, CALLS, Done, Opening
+from bisync.endpoint.calls import BY_NUMBER, CALLS, Call, Done, Opening
 from bisync.endpoint.channel import Channel, Stream
 from bisync.endpoint.content import ContentServer, RemoteContent
 from bisync.endpoint.interface import Ending, Hello, Read
@@ -47,6 +49,8 @@ from bisync.wire.schema import Plain, refuse
 
 _SOME = 20_000  # values in one part of an answer
 _RESULTS = 500
+_LOOK_S = 0.2  # between two looks whether who drives is still there, while somebody waits
+_UNHEARD_S = 10.0  # of beats that come each second
 
 
 class ContentOnly:
@@ -124,6 +128,9 @@ class RootService:
         self._locate = locate
         self._policy = policy
         self._side: LocalEndpoint | None = None
+        self._opening: Opening | None = None
+        self._resting = False  # nothing is in hand, and whoever wants the root may have it
+        self._in_hand = threading.RLock()
         self._archives: dict[int, Archive] = {}
         self._content = ContentServer(lambda: self.side)
         self._far = FarContent(channel)
@@ -163,6 +170,12 @@ class RootService:
             def send(value: Any) -> None:
                 part(pack(value))
 
+        with self._in_hand:
+            return self._answer(name, call, values, send)
+
+    def _answer(
+        self, name: str, call: Call, values: tuple[Any, ...], send: Callable[[Any], None]
+    ) -> Plain:
         agreed = name.startswith("agreed.")
         act = getattr(self, "_" + name.replace(".", "_"), None)
         with translated("the state"):
@@ -178,16 +191,60 @@ class RootService:
 
     def close(self) -> None:
         """Give the root back."""
-        side, self._side = self._side, None
-        self._archives.clear()
-        if side is not None:
-            side.close()
+        with self._in_hand:
+            side, self._side = self._side, None
+            self._archives.clear()
+            if side is not None:
+                side.close()
+
+    # -- turns ---------------------------------------------------------------
+
+    def _wanted(self) -> None:
+        """Somebody waits for the root: at rest, it goes at once; and who drives may be gone."""
+        while not self._in_hand.acquire(timeout=_LOOK_S):
+            if self._given_up():
+                return
+        try:
+            if self._resting:
+                self.close()
+        finally:
+            self._in_hand.release()
+        while self._side is not None and self._side.replica.folder.is_wanted:
+            if self._given_up():
+                return
+            time.sleep(_LOOK_S)
+
+    def _given_up(self) -> bool:
+        """Whether who drives was not heard for so long that somebody who waits goes first."""
+        if self._channel.unheard_s > _UNHEARD_S:
+            self._channel.give_up("somebody else waits for the root")
+        return self._channel.broken
+
+    def _rest(self) -> None:
+        self._resting = True
+        if self.side.replica.folder.is_wanted:
+            self.close()
+
+    def _wake(self, wait_ms: int | None) -> bool:
+        opening = self._opening
+        if opening is None:
+            refuse("to wake what was not opened")
+        self._resting = False
+        if self._side is not None:
+            return False
+        self._start(replace(opening, wait_ms=wait_ms, set_aside=False))
+        return True
 
     # -- a side --------------------------------------------------------------
 
     def _open(self, opening: Opening) -> Hello:
         if self._side is not None:
             refuse("a root is open already")
+        self._opening, self._resting = opening, False
+        self._start(opening)
+        return self.side.hello()
+
+    def _start(self, opening: Opening) -> None:
         if opening.store != STORE_DIR and not self._policy.chooses_store:
             raise UsageError("this agent keeps versions in its own store only")
         if not _is_plain(opening.store):
@@ -211,7 +268,6 @@ class RootService:
             finally:
                 side.close()
         self._side = LocalEndpoint(path, options, dry=opening.dry)
-        return self._side.hello()
 
     def _options(self, opening: Opening) -> Options:
         share = opening.hot_share
@@ -230,6 +286,8 @@ class RootService:
             allowance=None if share is None else Allowance(share=share / 1e6),
             base_clones=opening.base_clones,
             stop=self._stop,
+            wait_s=None if opening.wait_ms is None else opening.wait_ms / 1000,
+            wanted=self._wanted,
         )
 
     def _stop(self) -> None:

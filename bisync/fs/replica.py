@@ -34,6 +34,7 @@ from bisync.fs.root import OPEN_DIR, Directories, Root
 from bisync.fs.stage import Stage
 from bisync.fs.statefolder import Marker, StateFolder
 from bisync.fs.store import Store, has_room
+from bisync.fs.turns import Patience
 from bisync.fs.walk import Scanner, ScanResult, ScanRules
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,8 @@ class Options:
     fsync: bool = True
     stop: Callable[[], None] = lambda: None
     arrived: Arrived = not_told
+    wait_s: float | None = None  # for another engine that works on the root; None: while it lives
+    wanted: Callable[[], None] | None = None  # called when somebody waits for the root
 
 
 class Replica:
@@ -85,7 +88,8 @@ class Replica:
         self._contents: Contents | None = None
         self._outside = -1  # what a store elsewhere is opened from
         try:
-            self.folder = StateFolder(self.root, options.state_dir)
+            patience = Patience(options.wait_s, options.stop)
+            self.folder = StateFolder(self.root, options.state_dir, patience, options.wanted)
         except BaseException:
             self.root.close()
             raise
@@ -205,6 +209,8 @@ class Replica:
             self.folder.write_marker(self.marker)
         if self.db is None:
             self._open_database()
+        # From here on all that there is to know is on disk, for whoever meets this root next.
+        self.damaged = ""
         if self._stage is None:
             self._stage = Stage(self.folder.fd, workers=self.options.workers)
 

@@ -1,9 +1,9 @@
 """The folder that a root's state lives in: where it is, whose it is, and who works with it."""
 
 import errno
-import fcntl
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from bisync.core.path import STATE_DIR
@@ -18,9 +18,12 @@ from bisync.errors import (
 from bisync.fs.database import FORMAT, no_space
 from bisync.fs.meta import owned_like
 from bisync.fs.root import OPEN_DIR, Root
+from bisync.fs.turns import Patience, Turn
 from bisync.linux.filesystem import set_nodump
 
 _TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# bisync keeps its state here.\n"
+PATIENCE = Patience()
+_NOW = Patience(0)
 _ACLS = ("system.posix_acl_default", "system.posix_acl_access")
 
 
@@ -41,18 +44,31 @@ class Marker:
 class StateFolder:
     """``ROOT/.bisync``, or a folder of its own below ``--state-dir``. Opening makes nothing."""
 
-    def __init__(self, root: Root, state_dir: str | None) -> None:
+    def __init__(
+        self,
+        root: Root,
+        state_dir: str | None,
+        patience: Patience = PATIENCE,
+        wanted: Callable[[], None] | None = None,
+    ) -> None:
         """Open and lock the folder if it is there.
+
+        Args:
+            root: whose state it is.
+            state_dir: holds the state folders instead of the roots.
+            patience: how to wait for another engine that works with it.
+            wanted: called, on another thread, when somebody else waits for it.
 
         Raises:
             UsageError: what is there is no state folder, or somebody else's.
-            RootLockedError: another engine works with it.
+            RootLockedError: another engine works with it, and we did not get it in time.
         """
         self.root = root
         self.fd = -1
         self.damaged = ""  # what could not be understood of the marker
         self._state_dir = state_dir
-        self._lock_fd = -1
+        self._patience, self._wanted = patience, wanted
+        self._turn: Turn | None = None
         self._text = os.fsdecode(root.path)
         try:
             self._open()
@@ -99,24 +115,19 @@ class StateFolder:
         owner = os.fstat(self.fd).st_uid
         if owner not in (os.geteuid(), 0) and not self._is_for_the_owner(owner):
             raise UsageError(f"{self._text}: its state belongs to another user")
-        self._lock()
+        self._lock(self._patience)
 
     def _is_for_the_owner(self, uid: int) -> bool:
         """Whether root works for the user who owns both the tree and its state."""
         return os.geteuid() == 0 and os.fstat(self.root.fd).st_uid == uid
 
-    def _lock(self) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            self._lock_fd = os.open(b"lock", flags, 0o600, dir_fd=self.fd)
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RootLockedError(
-                f"{self._text}: another bisync works on this root; wait for it or stop it"
-            ) from error
-        except OSError as error:
-            text = f"{self._text}: cannot lock the root: {error.strerror}"
-            raise EndpointError(text) from error
+    def _lock(self, patience: Patience) -> None:
+        self._turn = Turn(self.fd, self._text, patience, self._wanted)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody else waits for this root."""
+        return self._turn is not None and self._turn.is_wanted
 
     def make(self) -> None:
         """Make the folder, or complete it; idempotent."""
@@ -144,7 +155,7 @@ class StateFolder:
             os.fsync(base)
         finally:
             os.close(base)
-        self._lock()
+        self._lock(_NOW)  # who was faster makes the marker, and we read it when we come again
         set_nodump(self.fd)
         self.write(b"CACHEDIR.TAG", _TAG)
         os.utime(self.root.fd, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -211,10 +222,12 @@ class StateFolder:
 
     def close(self) -> None:
         """Give the lock and the folder back."""
-        for fd in (self._lock_fd, self.fd):
-            if fd >= 0:
-                os.close(fd)
-        self._lock_fd = self.fd = -1
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            turn.close()
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd = -1
 
 
 def find_root(start: bytes, state_dir: str | None = None) -> bytes:

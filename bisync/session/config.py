@@ -55,6 +55,7 @@ class Config:
         default_factory=Allowance
     )  # of files that are never closed; None: they may cost anything
     base_clones: int = BASE_CLONES  # how many big files may have a frozen clone of what is known
+    wait_s: float | None = None  # for another engine that works on a root; None: while it lives
     workers: int = 2  # threads that read, hash and flush
     chunk: int = 2000  # marks decided at a time; bounds memory
     stop: Callable[[], None] = lambda: None  # raises Interrupted when a stop was asked for

@@ -1,7 +1,12 @@
 """Two roots and how to keep them equal: the library's front door."""
 
+import contextlib
 import os
+import random
+import threading
+import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Self
 
 from bisync.core.ignore import Matcher
@@ -12,7 +17,7 @@ from bisync.endpoint.connect import Connection, Reach
 from bisync.endpoint.interface import Endpoint
 from bisync.endpoint.local import LocalEndpoint
 from bisync.endpoint.remote import RemoteEndpoint
-from bisync.errors import BisyncError, Interrupted, UsageError
+from bisync.errors import BisyncError, HeldTooLongError, Interrupted, RootLockedError, UsageError
 from bisync.fs.database import StateDamagedError, translated
 from bisync.fs.replica import Options
 from bisync.fs.root import enclosing_root
@@ -21,13 +26,16 @@ from bisync.session.config import Config, Fsync
 from bisync.session.report import Listener, Progress, Report
 from bisync.session.run import Pairing, Run
 
+_MEETINGS = 5
+_LITTLE_S = 2.0  # for the other root while we hold one
+
 
 class Session:
     """Two roots and how to keep them equal.
 
     :meth:`run` may be called again and again. Each run observes both trees, merges what
-    changed, applies it and returns a :class:`Report`. As a context manager the roots stay
-    open, and locked, between runs; otherwise each run opens and closes them.
+    changed, applies it and returns a :class:`Report`. As a context manager the roots stay open
+    between runs, until somebody else wants to work on one; else each run opens and closes them.
     """
 
     def __init__(
@@ -52,8 +60,10 @@ class Session:
         self.config = config or Config()
         self.listener = listener
         self._stays_open = False
+        self._in_hand = threading.RLock()
         self._counted = (0, 0)  # bytes that crossed in earlier runs over the same connections
-        self._sides: tuple[Endpoint, Endpoint] | None = None
+        self._open_sides: list[Endpoint | None] = [None, None]
+        self._links: list[Connection | None] = [None, None]
         self._pairing: Pairing | None = None
 
     def __enter__(self) -> Self:
@@ -66,10 +76,17 @@ class Session:
 
     def close(self) -> None:
         """Give both roots back."""
-        sides, self._sides, self._pairing = self._sides, None, None
-        self._counted = (0, 0)
-        for side in sides or ():
-            side.close()
+        with self._in_hand:
+            sides, self._open_sides = self._open_sides, [None, None]
+            links, self._links = self._links, [None, None]
+            self._pairing = None
+            self._counted = (0, 0)
+            with contextlib.ExitStack() as stack:  # each is closed, whatever the others say
+                for side, link in zip(sides, links, strict=True):
+                    if side is not None:
+                        stack.callback(side.close)  # and its connection
+                    elif link is not None:
+                        stack.callback(link.close)
 
     def run(
         self,
@@ -90,7 +107,7 @@ class Session:
 
         Raises:
             UsageError: the request makes no sense.
-            RootLockedError: another engine works on a root.
+            RootLockedError: another engine works on a root, and does not answer or takes too long.
             HaltError: a root guard wants a person's word.
             EndpointError: a side cannot go on.
         """
@@ -100,14 +117,15 @@ class Session:
             where = ({os.fsencode(p) for p in only[0]}, {os.fsencode(p) for p in only[1]})
         try:
             try:
-                with translated("the state"):
+                with translated("the state"), self._in_hand:
                     self._run(report, where, dry=dry)
             except StateDamagedError as error:
                 # Unreadable state is set aside and the trees are merged: nothing is deleted.
                 if dry or not self._set_state_aside():
                     raise
                 report.messages.append(str(error))
-                self._run(report, None, dry=dry)
+                with self._in_hand:
+                    self._run(report, None, dry=dry)
         except BisyncError as error:
             report.error = str(error)
             report.exit_code = error.exit_code
@@ -121,7 +139,7 @@ class Session:
 
     def _count_traffic(self, report: Report) -> None:
         """What crossed counts, where something crossed."""
-        far = [side.channel for side in self._sides or () if isinstance(side, RemoteEndpoint)]
+        far = [link.channel for link in self._links if link is not None]
         if far:
             report.bytes_sent = sum(channel.sent for channel in far) - self._counted[0]
             report.bytes_received = sum(channel.received for channel in far) - self._counted[1]
@@ -138,49 +156,118 @@ class Session:
         if dry:
             self.close()  # a dry run looks with eyes of its own
         try:
-            if self._sides is None:
-                self._open(dry=dry)
-            assert self._sides is not None
-            run = Run(self._sides, self.config, report, self.listener, dry=dry)
-            if self._pairing is None:
-                self._pairing = run.meet()
-                only = None if self._pairing.relation.start.value != "go on" else only
-            run.go(self._pairing, only)
+            run = Run(self._open(dry=dry), self.config, report, self.listener, dry=dry)
+            pairing = self._pairing
+            if pairing is None:
+                run, pairing = self._meet(run, report, dry=dry)
+                only = None if pairing.relation.start.value != "go on" else only
+            self._pairing = pairing
+            run.go(pairing, only)
         except BaseException:
             self._count_traffic(report)
             self.close()
             raise
-        self._count_traffic(report)
         if dry or not self._stays_open:
+            self._count_traffic(report)
             self.close()
+        else:
+            self._rest(run.sides)
+            self._count_traffic(report)
 
-    def _open(self, *, dry: bool) -> None:
+    def _meet(self, run: Run, report: Report, *, dry: bool) -> tuple[Run, Pairing]:
+        """Relate the sides; again, if somebody else began with one in the same moment."""
+        tries = 0
+        while True:
+            try:
+                return run, run.meet()
+            except RootLockedError:
+                self._leave()
+                tries += 1
+                if tries == _MEETINGS:
+                    raise
+            self.config.stop()
+            run = Run(self._open(dry=dry), self.config, report, self.listener, dry=dry)
+
+    # -- opening, and turns ----------------------------------------------------
+
+    def _open(self, *, dry: bool) -> tuple[Endpoint, Endpoint]:
+        """Both sides, each at its turn.
+
+        Who holds one root waits only a little for the other: two sessions that hold what the other
+        wants would wait for ever.
+        """
         matcher = self.config.matcher()
         if not any(where.is_remote for where in self.locations):
             _refuse_nested((self.locations[0].path, self.locations[1].path))
         elif self.config.state_dir is not None:
             raise UsageError("--state-dir: it cannot be said for another machine")
-        sides: list[Endpoint] = []
-        try:
-            for where in self.locations:
-                sides.append(self._side(where, matcher, dry=dry))
-        except BaseException:
-            for side in sides:
-                side.close()
-            raise
-        self._sides = (sides[0], sides[1])
+        wait_s = self.config.wait_s
+        end = None if wait_s is None else time.monotonic() + wait_s
+        while True:
+            left = None if end is None else max(0.0, end - time.monotonic())
+            little = _LITTLE_S * (1 + random.random())  # noqa: S311 -- so that two do not meet again
+            waits = (left, little if left is None else min(little, left))
+            try:
+                first = self._side(0, matcher, waits[0], dry=dry)
+                return first, self._side(1, matcher, waits[1], dry=dry)
+            except HeldTooLongError:
+                self._leave()
+                if end is not None and time.monotonic() >= end:
+                    raise
+                self.config.stop()
+                time.sleep(little / 10)
 
-    def _side(self, where: Location, matcher: Matcher, *, dry: bool) -> Endpoint:
+    def _side(self, number: int, matcher: Matcher, wait_s: float | None, *, dry: bool) -> Endpoint:
+        """One side, open; it may have been open."""
+        where, side = self.locations[number], self._open_sides[number]
+        wait_ms = None if wait_s is None else round(wait_s * 1000)
+        if isinstance(side, RemoteEndpoint) and side.wake(wait_ms):
+            self._pairing = None
+        if side is not None:
+            return side
+        self._pairing = None
         if not where.is_remote:
             alone = not any(each.is_remote for each in self.locations)
             name = "" if alone else os.uname().nodename
-            return LocalEndpoint(where.path, self._options(matcher), dry=dry, machine=name)
-        connection = Connection(where, self.reach, self.config.stop)
-        try:
-            return RemoteEndpoint(connection, self._opening(where, dry=dry), where.machine)
-        except BaseException:
-            connection.close()
-            raise
+            options = replace(self._options(matcher), wait_s=wait_s, wanted=self._wanted)
+            side = LocalEndpoint(where.path, options, dry=dry, machine=name)
+        else:
+            link = self._links[number]
+            if link is None:
+                link = self._links[number] = Connection(where, self.reach, self.config.stop)
+            opening = replace(self._opening(where, dry=dry), wait_ms=wait_ms)
+            side = RemoteEndpoint(link, opening, where.machine)
+        self._open_sides[number] = side
+        return side
+
+    def _wanted(self) -> None:
+        """Somebody waits for a root: it goes as soon as no run is in hand."""
+        with self._in_hand:
+            self._give_away()
+
+    def _rest(self, sides: tuple[Endpoint, Endpoint]) -> None:
+        """No run is in hand: whoever waits for a root gets it."""
+        for side in sides:
+            if isinstance(side, RemoteEndpoint):
+                side.rest()
+        self._give_away()
+
+    def _give_away(self) -> None:
+        for number, side in enumerate(self._open_sides):
+            if isinstance(side, LocalEndpoint) and side.replica.folder.is_wanted:
+                self._open_sides[number] = None
+                self._pairing = None
+                side.close()
+
+    def _leave(self) -> None:
+        """Give both roots back, and keep the connections."""
+        sides, self._open_sides = self._open_sides, [None, None]
+        self._pairing = None
+        for side in sides:
+            if isinstance(side, RemoteEndpoint):
+                side.leave()
+            elif side is not None:
+                side.close()
 
     def _opening(self, where: Location, *, dry: bool, set_aside: bool = False) -> Opening:
         c = self.config

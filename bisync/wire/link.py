@@ -248,6 +248,10 @@ class Link:
 
     # -- time, and the end ---------------------------------------------------
 
+    def unheard(self, now: float) -> float:
+        """Seconds since anything came."""
+        return now - self._heard
+
     def tick(self, now: float) -> float:
         """Let it know the time; when to do so again, at the latest.
 

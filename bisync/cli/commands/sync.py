@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from dataclasses import replace
 
 from bisync.cli.output import Output
 from bisync.cli.reaching import reach
@@ -23,7 +24,8 @@ from bisync.session.session import Session
 def run(options: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     stopper = Stopper()
-    config = _config(options, stopper)
+    over = reach(options)
+    config = replace(_config(options, stopper), wait_s=over.timeout_s or None)
     dry = options.command == "plan" or options.dry_run
     output = Output(
         as_json=options.json,
@@ -33,9 +35,7 @@ def run(options: argparse.Namespace) -> int:
         stats=options.stats,
     )
     with output:
-        session = Session(
-            options.alpha, options.beta, config, listener=output.event, reach=reach(options)
-        )
+        session = Session(options.alpha, options.beta, config, listener=output.event, reach=over)
         report = session.run(dry=dry)
     if dry:
         report.exit_code = 25 if report.withheld else 0

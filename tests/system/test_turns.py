@@ -1,0 +1,229 @@
+"""One engine at a time on a root: whoever else wants to work on it gets a turn."""
+
+import fcntl
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from bisync import Config, HeldTooLongError, Reach, RootLockedError, Session
+from tests.trees import ELSEWHERE, assert_equal, command, environment, look, put, sync
+
+Pair = tuple[Path, Path]
+AGENT = shlex.join(map(str, command()))
+HOLD = """
+import sys
+from bisync import Session
+with Session(sys.argv[1], sys.argv[2]) as session:
+    session.run()
+    print("held", flush=True)
+    with session._in_hand:  # as if a run were in hand
+        sys.stdin.read()
+"""
+
+
+def roots(base: Path, names: str) -> list[Path]:
+    """Some empty roots."""
+    found = [base / name for name in names]
+    for place in found:
+        place.mkdir(exist_ok=True)
+    return found
+
+
+def held(a: Path, b: Path) -> subprocess.Popen[str]:
+    """A process that has both roots in hand until its input ends."""
+    words = [sys.executable, "-c", HOLD, str(a), str(b)]
+    child = subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(), text=True
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "held\n"
+    return child
+
+
+def let_go(child: subprocess.Popen[str]) -> None:
+    """Its run ends."""
+    child.communicate()
+    assert child.returncode == 0
+
+
+def test_a_session_at_rest_gives_its_roots_away(here: Pair):
+    """A command works beside an open session, which then goes on with what it did."""
+    a, b = here
+    put(a / "f", b"1")
+    with Session(a, b) as session:
+        session.run()
+        put(b / "g", b"2")
+        assert sync(a, b).summary["created"] == 1
+        put(a / "h", b"3")
+        assert session.run().created == 1
+        assert session.run(only=([], [])).conflicts == 0
+    assert_equal(a, b)
+
+
+def test_a_star(here: Pair):
+    """Two open sessions share a root, and both see what the other did: edits, moves, removals."""
+    base = here[0].parent
+    a, hub, c = roots(base, "AHC")
+    put(a / "d/f", b"1")
+    with Session(a, hub) as one, Session(hub, c) as two:
+        for session in (one, two):
+            session.run()
+        put(c / "d/g", b"2")
+        (a / "d").rename(a / "e")
+        (a / "e/f").write_bytes(b"edited")
+        for session in (one, two, one, two):
+            report = session.run()
+            assert report.conflicts == 0
+        assert look(c) == {"e": None, "e/f": b"edited", "e/g": b"2"}
+        (c / "e/f").unlink()
+        for session in (two, one):
+            session.run()
+    for place in (a, hub):
+        assert_equal(place, c)
+
+
+def test_sessions_that_want_each_others_roots(here: Pair):
+    """Who holds one root does not wait for the other for ever."""
+    a, b, c = roots(here[0].parent, "ABC")
+
+    def work(one: Path, two: Path) -> None:
+        with Session(one, two) as session:
+            for number in range(4):
+                put(one / f"{one.name}{two.name}{number}", b"x")
+                session.run()
+
+    threads = [
+        threading.Thread(target=work, args=pair) for pair in ((a, b), (b, c), (c, a), (b, a))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for one, two in ((a, b), (b, c), (c, a), (a, b)):
+        Session(one, two).run()
+    assert len(look(a)) == 16
+    assert_equal(a, b)
+    assert_equal(b, c)
+
+
+def test_a_command_waits_for_the_run_in_hand(here: Pair):
+    """It says for whom, and goes on as soon as that is done."""
+    a, b = here
+    put(a / "f", b"1")
+    child = held(a, b)
+    put(b / "g", b"2")
+    words = command("sync", a, b)
+    waiting = subprocess.Popen(words, env=environment(), stderr=subprocess.PIPE, text=True)
+    assert waiting.stderr is not None
+    said = waiting.stderr.readline()
+    assert f"process {child.pid}" in said
+    assert waiting.poll() is None
+    let_go(child)
+    waiting.communicate()
+    assert waiting.returncode == 0
+    assert_equal(a, b)
+
+
+def test_waiting_ends_with_timeout(here: Pair):
+    """Then the command says who has the root: 30."""
+    a, b = here
+    child = held(a, b)
+    outcome = sync(a, b, "--timeout", "1", check=30)
+    assert f"process {child.pid}" in outcome.said
+    assert outcome.summary["exit_code"] == 30
+    with pytest.raises(HeldTooLongError):
+        Session(a, b, Config(wait_s=0)).run()
+    let_go(child)
+    sync(a, b, "--timeout", "1")
+
+
+def test_a_holder_that_was_killed_holds_nothing(here: Pair):
+    """Who waited goes on at once; the socket it left is nobody's."""
+    a, b = here
+    child = held(a, b)
+    waiting = subprocess.Popen(command("sync", a, b), env=environment(), stderr=subprocess.PIPE)
+    assert waiting.stderr is not None
+    assert b"waiting" in waiting.stderr.readline()
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    waiting.communicate()
+    assert waiting.returncode == 0
+    assert (a / ".bisync/socket").exists() is False
+
+
+def test_a_holder_that_does_not_answer(here: Pair):
+    """Whatever it is, it is not waited for: 3."""
+    a, b = here
+    sync(a, b)
+    with (b / ".bisync/lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "does not answer" in sync(a, b, check=3).said
+        with pytest.raises(RootLockedError):
+            Session(a, b).run()
+    sync(a, b)
+
+
+def test_only_the_owner_may_ring(here: Pair):
+    """The bell is not for other users."""
+    a, b = here
+    with Session(a, b) as session:
+        session.run()
+        info = os.stat(a / ".bisync/socket")
+        assert info.st_mode & 0o777 == 0o600
+
+
+def test_a_far_root_is_given_away(here: Pair):
+    """An agent whose driver is at rest lets others work there, and goes on afterwards."""
+    a, b = here
+    put(a / "f", b"1")
+    reach = Reach(rsh=str(ELSEWHERE), agent_command=AGENT)
+    with Session(a, f"elsewhere:{b}", reach=reach) as session:
+        session.run()
+        c = roots(a.parent, "C")[0]
+        sync(b, c, "--timeout", "20")
+        put(c / "g", b"2")
+        sync(c, b, "--timeout", "20")
+        assert session.run(only=([], [""])).created == 1
+        put(a / "h", b"3")
+        assert session.run(only=([""], [])).created == 1
+    sync(b, c)
+    for place in (b, c):
+        assert_equal(a, place)
+
+
+def test_an_agent_whose_driver_is_gone_is_not_waited_for(here: Pair, tmp_path: Path):
+    """A driver that stopped in the middle of a run keeps others out for seconds only."""
+    a, b = here
+    put(a / "f", b"1")
+    words = command("sync", a, f"elsewhere:{b}", "-e", ELSEWHERE, "--agent-command", AGENT)
+    sync(a, b)
+    put(a / "big", b"x" * 50_000_000)
+    driver = subprocess.Popen(words, env=environment(), start_new_session=True)
+    assert _is_held(b, driver)
+    driver.send_signal(signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        sync(b, roots(tmp_path, "C")[0], "--timeout", "40")
+        assert time.monotonic() - began < 40
+    finally:
+        driver.send_signal(signal.SIGCONT)
+        driver.wait()
+
+
+def _is_held(root: Path, driver: subprocess.Popen[bytes]) -> bool:
+    """Wait until the far root is held."""
+    while driver.poll() is None:
+        with (root / ".bisync/lock").open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        time.sleep(0.002)
+    return False
