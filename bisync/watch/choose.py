@@ -1,0 +1,42 @@
+"""Which watcher: what was asked for, or the best that works here."""
+
+from collections.abc import Callable
+from enum import Enum
+
+from bisync.errors import UsageError
+from bisync.watch.fanotify import FanotifyWatcher
+from bisync.watch.inotify import InotifyWatcher
+from bisync.watch.interface import Scope, Sink, UnavailableError, Watcher
+from bisync.watch.poll import PollWatcher
+
+
+class Kind(Enum):
+    """How to learn of changes."""
+
+    AUTO = "auto"
+    FANOTIFY = "fanotify"
+    INOTIFY = "inotify"
+    POLL = "poll"
+
+
+_MAKERS: dict[Kind, Callable[[Scope, Sink], Watcher]] = {
+    Kind.FANOTIFY: FanotifyWatcher,
+    Kind.INOTIFY: InotifyWatcher,
+    Kind.POLL: PollWatcher,
+}
+
+
+def watch(kind: Kind, scope: Scope, sink: Sink) -> Watcher:
+    """Begin to watch.
+
+    Raises:
+        UsageError: the kind that was asked for does not work here.
+    """
+    reasons = []
+    for each, make in _MAKERS.items():
+        if kind in (Kind.AUTO, each):
+            try:
+                return make(scope, sink)
+            except UnavailableError as error:
+                reasons.append(str(error))
+    raise UsageError(f"--watcher {kind.value}: {'; '.join(reasons)}")

@@ -1,0 +1,462 @@
+"""inotify: a watch for each directory, with a table that knows where each is now.
+
+The descriptor and its reading are the watchdog package's; its recursive observer is not used: after
+an overflow it adds all watches again and may never end, it hides a watch limit, and it reports
+writes in a directory that was moved out at its former place.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+
+from watchdog.observers.inotify_c import (
+    CallbackId,
+    InotifyEvent,
+    InotifyFD,
+    Mask,
+    WatchDescriptor,
+)
+from watchdog.observers.inotify_c import (
+    InotifyConstants as In,
+)
+
+from bisync.linux.handle import HandleReader
+from bisync.watch.interface import (
+    AT_ONCE,
+    CREATED,
+    VACATED,
+    WRITTEN,
+    Coverage,
+    Scope,
+    Sink,
+    UnavailableError,
+)
+
+log = logging.getLogger(__name__)
+_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_UNMOUNT = 0x2000
+_EXCL_UNLINK = 0x04000000
+_MASK = Mask(
+    In.IN_MODIFY | In.IN_ATTRIB | In.IN_CLOSE_WRITE | In.IN_MOVED_FROM | In.IN_MOVED_TO
+    | In.IN_CREATE | In.IN_DELETE | In.IN_DELETE_SELF | In.IN_MOVE_SELF | In.IN_ONLYDIR
+    | _EXCL_UNLINK
+)  # fmt: skip
+_TOKENS = Mask(In.IN_CREATE | In.IN_ONLYDIR)
+_ID = CallbackId(1)
+_HALF_S = 1.0  # the other half of a move comes within
+_TEMPORARY_S = 10.0  # a name that was made so short ago is nobody's when it becomes free
+_MOST_NEW = 1000  # names made a moment ago that are remembered
+
+
+@dataclass(slots=True)
+class _Watched:
+    """A directory with a watch."""
+
+    parent: int | None  # the watch of the directory above; None: not below the root just now
+    name: bytes
+    handle: bytes
+    below: dict[bytes, int] = field(default_factory=dict)  # watches, by name
+
+
+class InotifyWatcher:
+    """Watches each directory below a root.
+
+    Raises:
+        UnavailableError: not even the root can be watched.
+    """
+
+    def __init__(self, scope: Scope, sink: Sink) -> None:
+        self._scope, self._sink = scope, sink
+        self._table: dict[int, _Watched] = {}
+        self._handles = HandleReader()
+        self._by_handle: dict[bytes, int] = {}  # a number may be another directory's at once
+        self._halves: dict[int, tuple[int, float]] = {}  # moved away, by cookie: watch, when
+        self._new: dict[tuple[int, bytes], float] = {}  # names made a moment ago, oldest first
+        self._missed: set[int] = set()  # directories in which something may have been made unseen
+        self._unwatched: set[bytes] = set()  # tops of what is polled
+        self._notes: list[str] = []
+        self._token_watch = -1
+        self._lock = threading.RLock()
+        self._closing = threading.Event()
+        try:
+            self._root = os.open(scope.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise UnavailableError(f"{os.fsdecode(scope.root)}: {error.strerror}") from error
+        self._device = os.fstat(self._root).st_dev
+        self._fd: InotifyFD | None = None
+        try:
+            self._fd = fd = InotifyFD()
+            self._root_watch = self._watch(self._root)
+        except OSError as error:
+            self._free()
+            raise UnavailableError(f"inotify: {error.strerror}") from error
+        self._table[self._root_watch] = _Watched(None, b"", b"")
+        self._add_below(self._root, self._root_watch, b"", tell=False)
+        fd.start()
+        self._polling = threading.Thread(target=self._poll, name="bisync-poll", daemon=True)
+        self._polling.start()
+
+    def _free(self) -> None:
+        if self._fd is not None:
+            self._fd.start()
+            self._fd.stop()
+            self._fd.join()
+            self._fd = None
+        os.close(self._root)
+
+    # -- watches -------------------------------------------------------------
+
+    def _watch(self, fd: int, mask: Mask = _MASK) -> int:
+        """A watch for an opened directory, whatever its name is by now."""
+        assert self._fd is not None
+        wd = self._fd.add_callback(b"/proc/self/fd/%d" % fd, mask, self, _ID)
+        if wd == -1:
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        return wd
+
+    def _add_below(self, fd: int, wd: int, path: bytes, *, tell: bool) -> None:
+        """Watch all directories below one; say that each may hold news."""
+        top = os.open(b".", _OPEN, dir_fd=fd)  # btrfs lists what was there at the opening
+        stack = [(top, wd, path, self._directories_in(top, path))]
+        try:
+            while stack:
+                here, watch, place, names = stack[-1]
+                if not names:
+                    os.close(stack.pop()[0])
+                    continue
+                name = names.pop()
+                below = place + b"/" + name if place else name
+                if self._scope.skip(below):
+                    continue
+                try:
+                    child = os.open(name, _OPEN, dir_fd=here)
+                except OSError:
+                    continue  # gone, or not for us: the scan says so
+                added = self._add(child, watch, name, below)
+                if tell:
+                    self._sink.touched(below, AT_ONCE)
+                if added is None:
+                    os.close(child)
+                else:
+                    stack.append((child, added, below, self._directories_in(child, below)))
+        finally:
+            for entry in stack:
+                os.close(entry[0])
+
+    def _add(self, fd: int, parent: int, name: bytes, path: bytes) -> int | None:
+        """Watch one directory; ``None`` if what is below is not watched."""
+        if os.fstat(fd).st_dev != self._device:
+            return None  # mounted there
+        handle = self._handles.read(fd, b"")
+        wd = self._by_handle.get(handle, -1)
+        known = self._table.get(wd)
+        if known is not None:
+            self._detach(wd, known)
+            known.parent, known.name = parent, name
+        else:
+            try:
+                wd = self._watch(fd)
+            except OSError as error:
+                self._cannot_watch(path, error)
+                return None
+            self._table[wd] = _Watched(parent, name, handle)
+            self._by_handle[handle] = wd
+        self._table[parent].below[name] = wd
+        return wd
+
+    def _cannot_watch(self, path: bytes, error: OSError) -> None:
+        if not self._unwatched:
+            what = "the limit of watches" if error.errno == errno.ENOSPC else error.strerror
+            text = f"inotify: {what}; what is not watched is looked at now and then"
+            if error.errno == errno.ENOSPC:
+                text += " (raise fs.inotify.max_user_watches)"
+            self._notes.append(text)
+            log.warning("%s: %s", os.fsdecode(self._scope.root), text)
+        self._unwatched.add(path)
+
+    def _directories_in(self, fd: int, path: bytes) -> list[bytes]:
+        try:
+            with os.scandir(fd) as entries:
+                return [os.fsencode(e.name) for e in entries if e.is_dir(follow_symlinks=False)]
+        except OSError as error:
+            log.info("cannot-list path=%r error=%s", path, error.strerror)
+            return []
+
+    def _detach(self, wd: int, known: _Watched) -> None:
+        above = None if known.parent is None else self._table.get(known.parent)
+        if above is not None and above.below.get(known.name) == wd:
+            del above.below[known.name]
+        known.parent = None
+
+    def _forget(self, wd: int) -> _Watched | None:
+        known = self._table.pop(wd, None)
+        if known is not None and self._by_handle.get(known.handle) == wd:
+            del self._by_handle[known.handle]
+        return known
+
+    def _drop(self, wd: int) -> None:
+        """Give up the watches of a directory that left the tree, and of all below it."""
+        assert self._fd is not None
+        todo, gone = [wd], []
+        while todo:
+            one = todo.pop()
+            known = self._forget(one)
+            if known is not None:
+                todo += known.below.values()
+                gone.append(one)
+        for one in gone:
+            with contextlib.suppress(OSError):
+                self._fd.remove_callbacks([(WatchDescriptor(one), _ID)])
+
+    def _path(self, wd: int) -> bytes | None:
+        """Where a watched directory is now; ``None``: not below the root."""
+        names: list[bytes] = []
+        while wd != self._root_watch:
+            known = self._table.get(wd)
+            if known is None or known.parent is None:
+                return None
+            names.append(known.name)
+            wd = known.parent
+        return b"/".join(reversed(names))
+
+    # -- events, on the reader's thread --------------------------------------
+
+    def on_event(self, event: InotifyEvent) -> None:
+        """One event of the kernel's."""
+        with self._lock:
+            if self._closing.is_set():
+                return
+            if event.wd == self._token_watch:
+                self._token_came(event.name)
+                return
+            self._drop_halves()
+            path = self._path(event.wd)
+            if path is None:
+                return
+            if event.mask & (_UNMOUNT | In.IN_DELETE_SELF | In.IN_MOVE_SELF):
+                if event.wd == self._root_watch:
+                    self._sink.lost("the root was moved, removed or unmounted")
+                return
+            self._happened(event, path)
+
+    def _happened(self, event: InotifyEvent, path: bytes) -> None:
+        mask, name = event.mask, event.name
+        if not name:  # the directory itself
+            self._sink.touched(os.path.dirname(path), AT_ONCE)
+            return
+        below = path + b"/" + name if path else name
+        if self._scope.skip(below):
+            return
+        if mask & In.IN_ISDIR:
+            self._directory(event, path, below)
+        elif mask & In.IN_CREATE:
+            self._new[event.wd, name] = time.monotonic()
+            if len(self._new) > _MOST_NEW:
+                del self._new[next(iter(self._new))]
+            self._sink.touched(path, CREATED)
+        elif mask & (In.IN_MOVED_FROM | In.IN_DELETE):
+            was_made_now = self._is_new(event.wd, name)
+            self._sink.touched(path, AT_ONCE if was_made_now else VACATED)
+        elif mask & In.IN_MODIFY:
+            self._sink.touched(path, WRITTEN)
+        else:
+            self._sink.touched(path, AT_ONCE)
+
+    def _is_new(self, wd: int, name: bytes) -> bool:
+        """Whether a name was made so short ago that nobody elsewhere knows it."""
+        made = self._new.pop((wd, name), None)
+        return made is not None and time.monotonic() - made < _TEMPORARY_S
+
+    def _directory(self, event: InotifyEvent, path: bytes, below: bytes) -> None:
+        mask, wd = event.mask, event.wd
+        if mask & In.IN_MOVED_FROM:
+            child = self._table[wd].below.get(event.name)
+            if child is not None:
+                self._detach(child, self._table[child])
+                self._halves[event.cookie] = (child, time.monotonic())
+        elif mask & In.IN_MOVED_TO:
+            half = self._halves.pop(event.cookie, None)
+            if half is not None and half[0] in self._table:
+                known = self._table[half[0]]
+                known.parent, known.name = wd, event.name
+                self._table[wd].below[event.name] = half[0]
+                self._make_up()
+            else:
+                self._enter(wd, event.name, below)
+        elif mask & In.IN_CREATE:
+            self._enter(wd, event.name, below)
+        self._sink.touched(path, AT_ONCE)
+
+    def _enter(self, parent: int, name: bytes, path: bytes) -> None:
+        """Watch a directory that is new, then all below it; then they may be listed."""
+        above = self._open_watched(parent)
+        if above is None:
+            self._missed.add(parent)
+            return
+        try:
+            fd = os.open(name, _OPEN, dir_fd=above)
+        except OSError:
+            return  # gone again, or moved, which is said
+        finally:
+            os.close(above)
+        try:
+            wd = self._add(fd, parent, name, path)
+            if wd is not None:
+                self._add_below(fd, wd, path, tell=True)
+            self._sink.touched(path, AT_ONCE)
+        finally:
+            os.close(fd)
+
+    def _open_watched(self, wd: int) -> int | None:
+        """A directory with a watch, opened; ``None``: it is not where the events so far say."""
+        path = self._path(wd)
+        if path is None:
+            return None
+        try:
+            fd = self._open(path)
+        except OSError:
+            return None
+        if wd != self._root_watch and self._handles.read(fd, b"") != self._table[wd].handle:
+            os.close(fd)
+            return None
+        return fd
+
+    def _make_up(self) -> None:
+        """Look below the directories that were on their way elsewhere when something was made."""
+        for wd in list(self._missed):
+            fd = None
+            if wd in self._table:
+                fd = self._open_watched(wd)
+                if fd is None:
+                    continue  # there is another move to come
+            self._missed.discard(wd)
+            path = self._path(wd)
+            if fd is not None and path is not None:
+                self._add_below(fd, wd, path, tell=True)
+                self._sink.touched(path, AT_ONCE)
+                os.close(fd)
+
+    def _open(self, path: bytes) -> int:
+        fd = os.open(b".", _OPEN, dir_fd=self._root)
+        for name in path.split(b"/") if path else ():
+            try:
+                below = os.open(name, _OPEN, dir_fd=fd)
+            finally:
+                os.close(fd)
+            fd = below
+        return fd
+
+    def _drop_halves(self) -> None:
+        """What was moved away and did not come back is not ours any more."""
+        if not self._halves:
+            return
+        long_ago = time.monotonic() - _HALF_S
+        for cookie, (wd, since) in list(self._halves.items()):
+            if since < long_ago:
+                del self._halves[cookie]
+                known = self._table.get(wd)
+                if known is not None and known.parent is None:
+                    self._drop(wd)
+
+    def on_watch_deleted(self, wd: WatchDescriptor) -> None:
+        """The kernel gave a watch up: its directory is gone, or was unmounted."""
+        with self._lock:
+            if self._closing.is_set():
+                return
+            known = self._forget(wd)
+            if known is not None:
+                self._detach(wd, known)
+            if wd == self._root_watch:
+                self._sink.lost("the root was removed or unmounted")
+
+    def on_queue_overflow(self) -> None:
+        """The kernel dropped events; the watches are still there."""
+        with self._lock:
+            log.warning("%s: the queue of events overflowed", os.fsdecode(self._scope.root))
+            self._watch_again()
+            self._sink.lost("events were lost: the kernel's queue overflowed")
+
+    def _watch_again(self) -> None:
+        """Directories may have been made or moved unseen: find them, keep the watches there are."""
+        for known in self._table.values():
+            known.parent = None
+            known.below.clear()
+        self._halves.clear()
+        self._add_below(self._root, self._root_watch, b"", tell=False)
+        for wd, known in list(self._table.items()):
+            if known.parent is None and wd != self._root_watch:
+                self._drop(wd)
+
+    # -- tokens, polling, the end --------------------------------------------
+
+    def send_token(self, number: int) -> bool:
+        """Make a token."""
+        if self._scope.tokens is None or self._fd is None:
+            return False
+        try:
+            with self._lock:
+                if self._token_watch < 0:
+                    os.makedirs(self._scope.tokens, 0o700, exist_ok=True)
+                    fd = os.open(self._scope.tokens, _OPEN)
+                    try:
+                        self._token_watch = self._watch(fd, _TOKENS)
+                    finally:
+                        os.close(fd)
+            make_token(self._scope.tokens, number)
+        except OSError as error:
+            log.info("no-token error=%s", error)
+            return False
+        return True
+
+    def _token_came(self, name: bytes) -> None:
+        if name.isdigit():
+            self._sink.token(int(name))
+
+    def _poll(self) -> None:
+        while not self._closing.wait(self._scope.poll_s):
+            with self._lock:
+                tops = list(self._unwatched)
+            for top in tops:
+                self._touch_all(top)
+
+    def _touch_all(self, top: bytes) -> None:
+        """Everything below a directory may have changed."""
+        todo = [top]
+        while todo and not self._closing.is_set():
+            path = todo.pop()
+            self._sink.touched(path, AT_ONCE)
+            try:
+                fd = self._open(path)
+            except OSError:
+                continue
+            try:
+                todo += [path + b"/" + name for name in self._directories_in(fd, path)]
+            finally:
+                os.close(fd)
+
+    def coverage(self) -> Coverage:
+        """What it sees."""
+        with self._lock:
+            return Coverage("inotify", len(self._table), len(self._unwatched), list(self._notes))
+
+    def close(self) -> None:
+        """Stop."""
+        with self._lock:
+            self._closing.set()
+        if self._fd is not None:
+            self._fd.stop()
+            self._fd.join()
+            self._fd = None
+        self._polling.join()
+        os.close(self._root)
+
+
+def make_token(folder: bytes, number: int) -> None:
+    """Make a file that a watcher of the folder sees, and take it away again."""
+    path = folder + b"/%d" % number
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    os.unlink(path)

@@ -1,0 +1,75 @@
+"""What every watcher is, whatever the kernel lends it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class Sink(Protocol):
+    """Takes what a watcher notices. Called on the watcher's thread; must not wait."""
+
+    def touched(self, directory: bytes, pace: "Pace") -> None:
+        """Something happened in a directory (a path below the root, ``b""`` for the root)."""
+        ...
+
+    def lost(self, why: str) -> None:
+        """Something may have happened anywhere."""
+        ...
+
+    def token(self, number: int) -> None:
+        """Everything that happened before this token was made has been told."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How soon to look at a directory."""
+
+    due_s: float = 0.0  # a sooner one of the same directory wins
+    not_before_s: float = 0.0  # a later one wins
+
+
+AT_ONCE = Pace()
+CREATED = Pace(due_s=0.05)  # who made it closes it in a moment
+WRITTEN = Pace(due_s=0.3)  # it is still open
+VACATED = Pace(not_before_s=0.2)  # a name that became free may get a new owner
+
+
+@dataclass(slots=True)
+class Coverage:
+    """What a watcher sees, for people."""
+
+    kind: str  # fanotify | inotify | poll
+    directories: int = 0  # that are watched one by one
+    polled: int = 0  # directories at the top of what is not watched, and looked at now and then
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What to watch."""
+
+    root: bytes  # an absolute path
+    skip: Callable[[bytes], bool] = lambda _path: False  # directories of no interest
+    tokens: bytes | None = None  # a directory for tokens; None: there is none
+    poll_s: float = 30.0  # between two looks at what cannot be watched
+
+
+class Watcher(Protocol):
+    """Watches one root until it is closed."""
+
+    def coverage(self) -> Coverage:
+        """What it sees."""
+        ...
+
+    def send_token(self, number: int) -> bool:
+        """Make a token; it arrives behind all that happened before. Whether it can arrive."""
+        ...
+
+    def close(self) -> None:
+        """Stop; nothing is told any more when this returns."""
+        ...
+
+
+class UnavailableError(Exception):
+    """This kind of watcher does not work here."""
