@@ -19,6 +19,12 @@ _EXIT_CODES = """exit codes:
   40 conflicts wait (--conflict manual)    130/143 stopped"""
 
 
+_HOMES = {"plan": "sync", "restore": "history", "man": "completion"} | dict.fromkeys(
+    ("wait", "flush", "pause", "resume"), "status"
+)
+"""Commands that live in the module of another one."""
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see '{self.prog} --help')")
@@ -169,6 +175,49 @@ def _session_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--stats", action="store_true", help="all counters in the closing summary")
 
 
+def _live_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--watcher",
+        choices=["auto", "fanotify", "inotify", "poll"],
+        default="auto",
+        help="how to learn of changes: the best that works on each side (auto)",
+    )
+    p.add_argument(
+        "--poll",
+        metavar="TIME",
+        default="30s",
+        help="between two looks at what cannot be watched (30s)",
+    )
+    p.add_argument(
+        "--rescan",
+        metavar="TIME",
+        default="1h",
+        help="between two looks at everything, whatever the watchers say (1h)",
+    )
+
+
+def _control_options(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    for name, text in (
+        ("status", "the sessions that run on this machine, and where each stands"),
+        ("wait", "wait until all that happened on both sides until now is done"),
+        ("flush", "look at everything now, and wait until it is done"),
+        ("pause", "let a session rest; what changes meanwhile is remembered"),
+        ("resume", "go on, and approve what a guard withheld"),
+    ):
+        p = commands.add_parser(name, help=text)
+        p.add_argument(
+            "session", nargs="?", metavar="SESSION", help="its name or one of its sides (all)"
+        )
+        p.add_argument("--json", action="store_true", help="one JSON object per line")
+        if name == "status":
+            p.add_argument("--watch", action="store_true", help="go on showing it")
+        if name in ("wait", "flush"):
+            p.add_argument("--timeout", metavar="TIME", help="give up after so long (30)")
+        if name == "resume":
+            p.add_argument("--yes", action="store_true", help="approve the deletions withheld")
+            p.add_argument("--accept-root", action="store_true", help="approve another root")
+
+
 def _agent_options(commands: "argparse._SubParsersAction[_Parser]") -> None:
     agent = commands.add_parser(
         "agent", help="the other end of a connection (started through ssh, not by people)"
@@ -201,6 +250,10 @@ def build_parser() -> argparse.ArgumentParser:
     sync = commands.add_parser("sync", help="synchronise two roots both ways, once")
     _session_options(sync)
     sync.add_argument("-n", "--dry-run", action="store_true", help="say what would be done")
+    watch = commands.add_parser("watch", help="keep two roots equal, until it is stopped")
+    _session_options(watch)
+    _live_options(watch)
+    watch.add_argument("--name", help="what status, wait and the others call it")
     plan = commands.add_parser("plan", help="what sync would do and why; changes nothing")
     _session_options(plan)
     mirror = commands.add_parser(
@@ -248,6 +301,7 @@ def build_parser() -> argparse.ArgumentParser:
     completion.add_argument("shell", choices=["bash", "zsh"], help="for which shell")
     commands.add_parser("man", help="print the manual page")
     _agent_options(commands)
+    _control_options(commands)
     conflicts = commands.add_parser("conflicts", help="list, show and resolve conflicts")
     conflicts.add_argument(
         "words", nargs="*", metavar="list|show|resolve [ID|PATH]", help="what to do with which one"
@@ -279,9 +333,7 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # no name may break a run
     try:
         options = _parse(args)
-        name = {"plan": "sync", "restore": "history", "man": "completion"}.get(
-            options.command, options.command
-        )
+        name = _HOMES.get(options.command, options.command)
         command = import_module(f"bisync.cli.commands.{name}")
         return int(command.run(options))
     except BisyncError as error:

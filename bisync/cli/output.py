@@ -22,9 +22,17 @@ class Output:
     """Shows the events of a run, and its summary."""
 
     def __init__(
-        self, *, as_json: bool, verbose: bool, quiet: bool, progress: bool, stats: bool
+        self,
+        *,
+        as_json: bool,
+        verbose: bool,
+        quiet: bool,
+        progress: bool,
+        stats: bool,
+        live: bool = False,
     ) -> None:
         self._json = as_json
+        self._live = live  # whoever reads it reads along
         self._verbose = verbose
         self._quiet = quiet
         self._stats = stats
@@ -59,6 +67,16 @@ class Output:
             line(json.dumps(event_to_json(event)))
         else:
             self._show(event)
+        if self._live and not isinstance(event, Progress):
+            sys.stdout.flush()
+
+    def ready(self) -> None:
+        """Both sides were made equal for the first time; from now on changes are followed."""
+        if self._json:
+            line(json.dumps({"type": "ready"}))
+        elif not self._quiet:
+            line("ready: watching both sides")
+        sys.stdout.flush()
 
     def _show_progress(self, event: Progress) -> None:
         now = time.monotonic()

@@ -1,5 +1,7 @@
 """Ages on the command line."""
 
+import re
+
 from bisync.core.retention import Retention
 from bisync.errors import UsageError
 
@@ -45,3 +47,15 @@ def keep_days(text: str) -> int | None:
     if not number.isdecimal() or unit not in factors:
         raise UsageError(f"--keep {text}: give a number of days like 90d (or w, m, y), or forever")
     return int(number) * factors[unit]
+
+
+def seconds(text: str, option: str) -> float:
+    """A length of time: ``90``, ``1.5``, ``30s``, ``15min``, ``1h``, ``2d``.
+
+    Raises:
+        UsageError: it is none.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)?", text.strip())
+    if found is None:
+        raise UsageError(f"{option} {text}: give a time like 30s, 15min or 1h")
+    return float(found[1]) * (_SECONDS | {"m": 60})[found[2] or "s"]

@@ -29,6 +29,14 @@ class Location:
         """The other machine, as a person writes it."""
         return f"{self.user}@{self.host}" if self.user else str(self.host)
 
+    @property
+    def text(self) -> str:
+        """As a person writes it."""
+        path = self.path.decode("utf-8", "backslashreplace")
+        if self.port is not None:
+            return f"ssh://{self.machine}:{self.port}{path}"
+        return f"{self.machine}:{path}" if self.is_remote else path
+
 
 def location(text: bytes) -> Location:
     """Take ``PATH``, ``[USER@]HOST:PATH`` or ``ssh://[USER@]HOST[:PORT]/PATH`` apart.

@@ -11,6 +11,7 @@ from bisync.fs.conflicts import Choice, Quarrel, Take
 from bisync.fs.recovery import Recovered
 from bisync.fs.result import Status
 from bisync.fs.walk import Problem, ScanResult
+from bisync.watch.interface import Coverage
 from bisync.wire.schema import (
     Bool,
     Bytes,
@@ -238,6 +239,24 @@ _OPENING = Record(
 )
 
 
+_COVERAGE = Record(
+    Coverage,
+    kind=Text(16),
+    directories=_COUNT,
+    polled=_COUNT,
+    notes=Several(Text(), 64, list),
+)
+MARKED = Each(
+    (
+        # Directories with the milliseconds after which each is due, and before which it is not.
+        Several(Each((_FULL_PATH, Int(0, 60_000), Int(0, 60_000))), 1 << 16),
+        Text(),  # why all has to be looked at
+        _COUNT,  # the last token
+    )
+)
+"""What an end that watches tells of its own accord."""
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One call: its number on the wire, what it takes, gives, and gives piece by piece."""
@@ -309,6 +328,9 @@ CALLS: dict[str, Call] = {
     "close": Call(36, NOTHING, NOTHING),
     "rest": Call(37, NOTHING, NOTHING),
     "wake": Call(38, Each((Maybe(_COUNT),)), Bool()),
+    "watch": Call(39, Each((Text(16), _COUNT)), _COVERAGE),
+    "token": Call(62, Each((_COUNT,)), Bool()),
+    "coverage": Call(63, NOTHING, _COVERAGE),
     # Its copy of the ancestor.
     "agreed.nodes": Call(40, Each((_PAIR, _KEYS)), Table(NUMBER, AGREED, MANY)),
     "agreed.names_of": Call(41, Each((_PAIR, _KEYS)), NAMES_OF),

@@ -46,6 +46,8 @@ _DEEPEST = 8  # things in hand for the other end, one in the other
 
 STOP = 0
 """What to tell the other end when a person wants a stop: what is in hand ends cleanly."""
+MARKS = 2
+"""What an end that watches tells: see :data:`bisync.endpoint.calls.MARKED`."""
 PATIENCE = 1
 """What to tell the other end of the seconds after which a silent end is gone."""
 
@@ -178,6 +180,9 @@ class Channel:
         self.sent = self.received = 0  # bytes
         self.stop_asked = False  # by the other end
         self.service: Service | None = None
+        # On the reader's thread, must not wait: with what a watching end tells, and when it ended.
+        self.marked: Callable[[Plain], None] | None = None
+        self.ended: Callable[[], None] = lambda: None
         mine = Preamble(*VERSIONS, 0, os.urandom(NONCE_SIZE))
         self._link = Link(
             mine, compress=compress, now=time.monotonic(), patience=patience, silence=silence
@@ -262,6 +267,8 @@ class Channel:
             self.stop_asked = True
         elif letter.word is Word.TELL and letter.about == PATIENCE:
             self._link.silence = float(Int(1, 86_400).unpack(letter.body))
+        elif letter.word is Word.TELL and letter.about == MARKS and self.marked is not None:
+            self.marked(letter.body)
         elif letter.word in (Word.ASK, Word.TELL):
             self._put(letter)
         else:
@@ -363,6 +370,7 @@ class Channel:
             if self._broken is None:
                 self._broken = error
             self._changed.notify_all()
+        self.ended()
 
     def give_up(self, why: str) -> None:
         """Take the other end for gone."""
@@ -534,7 +542,7 @@ class Channel:
         with self._packing:
             self._send_batch()
             self._put_bulk([stream, int(op), *values], payload, stream)
-        self._wait_for_room()
+        self.wait_for_room()
 
     def send_small(self, stream: int, values: list[Plain], payload: bytes | memoryview) -> None:
         """Send all of a small file that was asked for ahead, together with others.
@@ -546,7 +554,7 @@ class Channel:
                 self._send_batch()
             self._batch.append(([stream, *values], payload))
             self._batch_size += len(payload)
-        self._wait_for_room()
+        self.wait_for_room()
 
     def _flush(self) -> None:
         with self._packing:
@@ -567,7 +575,8 @@ class Channel:
             self._link.put(Lane.BULK, packed, stream=stream)
             self._changed.notify_all()
 
-    def _wait_for_room(self) -> None:
+    def wait_for_room(self) -> None:
+        """Wait while much waits to be written."""
         while True:
             with self._changed:
                 if self._link.queued_size <= _AHEAD or self._broken is not None:

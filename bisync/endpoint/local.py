@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bisync.core.conflict import ConflictKind
 from bisync.core.declared import Declared
 from bisync.core.groups import MAGIC, Together, stem
+from bisync.core.ignore import reserved
 from bisync.core.node import ROOT, Attributes, Node, NodeId, Place
 from bisync.core.path import display
 from bisync.core.plan import Transition
@@ -37,6 +38,7 @@ from bisync.fs.stage import refuse_torn
 from bisync.fs.walk import ScanResult
 from bisync.linux.boot import boot_id
 from bisync.linux.rename import rename_noreplace
+from bisync.watch.interface import Scope
 
 if TYPE_CHECKING:
     from bisync.delta.changes import ChangeSink
@@ -95,6 +97,18 @@ class LocalEndpoint:
             damaged=r.damaged,
             became_link=r.became_link,
         )
+
+    def scope(self, poll_s: float) -> Scope:
+        """What of this root a watcher watches."""
+        r = self.replica
+        matcher, store = r.options.rules.matcher, r.options.store
+
+        def skip(path: bytes) -> bool:
+            if reserved(path, at_root=b"/" not in path) or path == store:
+                return True
+            return matcher.active and matcher.ignores(path, is_dir=True)
+
+        return Scope(r.root.path, skip, r.folder.token_path, poll_s)
 
     def is_empty(self) -> bool:
         """Whether the index has no name at all."""
@@ -536,6 +550,7 @@ class LocalEndpoint:
         r.index.trim_marks(oldest)
         r.index.save_numbers()
         db.commit()
+        del self._read_up_to[pair]  # the next run begins with what is pending
         said = [] if ending.retention is None else self.tend(ending.retention)
         try:
             r.write_facts(archive.state(), ending.time_ns, ending.busy, len(ending.pending))

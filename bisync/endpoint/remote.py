@@ -16,6 +16,7 @@ from bisync.endpoint.channel import Channel
 from bisync.endpoint.connect import Connection
 from bisync.endpoint.interface import AgreedCopy, Ending, Hello, Read
 from bisync.endpoint.service import ContentOnly, FarContent
+from bisync.endpoint.watching import listener
 from bisync.errors import EndpointError
 from bisync.fs.archive import Chain, Commit, PairState
 from bisync.fs.conflicts import Choice, Quarrel
@@ -23,6 +24,7 @@ from bisync.fs.content import Chunk, ContentSource, Expected, Version
 from bisync.fs.recovery import Recovered
 from bisync.fs.result import Result
 from bisync.fs.walk import ScanResult
+from bisync.watch.interface import Coverage, Sink
 from bisync.wire.schema import refuse
 
 _NUMBERS = 4096  # taken at a time
@@ -491,6 +493,21 @@ class RemoteEndpoint:
     def probe_displaced(self, *, min_age_ns: int) -> list[bytes]:
         """Look again at what was displaced."""
         found: list[bytes] = self._far("probe_displaced", min_age_ns)
+        return found
+
+    def watch(self, kind: str, poll_s: float, sink: Sink, ended: Callable[[], None]) -> Coverage:
+        """Let the sink hear of changes there, until the connection ends, and of that."""
+        self.channel.marked, self.channel.ended = listener(sink), ended
+        found: Coverage = self._far("watch", kind, round(poll_s * 1000))
+        return found
+
+    def send_token(self, number: int) -> bool:
+        """Make a token there."""
+        return bool(self._far("token", number))
+
+    def coverage(self) -> Coverage:
+        """What the watcher there sees."""
+        found: Coverage = self._far("coverage")
         return found
 
     def rest(self) -> None:

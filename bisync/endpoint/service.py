@@ -16,7 +16,8 @@ from typing import Any
 from bisync.core.declared import Declared
 from bisync.core.hot import Allowance
 from bisync.core.ignore import Matcher
-from bisync.core.node import Kind, Place, Side
+from bisync.core.node import Kind as NodeKind
+from bisync.core.node import Place, Side
 from bisync.core.path import STATE_DIR, STORE_DIR, display, valid_name
 from bisync.core.plan import (
     Exchange,
@@ -33,6 +34,7 @@ from bisync.endpoint.channel import Channel, Stream
 from bisync.endpoint.content import ContentServer, RemoteContent
 from bisync.endpoint.interface import Ending, Hello, Read
 from bisync.endpoint.local import LocalEndpoint
+from bisync.endpoint.watching import Teller
 from bisync.errors import EndpointError, Interrupted, UsageError
 from bisync.fs.archive import Archive, Chain, Commit
 from bisync.fs.conflicts import Quarrel
@@ -44,6 +46,8 @@ from bisync.fs.result import Result
 from bisync.fs.root import enclosing_root
 from bisync.fs.walk import ScanRules
 from bisync.linux.limits import workers
+from bisync.watch.choose import Kind, watch
+from bisync.watch.interface import Coverage, Watcher
 from bisync.wire.letters import Letter, Piece
 from bisync.wire.schema import Plain, refuse
 
@@ -129,6 +133,8 @@ class RootService:
         self._policy = policy
         self._side: LocalEndpoint | None = None
         self._opening: Opening | None = None
+        self._watcher: Watcher | None = None
+        self._teller: Teller | None = None
         self._resting = False  # nothing is in hand, and whoever wants the root may have it
         self._in_hand = threading.RLock()
         self._archives: dict[int, Archive] = {}
@@ -196,6 +202,36 @@ class RootService:
             self._archives.clear()
             if side is not None:
                 side.close()
+
+    # -- watching --------------------------------------------------------------
+
+    def _watch(self, kind: str, poll_ms: int) -> Coverage:
+        """Tell the other end of changes from now on; it goes on while the root is given away."""
+        try:
+            chosen = Kind(kind)
+        except ValueError:
+            refuse("a kind of watcher that is not known")
+        if self._watcher is not None:
+            refuse("to watch what is watched")
+        self._teller = Teller(self._channel)
+        self._watcher = watch(chosen, self.side.scope(poll_ms / 1000), self._teller)
+        return self._watcher.coverage()
+
+    def _token(self, number: int) -> bool:
+        return self._watcher is not None and self._watcher.send_token(number)
+
+    def _coverage(self) -> Coverage:
+        if self._watcher is None:
+            refuse("what nobody watches")
+        return self._watcher.coverage()
+
+    def end(self) -> None:
+        """Nobody is at the other end any more."""
+        if self._watcher is not None:
+            self._watcher.close()
+        if self._teller is not None:
+            self._teller.close()
+        self.close()
 
     # -- turns ---------------------------------------------------------------
 
@@ -346,9 +382,12 @@ class RootService:
         """A new node has a number that was given out for it, and that nothing has."""
         for step in steps:
             if isinstance(step, Make | Replace):
-                if step.content.kind is Kind.FILE and step.source is None:
+                if step.content.kind is NodeKind.FILE and step.source is None:
                     refuse("a file that comes from nowhere")
-                if step.content.kind in (Kind.CHAR, Kind.BLOCK) and not self._policy.devices:
+                if (
+                    step.content.kind in (NodeKind.CHAR, NodeKind.BLOCK)
+                    and not self._policy.devices
+                ):
                     refuse("a device node, which may not be made here")
         fresh = [step.node for step in steps if isinstance(step, Make)]
         index = self.side.view

@@ -86,6 +86,13 @@ class StateFolder:
         """SQLite needs a path; the descriptor knows where its folder is now."""
         return os.readlink(b"/proc/self/fd/%d" % self.fd) + b"/state.db"
 
+    @property
+    def token_path(self) -> bytes | None:
+        """A folder that watchers look at, to know when they have heard all there was."""
+        if self.fd >= 0:
+            return os.readlink(b"/proc/self/fd/%d" % self.fd) + b"/watch"
+        return self.root.path + b"/.bisync/watch" if self._state_dir is None else None
+
     def _base(self, *, make: bool) -> tuple[int, bytes]:
         """(directory, name) of the folder; the descriptor is the caller's to close."""
         if self._state_dir is None:

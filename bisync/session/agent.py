@@ -62,7 +62,7 @@ class Agent:
             self._channel.serve()
         finally:
             self._trees.close()
-            self._root.close()
+            self._root.end()
             self._channel.close()
 
     def ask(self, letter: Letter, part: Callable[[Plain], None]) -> Plain:

@@ -35,6 +35,17 @@ class Pairing:
     ledger: Ledger
 
 
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """What a run does; one of many that follow each other closely leaves some to the others."""
+
+    removals: bool = True  # else what became free may get a new owner first
+    tend: bool = True  # let the store go of what is old, tidy the state
+
+
+WHOLE = Manner()
+
+
 class Run:
     """One run over two open sides."""
 
@@ -63,12 +74,15 @@ class Run:
         relation, hellos = self._relate()
         return Pairing(relation, hellos, self._open_archive(relation, hellos))
 
-    def go(self, pairing: Pairing, only: tuple[set[bytes], set[bytes]] | None) -> None:
+    def go(
+        self, pairing: Pairing, only: tuple[set[bytes], set[bytes]] | None, manner: Manner
+    ) -> None:
         """Observe, decide, apply and conclude.
 
         Args:
             pairing: what :meth:`meet` returned, for these sides.
             only: the directories of each side that may have changed; ``None``: any.
+            manner: what of a whole run is left for another one.
         """
         relation, hellos, ledger = pairing.relation, pairing.hellos, pairing.ledger
         if not self.dry:
@@ -99,7 +113,7 @@ class Run:
             )
             cycle.run(changed)
             cycle.repeat()
-            for _ in range(_REMOVAL_ROUNDS):
+            for _ in range(_REMOVAL_ROUNDS if manner.removals else 0):
                 deletions += self._removals(cycle, ledger, deletions)
                 cycle.repeat()
             cycle.leave_removals()
@@ -108,7 +122,7 @@ class Run:
         cycle.set_times()
         if not self.dry:
             self._look_again(cycle)
-            self._finish(cycle, ledger, deletions, stopped=stopped is not None)
+            self._finish(cycle, ledger, deletions, manner, stopped=stopped is not None)
         if stopped is not None:
             raise stopped
 
@@ -291,7 +305,13 @@ class Run:
                 cycle.unfinished[side][ROOT] = "brought back"
 
     def _finish(
-        self, cycle: Cycle, ledger: Ledger, deletions: list[tuple[int, int]], *, stopped: bool
+        self,
+        cycle: Cycle,
+        ledger: Ledger,
+        deletions: list[tuple[int, int]],
+        manner: Manner,
+        *,
+        stopped: bool,
     ) -> None:
         now = time.time_ns()
         if stopped:
@@ -310,7 +330,7 @@ class Run:
                 tuple(deletions),
                 entries,
                 tuple(busy[side]),
-                self.config.retention,
+                self.config.retention if manner.tend else None,
             )
             for text in self.sides[side].finish(ledger.archives[side], ending):
                 self._say(text)

@@ -5,7 +5,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Self
 
@@ -17,14 +17,21 @@ from bisync.endpoint.connect import Connection, Reach
 from bisync.endpoint.interface import Endpoint
 from bisync.endpoint.local import LocalEndpoint
 from bisync.endpoint.remote import RemoteEndpoint
-from bisync.errors import BisyncError, HeldTooLongError, Interrupted, RootLockedError, UsageError
+from bisync.errors import (
+    BisyncError,
+    HaltError,
+    HeldTooLongError,
+    Interrupted,
+    RootLockedError,
+    UsageError,
+)
 from bisync.fs.database import StateDamagedError, translated
 from bisync.fs.replica import Options
 from bisync.fs.root import enclosing_root
 from bisync.fs.walk import ScanRules
 from bisync.session.config import Config, Fsync
 from bisync.session.report import Listener, Progress, Report
-from bisync.session.run import Pairing, Run
+from bisync.session.run import WHOLE, Manner, Pairing, Run
 
 _MEETINGS = 5
 _LITTLE_S = 2.0  # for the other root while we hold one
@@ -59,6 +66,8 @@ class Session:
         self.reach = reach or Reach()
         self.config = config or Config()
         self.listener = listener
+        # Called with each side that was opened.
+        self.opened: Callable[[int, Endpoint], None] = lambda _number, _side: None
         self._stays_open = False
         self._in_hand = threading.RLock()
         self._counted = (0, 0)  # bytes that crossed in earlier runs over the same connections
@@ -93,6 +102,7 @@ class Session:
         *,
         dry: bool = False,
         only: tuple[Iterable[str | bytes], Iterable[str | bytes]] | None = None,
+        manner: Manner = WHOLE,
     ) -> Report:
         """Synchronise once.
 
@@ -101,6 +111,7 @@ class Session:
             only: the directories that may have changed on alpha and on beta, as paths below
                 the roots ("" is the root itself). The rest of the trees is not looked at.
                 ``None``: everything is.
+            manner: whether removals are done and the store is tended, too.
 
         Returns:
             What was done. Problems of single paths are in it, not raised.
@@ -118,14 +129,14 @@ class Session:
         try:
             try:
                 with translated("the state"), self._in_hand:
-                    self._run(report, where, dry=dry)
+                    self._run(report, where, manner, dry=dry)
             except StateDamagedError as error:
                 # Unreadable state is set aside and the trees are merged: nothing is deleted.
                 if dry or not self._set_state_aside():
                     raise
                 report.messages.append(str(error))
                 with self._in_hand:
-                    self._run(report, None, dry=dry)
+                    self._run(report, None, manner, dry=dry)
         except BisyncError as error:
             report.error = str(error)
             report.exit_code = error.exit_code
@@ -151,7 +162,12 @@ class Session:
     # -- phases --------------------------------------------------------------
 
     def _run(
-        self, report: Report, only: tuple[set[bytes], set[bytes]] | None, *, dry: bool
+        self,
+        report: Report,
+        only: tuple[set[bytes], set[bytes]] | None,
+        manner: Manner,
+        *,
+        dry: bool,
     ) -> None:
         if dry:
             self.close()  # a dry run looks with eyes of its own
@@ -162,7 +178,7 @@ class Session:
                 run, pairing = self._meet(run, report, dry=dry)
                 only = None if pairing.relation.start.value != "go on" else only
             self._pairing = pairing
-            run.go(pairing, only)
+            run.go(pairing, only, manner)
         except BaseException:
             self._count_traffic(report)
             self.close()
@@ -238,7 +254,19 @@ class Session:
             opening = replace(self._opening(where, dry=dry), wait_ms=wait_ms)
             side = RemoteEndpoint(link, opening, where.machine)
         self._open_sides[number] = side
+        self.opened(number, side)
         return side
+
+    def is_whole(self) -> bool:
+        """Whether the roots that are open just now are still where they were."""
+        with self._in_hand:
+            for side in self._open_sides:
+                if isinstance(side, LocalEndpoint):
+                    try:
+                        side.replica.root.check()
+                    except HaltError:
+                        return False
+        return True
 
     def _wanted(self) -> None:
         """Somebody waits for a root: it goes as soon as no run is in hand."""

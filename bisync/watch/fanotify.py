@@ -24,7 +24,7 @@ from bisync.linux.fanotify import (
     open_group,
 )
 from bisync.linux.handle import HandleReader, open_by_handle
-from bisync.watch.inotify import make_token
+from bisync.watch.inotify import make_folder, make_token
 from bisync.watch.interface import (
     AT_ONCE,
     CREATED,
@@ -186,7 +186,7 @@ class FanotifyWatcher:
         if tokens is None:
             return False
         try:
-            os.makedirs(tokens, 0o700, exist_ok=True)
+            make_folder(tokens)
             if not self._token_handle:
                 fd = os.open(tokens, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
                 try:

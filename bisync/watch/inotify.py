@@ -400,7 +400,7 @@ class InotifyWatcher:
         try:
             with self._lock:
                 if self._token_watch < 0:
-                    os.makedirs(self._scope.tokens, 0o700, exist_ok=True)
+                    make_folder(self._scope.tokens)
                     fd = os.open(self._scope.tokens, _OPEN)
                     try:
                         self._token_watch = self._watch(fd, _TOKENS)
@@ -453,6 +453,12 @@ class InotifyWatcher:
             self._fd = None
         self._polling.join()
         os.close(self._root)
+
+
+def make_folder(path: bytes) -> None:
+    """Make the folder for tokens; what it lies in is there."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, 0o700)
 
 
 def make_token(folder: bytes, number: int) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Callable
 from dataclasses import replace
 
 from bisync.cli.output import Output
@@ -25,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     stopper = Stopper()
     over = reach(options)
-    config = replace(_config(options, stopper), wait_s=over.timeout_s or None)
+    config = replace(config_of(options, stopper.check), wait_s=over.timeout_s or None)
     dry = options.command == "plan" or options.dry_run
     output = Output(
         as_json=options.json,
@@ -55,7 +56,8 @@ def _allowance(text: str) -> Allowance | None:
     return Allowance(share=share)
 
 
-def _config(options: argparse.Namespace, stopper: Stopper) -> Config:
+def config_of(options: argparse.Namespace, stop: Callable[[], None]) -> Config:
+    """How two roots are kept equal, as the options say."""
     return Config(
         conflict=Policy(options.conflict),
         ignore=Ignore(_patterns(options.filters or [])),
@@ -75,7 +77,7 @@ def _config(options: argparse.Namespace, stopper: Stopper) -> Config:
         base_clones=options.base_clones,
         retention=retention(options.keep, options.keep_every),
         workers=workers(),
-        stop=stopper.check,
+        stop=stop,
         store=os.fsencode(options.rollback_dir) if options.rollback_dir else STORE_DIR,
     )
 

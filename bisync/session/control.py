@@ -1,0 +1,221 @@
+"""What a person asks of the sessions that run on this machine, over a socket of the user's own.
+
+A line of JSON each way: ``{"do": "status", "session": "NAME or path of a side"}``, and an answer
+with ``code`` (an exit code), ``said`` and ``sessions``.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from bisync.errors import EndpointError, UsageError
+from bisync.session.live import Live
+
+log = logging.getLogger(__name__)
+_LONGEST = 1 << 20  # bytes of a question
+_ANSWER_S = 5.0  # for a process to answer what needs no run
+_SUFFIX = ".socket"
+
+
+def folder() -> str:
+    """Where the sockets are; made if need be.
+
+    Raises:
+        UsageError: somebody else's folder is in the way.
+    """
+    where = os.environ.get("BISYNC_RUNTIME_DIR")
+    if where is None:
+        uid = os.geteuid()
+        runtime = os.environ.get("XDG_RUNTIME_DIR")
+        if uid == 0:
+            where = "/run/bisync"
+        elif runtime is not None and os.path.isdir(runtime):
+            where = f"{runtime}/bisync"
+        else:
+            where = f"/tmp/bisync-{uid}"  # noqa: S108 -- whose it is, is looked at below
+    try:
+        os.makedirs(where, 0o700, exist_ok=True)
+        info = os.lstat(where)
+    except OSError as error:
+        raise UsageError(f"{where}: {error.strerror}; set BISYNC_RUNTIME_DIR") from error
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o022:
+        raise UsageError(f"{where}: it is not this user's alone; set BISYNC_RUNTIME_DIR")
+    return where
+
+
+class Server:
+    """Answers for the sessions of this process.
+
+    Args:
+        name: of the socket.
+        sessions: by name; may change.
+        more: what else may be asked: takes the question, gives the answer.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        sessions: Callable[[], dict[str, Live]],
+        more: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] | None = None,
+    ) -> None:
+        self._sessions, self._more = sessions, more or {}
+        self._path = os.path.join(folder(), name + _SUFFIX)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+        try:
+            self._listener.bind(self._path)
+            os.chmod(self._path, 0o600)
+            self._listener.listen(16)
+        except OSError as error:
+            self._listener.close()
+            raise EndpointError(f"{self._path}: {error.strerror}") from error
+        self._thread = threading.Thread(target=self._serve, name="bisync-control", daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return  # it was closed
+            threading.Thread(
+                target=self._answer, args=(connection,), name="bisync-asked", daemon=True
+            ).start()
+
+    def _answer(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            with connection.makefile("rb") as stream:
+                text = stream.readline(_LONGEST)
+            try:
+                question = json.loads(text)
+                answer = self._do(question)
+            except UsageError as error:
+                answer = {"code": 2, "said": str(error)}
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                answer = {"code": 2, "said": f"not understood: {error}"}
+            connection.sendall(json.dumps(answer).encode() + b"\n")
+
+    def _do(self, question: dict[str, Any]) -> dict[str, Any]:
+        what = question["do"]
+        if what in self._more:
+            return self._more[what](question)
+        chosen = dict(chosen_of(self._sessions(), question.get("session")))
+        answer: dict[str, Any] = {"code": 0, "said": "", "sessions": []}
+        if what == "status":
+            answer["sessions"] = [
+                {"session": name, "pid": os.getpid(), **live.status()}
+                for name, live in chosen.items()
+            ]
+        elif what in ("wait", "flush"):
+            timeout = question.get("timeout")
+            end = None if timeout is None else time.monotonic() + float(timeout)
+            for name, live in chosen.items():
+                left = None if end is None else max(0.0, end - time.monotonic())
+                code, said = live.wait(left, everything=what == "flush")
+                answer["sessions"].append({"session": name, "code": code, "said": said})
+        elif what in ("pause", "resume"):
+            for name, live in chosen.items():
+                if what == "pause":
+                    live.pause()
+                else:
+                    live.resume(
+                        yes=question.get("yes") is True,
+                        accept_root=question.get("accept_root") is True,
+                    )
+                answer["sessions"].append({"session": name, "code": 0, "said": ""})
+        else:
+            raise UsageError(f"{what}: nobody does that here")
+        return answer
+
+    def close(self) -> None:
+        """Answer nothing more."""
+        with contextlib.suppress(OSError):
+            os.unlink(self._path)
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join()
+
+
+def chosen_of(sessions: dict[str, Live], word: object) -> Iterator[tuple[str, Live]]:
+    """The sessions that a word means: a name, or a side as it was given, or as a path."""
+    for name, live in sessions.items():
+        sides = [where.text for where in live.session.locations]
+        if word is None or word == name or word in sides or _leads_to(word, sides):
+            yield name, live
+
+
+def _leads_to(word: object, sides: list[str]) -> bool:
+    real = os.path.realpath(word) if isinstance(word, str) else None
+    return real is not None and any(real == os.path.realpath(side) for side in sides)
+
+
+def ask(question: dict[str, Any], *, slow: bool = False) -> list[dict[str, Any]]:
+    """Ask every process of this user that runs sessions.
+
+    Args:
+        question: what.
+        slow: the answer may take any time.
+
+    Returns:
+        What they say of each session that is meant.
+
+    Raises:
+        EndpointError: nobody is there, or nobody has such a session.
+        UsageError: it was not understood.
+    """
+    where = folder()
+    found: list[dict[str, Any]] = []
+    there = False
+    for path in _sockets(where):
+        answer = _asked(path, question, slow=slow)
+        if answer is None:
+            continue
+        there = True
+        if answer["code"]:
+            raise UsageError(str(answer["said"]))
+        found += answer["sessions"]
+    if not there:
+        raise EndpointError(
+            "no session runs here; start one with 'bisync watch' or 'bisync daemon'"
+        )
+    if not found:
+        raise UsageError(f"{question.get('session')}: no session is called that, nor has that side")
+    return found
+
+
+def _sockets(where: str) -> Iterable[str]:
+    return [os.path.join(where, n) for n in sorted(os.listdir(where)) if n.endswith(_SUFFIX)]
+
+
+def _asked(path: str, question: dict[str, Any], *, slow: bool) -> dict[str, Any] | None:
+    """The answer of one process; ``None``: it has gone."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(_ANSWER_S)
+        try:
+            connection.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            with contextlib.suppress(OSError):
+                os.unlink(path)  # left by one that was killed
+            return None
+        except OSError as error:
+            raise EndpointError(f"{path}: {error.strerror or 'does not answer'}") from error
+        try:
+            connection.settimeout(None if slow else _ANSWER_S)
+            connection.sendall(json.dumps(question).encode() + b"\n")
+            with connection.makefile("rb") as stream:
+                text = stream.readline()
+        except OSError as error:
+            raise EndpointError(f"{path}: it does not answer") from error
+    if not text:
+        raise EndpointError(f"{path}: it ended without an answer")
+    answer: dict[str, Any] = json.loads(text)
+    return answer

@@ -1,0 +1,452 @@
+"""Two roots kept equal from now on: watchers, the runs that they cause, and what a person may ask.
+
+Marks come from the watchers of both sides on threads of their own. One thread, the caller's, takes
+those that are due and runs the session over them. A mark is never trusted, only looked at; whatever
+may have been missed makes the next run look at everything.
+"""
+
+import itertools
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from bisync.core.node import SIDES
+from bisync.endpoint.interface import Endpoint
+from bisync.endpoint.local import LocalEndpoint
+from bisync.endpoint.remote import RemoteEndpoint
+from bisync.errors import BisyncError, EndpointError, HaltError, Interrupted, UsageError
+from bisync.session.report import Report
+from bisync.session.run import Manner
+from bisync.session.session import Session
+from bisync.watch.choose import Kind, watch
+from bisync.watch.interface import Coverage, Watcher
+from bisync.watch.marks import Batch, Marks
+
+log = logging.getLogger(__name__)
+_QUIET_S = 0.5  # removals wait until no name became free for so long
+_REMOVALS_S = 10.0  # but not longer
+_TEND_S = 600.0
+_GUARD_S = 5.0  # between two looks whether the roots are still there
+_BUSY_S = (1.0, 2.0, 4.0, 10.0)  # until busy files are looked at again
+_PROBLEMS_S = 60.0
+_RETRY_S = (1.0, 2.0, 5.0, 15.0, 30.0, 60.0)  # after a failure
+_MOST_GAP_S = 1.0  # between two runs that follow each other
+_SHOWN = 100  # busy files and problems in the status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveConfig:
+    """How changes are noticed."""
+
+    watcher: Kind = Kind.AUTO
+    poll_s: float = 30.0  # between two looks at what cannot be watched
+    rescan_s: float = 3600.0  # between two looks at everything, whatever the watchers say
+
+
+@dataclass(slots=True)
+class _Request:
+    """Somebody wants to know when all that happened until now is done."""
+
+    number: int
+    everything: bool  # look at all, whatever was marked
+    sent: bool = False
+    done: threading.Event = field(default_factory=threading.Event)
+    code: int = 0
+    said: str = ""
+
+    def answer(self, code: int, said: str = "") -> None:
+        self.code, self.said = code, said
+        self.done.set()
+
+
+@dataclass(slots=True)
+class _Totals:
+    """What was done since the start."""
+
+    runs: int = 0
+    created: int = 0
+    updated: int = 0
+    moves: int = 0
+    deleted: int = 0
+    kept: int = 0
+    conflicts: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    literal_bytes: int = 0
+    matched_bytes: int = 0
+    files_scanned: int = 0
+    presumed: int = 0
+
+    def add(self, report: Report) -> None:
+        self.runs += 1
+        for name in self.__slots__[1:]:
+            setattr(self, name, getattr(self, name) + getattr(report, name))
+
+
+class Live:
+    """Keeps a session's roots equal until it is told to stop.
+
+    :meth:`run` is for one thread; everything else may be called from any.
+    """
+
+    def __init__(self, session: Session, config: LiveConfig | None = None) -> None:
+        self.session = session
+        self.config = config or LiveConfig()
+        self._changed = threading.Condition()
+        self._marks = (Marks(self._poke), Marks(self._poke))
+        self._watchers: list[Watcher | RemoteEndpoint | None] = [None, None]
+        self._coverage: list[Coverage | None] = [None, None]
+        self._requests: list[_Request] = []
+        self._numbers = itertools.count(time.time_ns())  # never one of an earlier life
+        self._phase, self._reason, self._last_error = "starting", "", ""
+        self._stopping = self._paused = False
+        self._approved: dict[str, Any] = {}  # for the next run, by a person
+        self._failures = self._busy_rounds = 0
+        self._began = now = time.monotonic()
+        self._all_at = now  # when everything is looked at
+        self._again_at: float | None = None  # when what was left is looked at
+        self._gap_until = self._tended = 0.0
+        self._guarded = now
+        self._removals_wait: float | None = None  # since when
+        self._open_since: float | None = now  # since when something is not done, for all we know
+        self._in_hand: float | None = None  # the oldest mark of the run in hand
+        self._complete_ns: int | None = None
+        self._last = Report()
+        self._totals = _Totals()
+        session.opened = self._opened
+
+    # -- what others may ask ---------------------------------------------------
+
+    def stop(self) -> None:
+        """End :meth:`run` after the run in hand."""
+        self._set(_stopping=True)
+
+    def pause(self) -> None:
+        """Run no more; marks are kept."""
+        self._set(_paused=True)
+
+    def resume(self, *, yes: bool = False, accept_root: bool = False) -> None:
+        """Go on; approve a halt, in the next run, as a person saw it."""
+        with self._changed:
+            self._paused = False
+            if yes:
+                self._approved["yes"] = True
+            if accept_root:
+                self._approved["accept_root"] = True
+            if self._failures or self._approved:
+                self._all_at = time.monotonic()
+            self._changed.notify_all()
+
+    def wait(self, timeout_s: float | None = None, *, everything: bool = False) -> tuple[int, str]:
+        """Wait until all that happened on both sides until now is done.
+
+        Args:
+            timeout_s: give up after so long.
+            everything: look at all of both trees for it, instead of at what was noticed.
+
+        Returns:
+            An exit code and why: 0, or what the run that did it ended with (24: some files were
+            busy); 25 where a guard waits for a person, 30 after the time.
+        """
+        request = _Request(next(self._numbers), everything)
+        with self._changed:
+            self._requests.append(request)
+            self._changed.notify_all()
+        if not request.done.wait(timeout_s):
+            with self._changed:
+                self._requests = [each for each in self._requests if each is not request]
+            return 30, "it took too long"
+        return request.code, request.said
+
+    def status(self) -> dict[str, Any]:
+        """Where it stands; for programs and people."""
+        with self._changed:
+            now = time.monotonic()
+            oldest = self._oldest()
+            report, totals = self._last, self._totals
+            return {
+                "alpha": self.session.locations[0].text,
+                "beta": self.session.locations[1].text,
+                "phase": self._phase,
+                "reason": self._reason,
+                "backlog": sum(marks.count() for marks in self._marks),
+                "oldest_age_s": None if oldest is None else round(now - oldest, 3),
+                "complete_ns": self._complete_ns,
+                "busy": [p for s in SIDES for p in report.busy_paths(s)][:_SHOWN],
+                "problems": [
+                    f"{met.side} {met.path.decode(errors='backslashreplace')}: {met.reason}"
+                    for met in report.met
+                    if met.kind == "problem"
+                ][:_SHOWN],
+                "withheld": report.withheld,
+                "waiting_conflicts": report.waiting,
+                "last_error": self._last_error,
+                "watchers": [
+                    None if seen is None else {
+                        "kind": seen.kind, "directories": seen.directories,
+                        "polled": seen.polled, "notes": seen.notes,
+                    }
+                    for seen in self._coverage
+                ],
+                "totals": {name: getattr(totals, name) for name in totals.__slots__},
+            }  # fmt: skip
+
+    def report(self) -> Report:
+        """What was done since the start, as one report."""
+        report = Report(elapsed_s=time.monotonic() - self._began)
+        with self._changed:
+            for name in _Totals.__slots__[1:]:
+                setattr(report, name, getattr(self._totals, name))
+        return report
+
+    def _oldest(self) -> float | None:
+        times = [marks.oldest() for marks in self._marks]
+        times += [self._in_hand, self._open_since]
+        return min((each for each in times if each is not None), default=None)
+
+    def _set(self, **values: object) -> None:
+        with self._changed:
+            for name, value in values.items():
+                setattr(self, name, value)
+            self._changed.notify_all()
+
+    def _poke(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    # -- the loop --------------------------------------------------------------
+
+    def run(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Run until :meth:`stop`.
+
+        Args:
+            ready: called after the first run that ended.
+
+        Raises:
+            UsageError: it cannot work like this.
+        """
+        try:
+            with self.session:
+                told = False
+                while self._wait_for_work():
+                    self._work()
+                    if not told and self._totals.runs:
+                        told = True
+                        ready()
+        except Interrupted:
+            log.info("interrupted")
+        finally:
+            self._drop_watchers()
+            with self._changed:
+                self._phase = "stopped"
+                for request in self._requests:
+                    request.answer(12, "it was stopped")
+                self._requests.clear()
+
+    def _wait_for_work(self) -> bool:
+        """Wait until there is something to do; ``False``: to end."""
+        while True:
+            self._send_tokens()
+            with self._changed:
+                self.session.config.stop()
+                if self._stopping:
+                    return False
+                now = time.monotonic()
+                if self._is_cut():
+                    self._all_at = now
+                due = self._due(now)
+                if due is not None and due <= now:
+                    return True
+                self._phase = self._resting_phase()
+                self._changed.wait(min(_GUARD_S if due is None else due - now, 0.5))
+            if self._watches_well() and time.monotonic() - self._guarded > _GUARD_S:
+                self._guard()
+
+    def _resting_phase(self) -> str:
+        if self._paused:
+            return "paused"
+        if self._failures:
+            return self._phase
+        return "watching"
+
+    def _due(self, now: float) -> float | None:
+        """When there is something to do."""
+        if any(self._is_ripe(each) for each in self._requests):
+            return now
+        if self._paused:
+            return None
+        if self._failures:
+            return self._all_at
+        times = [marks.next() for marks in self._marks]
+        marked = [max(each, self._gap_until) for each in times if each is not None]
+        return min([*marked, self._all_at, *([self._again_at] if self._again_at else [])])
+
+    def _is_ripe(self, request: _Request) -> bool:
+        """Whether all that happened before somebody asked has been noticed."""
+        if self._failures:
+            return self._phase == "halted" or request.everything
+        return request.everything or (
+            request.sent and all(marks.last_token >= request.number for marks in self._marks)
+        )
+
+    def _send_tokens(self) -> None:
+        """Behind them comes only what happened after somebody asked."""
+        with self._changed:
+            todo = [each for each in self._requests if not (each.sent or each.everything)]
+        if not todo or not self._watches_well():
+            return
+        for request in todo:
+            for watcher in self._watchers:
+                try:
+                    if watcher is None or not watcher.send_token(request.number):
+                        request.everything = True
+                except EndpointError as error:
+                    self._failed(error, "reconnecting")
+                    return
+            request.sent = True
+
+    def _is_cut(self) -> bool:
+        """Whether a connection ended while nothing was in hand."""
+        return not self._failures and any(
+            isinstance(w, RemoteEndpoint) and w.channel.broken for w in self._watchers
+        )
+
+    def _watches_well(self) -> bool:
+        return not self._failures and all(w is not None for w in self._watchers)
+
+    def _guard(self) -> None:
+        """No watcher tells of every way in which a root can go."""
+        self._guarded = time.monotonic()
+        if not self.session.is_whole():
+            self._set(_all_at=time.monotonic())
+
+    def _work(self) -> None:
+        """One run over what is due."""
+        with self._changed:
+            now = time.monotonic()
+            ripe = [each for each in self._requests if self._is_ripe(each)]
+            batches = [m.take(quiet_s=_QUIET_S, all_now=bool(ripe)) for m in self._marks]
+            everything = self._all_at <= now or any(each.everything for each in ripe)
+            everything = everything or any(batch.everything for batch in batches)
+            self._phase = "scanning" if everything else "running"
+            olds = [batch.oldest for batch in batches if batch.oldest is not None]
+            self._in_hand = min(olds, default=None)
+            approved, self._approved = self._approved, {}
+            manner = self._manner(batches, now, asked=bool(ripe) or everything)
+        config = self.session.config
+        self.session.config = replace(config, **approved)
+        only = None if everything else (batches[0].directories, batches[1].directories)
+        try:
+            report = self.session.run(only=only, manner=manner)
+        except UsageError:
+            raise
+        except Interrupted:
+            raise
+        except HaltError as error:
+            self._failed(error, "halted")
+        except BisyncError as error:
+            self._failed(error, "reconnecting")
+        else:
+            self._ended(report, now, manner, ripe, everything=everything)
+        finally:
+            self.session.config = config
+
+    def _manner(self, batches: list[Batch], now: float, *, asked: bool) -> Manner:
+        vacated = any(batch.vacated for batch in batches)
+        if not vacated or asked:
+            self._removals_wait = None
+        elif self._removals_wait is None:
+            self._removals_wait = now
+        waits = self._removals_wait is not None and now - self._removals_wait < _REMOVALS_S
+        tend = now - self._tended > _TEND_S
+        if tend:
+            self._tended = now
+        return Manner(removals=not waits, tend=tend)
+
+    def _ended(
+        self,
+        report: Report,
+        began: float,
+        manner: Manner,
+        ripe: list[_Request],
+        *,
+        everything: bool,
+    ) -> None:
+        with self._changed:
+            now = time.monotonic()
+            self._failures, self._reason, self._in_hand = 0, "", None
+            self._last = report
+            self._totals.add(report)
+            self._gap_until = now + min(now - began, _MOST_GAP_S)
+            if everything:
+                self._all_at = now + self.config.rescan_s
+            self._again_at = self._look_again_at(report, manner, now)
+            if report.exit_code == 0 and manner.removals:
+                self._open_since = None
+                self._complete_ns = time.time_ns()
+            elif self._open_since is None:
+                self._open_since = began
+            if report.withheld:
+                self._reason = "deletions are withheld; approve with resume --yes"
+            self._requests = [each for each in self._requests if each not in ripe]
+            for request in ripe:
+                request.answer(report.exit_code, self._reason)
+
+    def _look_again_at(self, report: Report, manner: Manner, now: float) -> float | None:
+        """When what was left is looked at again."""
+        times = []
+        if not manner.removals:
+            times.append(now + _QUIET_S)
+        if report.busy:
+            times.append(now + _BUSY_S[min(self._busy_rounds, len(_BUSY_S) - 1)])
+            self._busy_rounds += 1
+        else:
+            self._busy_rounds = 0
+        if report.problems:
+            times.append(now + _PROBLEMS_S)
+        return min(times, default=None)
+
+    def _failed(self, error: BisyncError, phase: str) -> None:
+        """Try again later, at everything: nobody knows what was missed."""
+        log.warning("%s", error)
+        self.session.close()
+        self._drop_watchers()
+        with self._changed:
+            pause = _RETRY_S[min(self._failures, len(_RETRY_S) - 1)]
+            self._failures += 1
+            now = time.monotonic()
+            self._all_at = now + pause * (0.75 + random.random() / 2)  # noqa: S311
+            self._phase, self._reason, self._last_error = phase, str(error), str(error)
+            self._in_hand = None
+            if self._open_since is None:
+                self._open_since = now
+            if phase == "halted":
+                for request in self._requests:
+                    request.answer(error.exit_code, str(error))
+                self._requests.clear()
+
+    # -- watchers --------------------------------------------------------------
+
+    def _opened(self, number: int, side: Endpoint) -> None:
+        """A side was opened: watch it, unless that goes on already."""
+        marks, known = self._marks[number], self._watchers[number]
+        kind, poll_s = self.config.watcher, self.config.poll_s
+        if isinstance(side, RemoteEndpoint):
+            if isinstance(known, RemoteEndpoint) and known.channel is side.channel:
+                return
+            self._watchers[number] = side
+            self._coverage[number] = side.watch(kind.value, poll_s, marks, self._poke)
+        elif isinstance(side, LocalEndpoint) and known is None:
+            watcher = watch(kind, side.scope(poll_s), marks)
+            self._watchers[number] = watcher
+            self._coverage[number] = watcher.coverage()
+
+    def _drop_watchers(self) -> None:
+        watchers, self._watchers = self._watchers, [None, None]
+        for watcher in watchers:
+            if watcher is not None and not isinstance(watcher, RemoteEndpoint):
+                watcher.close()
