@@ -11,7 +11,7 @@ from bisync.fs.conflicts import Choice, Quarrel, Take
 from bisync.fs.recovery import Recovered
 from bisync.fs.result import Status
 from bisync.fs.walk import Problem, ScanResult
-from bisync.watch.interface import Coverage
+from bisync.watch.interface import Coverage, Spot
 from bisync.wire.schema import (
     Bool,
     Bytes,
@@ -239,6 +239,7 @@ _OPENING = Record(
 )
 
 
+_SPOT = Record(Spot, path=_FULL_PATH, handle=Bytes(132), above=Bool())
 _COVERAGE = Record(
     Coverage,
     kind=Text(16),
@@ -249,7 +250,7 @@ _COVERAGE = Record(
 MARKED = Each(
     (
         # Directories with the milliseconds after which each is due, and before which it is not.
-        Several(Each((_FULL_PATH, Int(0, 60_000), Int(0, 60_000))), 1 << 16),
+        Several(Each((_SPOT, Int(0, 60_000), Int(0, 60_000))), 1 << 16),
         Text(),  # why all has to be looked at
         _COUNT,  # the last token
     )
@@ -279,7 +280,7 @@ CALLS: dict[str, Call] = {
     "establish": Call(3, Each((Bool(), Bool())), HELLO),
     "is_empty": Call(4, NOTHING, Bool()),
     "looks_familiar": Call(5, NOTHING, Bool()),
-    "directories": Call(6, Each((Several(_FULL_PATH, MANY, set),)), IDS),
+    "directories": Call(6, Each((Several(_SPOT, MANY, set),)), IDS),
     "archive": Call(7, Each((HELLO, _COLUMN, Bool())), _PAIR),
     "recover": Call(8, Each(_ON), _RECOVERED),
     "scan": Call(9, Each((Maybe(IDS),)), _SCANNED, part=_COUNT),

@@ -21,6 +21,7 @@ from bisync.fs.recovery import Recovered
 from bisync.fs.result import Result
 from bisync.fs.source import Listed
 from bisync.fs.walk import ScanResult
+from bisync.watch.interface import Spot
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +169,8 @@ class Endpoint(ContentSource, Protocol):
         """Whether the tree is the one the index knows, going by names, sizes and times."""
         ...
 
-    def directories(self, paths: set[bytes]) -> set[NodeId]:
-        """The directories at these paths, or the nearest above them that is known."""
+    def directories(self, spots: set[Spot]) -> set[NodeId]:
+        """The directories that are meant, or the nearest above them that is known."""
         ...
 
     def hello(self) -> Hello:

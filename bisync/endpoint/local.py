@@ -13,7 +13,7 @@ from bisync.core.conflict import ConflictKind
 from bisync.core.declared import Declared
 from bisync.core.groups import MAGIC, Together, stem
 from bisync.core.ignore import reserved
-from bisync.core.node import ROOT, Attributes, Node, NodeId, Place
+from bisync.core.node import ROOT, Attributes, Kind, Node, NodeId, Place
 from bisync.core.path import display
 from bisync.core.plan import Transition
 from bisync.core.resolve import conflict_name
@@ -38,7 +38,7 @@ from bisync.fs.stage import refuse_torn
 from bisync.fs.walk import ScanResult
 from bisync.linux.boot import boot_id
 from bisync.linux.rename import rename_noreplace
-from bisync.watch.interface import Scope
+from bisync.watch.interface import Scope, Spot
 
 if TYPE_CHECKING:
     from bisync.delta.changes import ChangeSink
@@ -114,9 +114,18 @@ class LocalEndpoint:
         """Whether the index has no name at all."""
         return self.replica.index.count() == 0
 
-    def directories(self, paths: set[bytes]) -> set[NodeId]:
-        """The directories at these paths, or the nearest above them that is known."""
-        return {self.replica.index.nearest_directory(path) for path in paths}
+    def directories(self, spots: set[Spot]) -> set[NodeId]:
+        """The directories that are meant, or the nearest above them that is known."""
+        index, found = self.replica.index, set[NodeId]()
+        for spot in spots:
+            node = index.by_handle(spot.handle) if spot.handle else None
+            if node is None or node.kind is not Kind.DIR:
+                found.add(index.nearest_directory(spot.path))
+            elif spot.above:
+                found.update(parent for parent, _ in index.places(node.id))
+            else:
+                found.add(node.id)
+        return found
 
     def looks_familiar(self) -> bool:
         """Whether the tree is the one the index knows."""

@@ -24,7 +24,7 @@ from bisync.fs.content import Chunk, ContentSource, Expected, Version
 from bisync.fs.recovery import Recovered
 from bisync.fs.result import Result
 from bisync.fs.walk import ScanResult
-from bisync.watch.interface import Coverage, Sink
+from bisync.watch.interface import Coverage, Sink, Spot
 from bisync.wire.schema import refuse
 
 _NUMBERS = 4096  # taken at a time
@@ -278,9 +278,9 @@ class RemoteEndpoint:
         """Whether the tree is the one the index knows."""
         return bool(self._far("looks_familiar"))
 
-    def directories(self, paths: set[bytes]) -> set[NodeId]:
-        """The directories at these paths, or the nearest above them that is known."""
-        found: set[NodeId] = self._far("directories", paths)
+    def directories(self, spots: set[Spot]) -> set[NodeId]:
+        """The directories that are meant, or the nearest above them that is known."""
+        found: set[NodeId] = self._far("directories", spots)
         return found
 
     def archive(self, hello: Hello, *, column: int, flipped: bool) -> AgreedCopy:

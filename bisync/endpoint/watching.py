@@ -6,7 +6,7 @@ from collections.abc import Callable
 from bisync.endpoint.calls import MARKED
 from bisync.endpoint.channel import MARKS, Channel
 from bisync.errors import BisyncError
-from bisync.watch.interface import Pace, Sink
+from bisync.watch.interface import Pace, Sink, Spot
 from bisync.wire.schema import Plain
 
 _MOST = 20_000  # directories that wait to be told; beyond, it is said that all may have changed
@@ -20,16 +20,16 @@ class Teller:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._changed = threading.Condition()
-        self._marks: dict[bytes, Pace] = {}
+        self._marks: dict[Spot, Pace] = {}
         self._everything, self._token, self._told = "", 0, 0
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="bisync-teller", daemon=True)
         self._thread.start()
 
-    def touched(self, directory: bytes, pace: Pace) -> None:
+    def touched(self, spot: Spot, pace: Pace) -> None:
         """Something happened in a directory."""
         with self._changed:
-            known = self._marks.get(directory)
+            known = self._marks.get(spot)
             if known is not None:
                 pace = Pace(
                     min(known.due_s, pace.due_s), max(known.not_before_s, pace.not_before_s)
@@ -37,7 +37,7 @@ class Teller:
             elif len(self._marks) >= _MOST:
                 self._marks.clear()
                 self._everything = "many directories were touched"
-            self._marks[directory] = pace
+            self._marks[spot] = pace
             self._changed.notify_all()
 
     def lost(self, why: str) -> None:
@@ -72,12 +72,12 @@ class Teller:
     def _something(self) -> bool:
         return bool(self._closing or self._marks or self._everything or self._token != self._told)
 
-    def _tell(self, marks: list[tuple[bytes, Pace]], everything: str, token: int) -> None:
+    def _tell(self, marks: list[tuple[Spot, Pace]], everything: str, token: int) -> None:
         """The token comes last, as it did here."""
         for at in range(0, max(len(marks), 1), _AT_A_TIME):
             some = [
-                (path, round(pace.due_s * 1000), round(pace.not_before_s * 1000))
-                for path, pace in marks[at : at + _AT_A_TIME]
+                (spot, round(pace.due_s * 1000), round(pace.not_before_s * 1000))
+                for spot, pace in marks[at : at + _AT_A_TIME]
             ]
             last = at + _AT_A_TIME >= len(marks)
             self._channel.wait_for_room()
@@ -99,9 +99,9 @@ def listener(sink: Sink) -> Callable[[Plain], None]:
         marks, everything, token = MARKED.unpack(body)
         if everything:
             sink.lost(everything)
-        for path, due, not_before in marks:
+        for spot, due, not_before in marks:
             pace = Pace(due / 1000, not_before / 1000)
-            sink.touched(path, pace)
+            sink.touched(spot, pace)
         if token:
             sink.token(token)
 

@@ -96,6 +96,7 @@ class Scanner:
         self._clock = clock
         self._now = 0
         self._lost: dict[NodeId, list[Place]] = {}
+        self._renamed: dict[NodeId, Place] = {}  # known nodes, and where else they were found
         self._news = 0  # names found that were not known to lead to their node
         self._fresh = index.node(ROOT) is None  # nothing to look up yet
         self._may_encrypt = can_encrypt(root.fd)
@@ -130,6 +131,7 @@ class Scanner:
                     self._list(fd, node, path, only_new=True)
                 finally:
                     os.close(fd)
+            self._drop_former_names(directories)
         finally:
             directories.close()
         self._prove_vanished()
@@ -354,6 +356,8 @@ class Scanner:
         self.index.put_name(place, node.id, stamp if trusted else NO_STAMP)
         if row is None or row[0] != node.id:
             self._news += 1
+            if old is not None:
+                self._renamed[node.id] = place
             self.index.db.execute("DELETE FROM forgotten WHERE node=?", (node.id,))
             if row is not None:
                 self._lost.setdefault(row[0], []).append(place)
@@ -434,6 +438,29 @@ class Scanner:
             for name, child in self.index.children([current])[current]:
                 self.index.drop_name((current, name))
                 todo.append(child)
+
+    def _drop_former_names(self, directories: Directories) -> None:
+        """Where a node cannot have so many names, some are former ones.
+
+        The directory that it left may not be among those that are listed now: whoever told us of
+        the other one tells of that in a moment.
+        """
+        for id_, found in self._renamed.items():
+            node, places = self.index.node(id_), self.index.places(id_)
+            if node is None or len(places) <= (most := max(node.nlink, 1)):
+                continue
+            for place in places:
+                if place != found and (most == 1 or not self._leads_to(directories, place, id_)):
+                    self._lose(place, id_)
+
+    def _leads_to(self, directories: Directories, place: Place, node: NodeId) -> bool:
+        known = self.index.identity(node)
+        try:
+            return known is not None and known[0] == self.root.handles.read(
+                directories.open(place[0]), place[1]
+            )
+        except (StaleError, OSError):
+            return False
 
     def _lose(self, place: Place, node: NodeId) -> None:
         self.index.drop_name(place)

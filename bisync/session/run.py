@@ -21,6 +21,7 @@ from bisync.session.config import Config
 from bisync.session.cycle import Cycle, Noted
 from bisync.session.pairing import Relation, Start, relate
 from bisync.session.report import Listener, Met, Progress, Report
+from bisync.watch.interface import Spot
 
 _REMOVAL_ROUNDS = 2  # a removal that went stale gets another chance
 _PROBE_NS = 10**9  # a writer caught while a file was displaced shows within this time
@@ -75,7 +76,7 @@ class Run:
         return Pairing(relation, hellos, self._open_archive(relation, hellos))
 
     def go(
-        self, pairing: Pairing, only: tuple[set[bytes], set[bytes]] | None, manner: Manner
+        self, pairing: Pairing, only: tuple[set[Spot], set[Spot]] | None, manner: Manner
     ) -> None:
         """Observe, decide, apply and conclude.
 
@@ -220,7 +221,7 @@ class Run:
         if self.report.add(met):
             self.tell(met)
 
-    def _observe(self, only: tuple[set[bytes], set[bytes]] | None) -> tuple[ScanResult, ScanResult]:
+    def _observe(self, only: tuple[set[Spot], set[Spot]] | None) -> tuple[ScanResult, ScanResult]:
         counted = [0, 0]
 
         def scan(side: Side) -> ScanResult:

@@ -32,6 +32,7 @@ from bisync.fs.walk import ScanRules
 from bisync.session.config import Config, Fsync
 from bisync.session.report import Listener, Progress, Report
 from bisync.session.run import WHOLE, Manner, Pairing, Run
+from bisync.watch.interface import Spot
 
 _MEETINGS = 5
 _LITTLE_S = 2.0  # for the other root while we hold one
@@ -101,7 +102,7 @@ class Session:
         self,
         *,
         dry: bool = False,
-        only: tuple[Iterable[str | bytes], Iterable[str | bytes]] | None = None,
+        only: tuple[Iterable[str | bytes | Spot], Iterable[str | bytes | Spot]] | None = None,
         manner: Manner = WHOLE,
     ) -> Report:
         """Synchronise once.
@@ -125,7 +126,7 @@ class Session:
         report = Report()
         where = None
         if only is not None:
-            where = ({os.fsencode(p) for p in only[0]}, {os.fsencode(p) for p in only[1]})
+            where = (set(map(_spot, only[0])), set(map(_spot, only[1])))
         try:
             try:
                 with translated("the state"), self._in_hand:
@@ -164,7 +165,7 @@ class Session:
     def _run(
         self,
         report: Report,
-        only: tuple[set[bytes], set[bytes]] | None,
+        only: tuple[set[Spot], set[Spot]] | None,
         manner: Manner,
         *,
         dry: bool,
@@ -354,6 +355,10 @@ class Session:
             finally:
                 side.close()
         return found
+
+
+def _spot(place: str | bytes | Spot) -> Spot:
+    return place if isinstance(place, Spot) else Spot(os.fsencode(place))
 
 
 def _refuse_nested(paths: tuple[bytes, bytes]) -> None:

@@ -34,6 +34,7 @@ from bisync.watch.interface import (
     Pace,
     Scope,
     Sink,
+    Spot,
     UnavailableError,
 )
 
@@ -120,14 +121,15 @@ class FanotifyWatcher:
         self, event: Event, handle: bytes, path: bytes, name: bytes, *, old: bool
     ) -> None:
         if name == b".":  # the directory itself
-            self._sink.touched(os.path.dirname(path), AT_ONCE)
+            self._sink.touched(Spot(os.path.dirname(path), handle, above=True), AT_ONCE)
             return
         below = path + b"/" + name if path else name
         if self._scope.skip(below):
             return
-        self._sink.touched(path, self._pace(event.mask, (handle, name), old=old))
+        pace = self._pace(event.mask, (handle, name), old=old)
+        self._sink.touched(Spot(path, handle), pace)
         if event.mask & ON_DIR and event.mask & (CREATE | RENAME) and not old:
-            self._sink.touched(below, AT_ONCE)
+            self._sink.touched(Spot(below), AT_ONCE)
 
     def _pace(self, mask: int, name: tuple[bytes, bytes], *, old: bool) -> Pace:
         if mask & ON_DIR:

@@ -33,6 +33,7 @@ from bisync.watch.interface import (
     Coverage,
     Scope,
     Sink,
+    Spot,
     UnavailableError,
 )
 
@@ -138,7 +139,7 @@ class InotifyWatcher:
                     continue  # gone, or not for us: the scan says so
                 added = self._add(child, watch, name, below)
                 if tell:
-                    self._sink.touched(below, AT_ONCE)
+                    self._sink.touched(self._spot(added, below), AT_ONCE)
                 if added is None:
                     os.close(child)
                 else:
@@ -212,6 +213,10 @@ class InotifyWatcher:
             with contextlib.suppress(OSError):
                 self._fd.remove_callbacks([(WatchDescriptor(one), _ID)])
 
+    def _spot(self, wd: int | None, path: bytes) -> Spot:
+        known = None if wd is None else self._table.get(wd)
+        return Spot(path, b"" if known is None else known.handle)
+
     def _path(self, wd: int) -> bytes | None:
         """Where a watched directory is now; ``None``: not below the root."""
         names: list[bytes] = []
@@ -235,7 +240,10 @@ class InotifyWatcher:
                 return
             self._drop_halves()
             path = self._path(event.wd)
-            if path is None:
+            if path is None:  # between the two halves of a move, or on its way out
+                known = self._table.get(event.wd)
+                if known is not None and not event.mask & In.IN_MOVE_SELF:
+                    self._sink.touched(Spot(b"", known.handle, not event.name), AT_ONCE)
                 return
             if event.mask & (_UNMOUNT | In.IN_DELETE_SELF | In.IN_MOVE_SELF):
                 if event.wd == self._root_watch:
@@ -246,8 +254,10 @@ class InotifyWatcher:
     def _happened(self, event: InotifyEvent, path: bytes) -> None:
         mask, name = event.mask, event.name
         if not name:  # the directory itself
-            self._sink.touched(os.path.dirname(path), AT_ONCE)
+            spot = Spot(os.path.dirname(path), self._table[event.wd].handle, above=True)
+            self._sink.touched(spot, AT_ONCE)
             return
+        here = self._spot(event.wd, path)
         below = path + b"/" + name if path else name
         if self._scope.skip(below):
             return
@@ -257,14 +267,14 @@ class InotifyWatcher:
             self._new[event.wd, name] = time.monotonic()
             if len(self._new) > _MOST_NEW:
                 del self._new[next(iter(self._new))]
-            self._sink.touched(path, CREATED)
+            self._sink.touched(here, CREATED)
         elif mask & (In.IN_MOVED_FROM | In.IN_DELETE):
             was_made_now = self._is_new(event.wd, name)
-            self._sink.touched(path, AT_ONCE if was_made_now else VACATED)
+            self._sink.touched(here, AT_ONCE if was_made_now else VACATED)
         elif mask & In.IN_MODIFY:
-            self._sink.touched(path, WRITTEN)
+            self._sink.touched(here, WRITTEN)
         else:
-            self._sink.touched(path, AT_ONCE)
+            self._sink.touched(here, AT_ONCE)
 
     def _is_new(self, wd: int, name: bytes) -> bool:
         """Whether a name was made so short ago that nobody elsewhere knows it."""
@@ -289,7 +299,7 @@ class InotifyWatcher:
                 self._enter(wd, event.name, below)
         elif mask & In.IN_CREATE:
             self._enter(wd, event.name, below)
-        self._sink.touched(path, AT_ONCE)
+        self._sink.touched(self._spot(wd, path), AT_ONCE)
 
     def _enter(self, parent: int, name: bytes, path: bytes) -> None:
         """Watch a directory that is new, then all below it; then they may be listed."""
@@ -307,7 +317,7 @@ class InotifyWatcher:
             wd = self._add(fd, parent, name, path)
             if wd is not None:
                 self._add_below(fd, wd, path, tell=True)
-            self._sink.touched(path, AT_ONCE)
+            self._sink.touched(self._spot(wd, path), AT_ONCE)
         finally:
             os.close(fd)
 
@@ -337,7 +347,7 @@ class InotifyWatcher:
             path = self._path(wd)
             if fd is not None and path is not None:
                 self._add_below(fd, wd, path, tell=True)
-                self._sink.touched(path, AT_ONCE)
+                self._sink.touched(self._spot(wd, path), AT_ONCE)
                 os.close(fd)
 
     def _open(self, path: bytes) -> int:
@@ -428,7 +438,7 @@ class InotifyWatcher:
         todo = [top]
         while todo and not self._closing.is_set():
             path = todo.pop()
-            self._sink.touched(path, AT_ONCE)
+            self._sink.touched(Spot(path), AT_ONCE)
             try:
                 fd = self._open(path)
             except OSError:

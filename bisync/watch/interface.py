@@ -5,11 +5,24 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """A directory in which something may have changed.
+
+    Its path is where it was when that was noticed; by the time that somebody looks, it or one above
+    it may have been moved. The handle finds it all the same, if it was known before.
+    """
+
+    path: bytes  # below the root; b"" is the root
+    handle: bytes = b""  # b"": the path is all there is
+    above: bool = False  # it changed itself: the one that it lies in is meant
+
+
 class Sink(Protocol):
     """Takes what a watcher notices. Called on the watcher's thread; must not wait."""
 
-    def touched(self, directory: bytes, pace: "Pace") -> None:
-        """Something happened in a directory (a path below the root, ``b""`` for the root)."""
+    def touched(self, spot: Spot, pace: "Pace") -> None:
+        """Something happened in a directory."""
         ...
 
     def lost(self, why: str) -> None:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bisync.watch.interface import Pace
+from bisync.watch.interface import Pace, Spot
 
 _MOST = 20_000  # directories; beyond, looking at everything is cheaper
 _HELD_S = 10.0  # the longest that a mark is held back by others
@@ -26,7 +26,7 @@ class _Mark:
 class Batch:
     """What to look at now."""
 
-    directories: frozenset[bytes] = frozenset()
+    directories: frozenset[Spot] = frozenset()
     everything: str = ""  # why all has to be looked at; "": it need not
     vacated: bool = False  # a name became free a moment ago: removals had better wait
     oldest: float | None = None  # when the first of it was noticed
@@ -52,28 +52,28 @@ class Marks:
     ) -> None:
         self._notify, self._clock = notify, clock
         self._lock = threading.Lock()
-        self._marks: dict[bytes, _Mark] = {}
+        self._marks: dict[Spot, _Mark] = {}
         self._everything, self._since = "", 0.0
         self._vacated = float("-inf")
         self._token = 0
 
     # -- from the watcher ----------------------------------------------------
 
-    def touched(self, directory: bytes, pace: Pace) -> None:
+    def touched(self, spot: Spot, pace: Pace) -> None:
         """Something happened in a directory."""
         now = self._clock()
         due, not_before = now + pace.due_s, now + pace.not_before_s
         with self._lock:
             if pace.not_before_s:
                 self._vacated = now
-            known = self._marks.get(directory)
+            known = self._marks.get(spot)
             if known is not None:
                 known.due = min(known.due, due)
                 known.not_before = max(known.not_before, not_before)
             elif len(self._marks) >= _MOST:
                 self._all("many directories were touched", now)
             else:
-                self._marks[directory] = _Mark(now, due, not_before)
+                self._marks[spot] = _Mark(now, due, not_before)
         self._notify()
 
     def lost(self, why: str) -> None:
@@ -138,14 +138,12 @@ class Marks:
                 self._marks.clear()
                 return batch
             ready = [
-                (directory, mark)
-                for directory, mark in self._marks.items()
-                if all_now or mark.ready <= now
+                (spot, mark) for spot, mark in self._marks.items() if all_now or mark.ready <= now
             ]
-            for directory, _ in ready:
-                del self._marks[directory]
+            for spot, _ in ready:
+                del self._marks[spot]
             return Batch(
-                directories=frozenset(directory for directory, _ in ready),
+                directories=frozenset(spot for spot, _ in ready),
                 vacated=vacated,
                 oldest=min((mark.first for _, mark in ready), default=None),
                 token=self._token,

@@ -12,7 +12,7 @@ import pytest
 from bisync.watch.choose import Kind, watch
 from bisync.watch.fanotify import FanotifyWatcher
 from bisync.watch.inotify import InotifyWatcher
-from bisync.watch.interface import Pace, Scope, UnavailableError, Watcher
+from bisync.watch.interface import Pace, Scope, Spot, UnavailableError, Watcher
 
 Start = Callable[..., Watcher]
 
@@ -26,9 +26,9 @@ class Heard:
         self.tokens: list[int] = []
         self._changed = threading.Condition()
 
-    def touched(self, directory: bytes, pace: Pace) -> None:
+    def touched(self, spot: Spot, pace: Pace) -> None:
         with self._changed:
-            self.directories.setdefault(directory, []).append(pace)
+            self.directories.setdefault(spot.path, []).append(pace)
             self._changed.notify_all()
 
     def lost(self, why: str) -> None:
@@ -296,10 +296,10 @@ def test_a_queue_that_overflows(heard: Heard, root: Path, kind: str):
     free = threading.Event()
     original = heard.touched
 
-    def stuck(directory: bytes, pace: Pace) -> None:
+    def stuck(spot: Spot, pace: Pace) -> None:
         held.set()
         free.wait(60)
-        original(directory, pace)
+        original(spot, pace)
 
     heard.touched = stuck  # type: ignore[method-assign]
     (root / "first").write_bytes(b"")

@@ -1,0 +1,382 @@
+"""Real time: what happens on one side is soon on the other, whoever tells of it."""
+
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.live import AGENT, Watching, ready, watching
+from tests.trees import assert_equal, contents, environment, kept, look, put, snapshot, sync
+
+Pair = tuple[Path, Path]
+Start = Callable[..., Watching]
+KINDS = ["fanotify", "inotify", "poll"]
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """How changes are noticed."""
+    if request.param == "fanotify" and os.geteuid() != 0:
+        pytest.skip("a mark on a file system is for root")
+    return str(request.param)
+
+
+@pytest.fixture(params=["near", "far"])
+def live(
+    request: pytest.FixtureRequest, kind: str, here: Pair
+) -> Iterator[tuple[Path, Path, Watching]]:
+    """Two roots that are kept equal, the second one here or elsewhere."""
+    a, b = here
+    put(a / "d/f", b"1")
+    there = b if request.param == "near" else f"elsewhere:{b}"
+    with watching(a, there, "--watcher", kind, "--poll", "1s", *AGENT) as it:
+        yield a, b, ready(it)
+
+
+def test_both_ways(live: tuple[Path, Path, Watching]):
+    """New, edited, moved and removed, on either side."""
+    a, b, it = live
+    put(b / "d/g", b"2")
+    (a / "d/f").write_bytes(b"edited")
+    it.wait()
+    assert look(a) == {"d": None, "d/f": b"edited", "d/g": b"2"}
+    inode = (a / "d/f").stat().st_ino
+    (b / "d").rename(b / "e")
+    (b / "e/g").unlink()
+    put(a / "new/deep/er/x", b"x")
+    it.wait()
+    assert look(b) == {
+        "e": None, "e/f": b"edited", "new": None, "new/deep": None, "new/deep/er": None,
+        "new/deep/er/x": b"x",
+    }  # fmt: skip
+    assert (a / "e/f").stat().st_ino == inode
+    assert_equal(a, b)
+    assert it.stop() == 0
+    assert it.summary["moves"] == 1 and it.summary["deleted"] == 1
+
+
+def test_without_being_asked(here: Pair, kind: str):
+    """Nobody has to wait for it: the change comes by itself."""
+    a, b = here
+    with watching(a, b, "--watcher", kind, "--poll", "0.2s") as it:
+        ready(it)
+        put(a / "f", b"1")
+        assert it.until(lambda e: e.get("action") == "create" and e["path"] == "f")
+        put(b / "g", b"1")
+        assert it.until(lambda e: e.get("action") == "create" and e["path"] == "g")
+        (a / "f").rename(a / "h")
+        assert it.until(lambda e: e.get("action") == "move" and e["path"] == "h")
+        (b / "g").unlink()
+        assert it.until(lambda e: e.get("action") == "delete" and e["path"] == "g")
+    assert_equal(a, b)
+
+
+STORM = """
+import os, random, sys
+root, seed, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+chance = random.Random(seed)
+os.chdir(root)
+def some(kind):
+    found = []
+    for folder, folders, files in os.walk('.'):
+        if '.bisync' in folders: folders.remove('.bisync')
+        if 'rsync-rollback' in folders: folders.remove('rsync-rollback')
+        found += [os.path.join(folder, n) for n in (folders if kind == 'd' else files)]
+    return found
+for step in range(steps):
+    try:
+        folders, files = ['.', *some('d')], some('f')
+        here = chance.choice(folders)
+        name = os.path.join(here, f'{seed}-{step}')
+        match chance.randrange(9):
+            case 0 | 1: open(name, 'w').write(name)
+            case 2: os.makedirs(name + '/a/b'); open(name + '/a/b/f', 'w').write(name)
+            case 3 if files: open(chance.choice(files), 'a').write(name)
+            case 4 if files: os.rename(chance.choice(files), name)
+            case 5 if len(folders) > 1: os.rename(chance.choice(folders[1:]), name)
+            case 6 if files: os.unlink(chance.choice(files))
+            case 7 if files:
+                old = chance.choice(files)
+                open(old + '.tmp', 'w').write(name); os.rename(old + '.tmp', old)
+            case 8 if files: os.chmod(chance.choice(files), chance.choice((0o600, 0o644)))
+    except OSError:
+        pass
+"""
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_storms_on_both_sides(live: tuple[Path, Path, Watching], seed: int):
+    """When it is quiet again both sides are equal, and the marks alone led there."""
+    a, b, it = live
+    writers = [
+        subprocess.Popen([sys.executable, "-c", STORM, str(root), str(2 * seed + n), "250"])
+        for n, root in enumerate((a, b))
+    ]
+    for writer in writers:
+        assert writer.wait() == 0
+    for _ in range(5):
+        # What one side's user did to what the other's run was about is decided in the next one.
+        if it.wait(check=(0, 23, 24)).rc == 0:
+            break
+    assert_equal(a, b)
+    assert it.stop() == 0
+    again = sync(a, b)
+    assert again.counts("created", "updated", "deleted", "moves") == {
+        "created": 0, "updated": 0, "deleted": 0, "moves": 0,
+    }  # fmt: skip
+
+
+def test_while_a_file_is_written(live: tuple[Path, Path, Watching]):
+    """A new file is carried when its writer closes it; others do not wait for it."""
+    a, b, it = live
+    with (a / "slow").open("wb", buffering=0) as file:
+        file.write(b"half")
+        put(a / "quick", b"1")
+        assert it.wait(check=24).rc == 24
+        assert look(b).get("quick") == b"1"
+        assert "slow" not in look(b)
+        assert any("slow" in path for path in it.status()["busy"])
+        file.write(b" and half")
+    it.wait()
+    assert look(b)["slow"] == b"half and half"
+
+
+def test_saved_as_vim_does(here: Pair, kind: str):
+    """Renamed away, written anew, the old one removed: one edit, never a removal."""
+    a, b = here
+    put(a / "text", b"0")
+    with watching(a, b, "--watcher", kind, "--poll", "0.5s") as it:
+        ready(it)
+        for number in range(1, 6):
+            (a / "text").rename(a / "text~")
+            (a / "text").write_bytes(b"%d" % number)
+            (a / "text~").unlink()
+            it.wait()
+            assert look(b) == {"text": b"%d" % number}
+        assert not [e for e in it.events if e.get("action") == "delete"]
+
+
+def test_git(here: Pair):
+    """A repository that is worked in on one side is sound on the other when it is quiet."""
+    a, b = here
+
+    def git(*words: str) -> None:
+        subprocess.run(
+            ["git", "-c", "user.name=n", "-c", "user.email=e@x", *words],
+            cwd=a, check=True, capture_output=True,
+        )  # fmt: skip
+
+    if shutil.which("git") is None:
+        pytest.skip("no git here")
+    with watching(a, b) as it:
+        ready(it)
+        git("init", "-q")
+        for number in range(10):
+            put(a / f"src/{number}.txt", b"%d\n" % number * 50)
+            git("add", "-A")
+            git("commit", "-qm", f"{number}")
+        git("checkout", "-q", "-b", "other", "HEAD~5")
+        git("gc", "-q")
+        it.wait()
+    assert_equal(a, b)
+    subprocess.run(["git", "fsck", "--strict"], cwd=b, check=True, capture_output=True)
+
+
+def test_a_database_that_is_written(here: Pair):
+    """Each version of a database that can be seen on the other side is one that was."""
+    a, b = here
+    with sqlite3.connect(a / "db", isolation_level=None) as db:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("CREATE TABLE t(n INTEGER)")
+    with watching(a, b) as it:
+        ready(it)
+        for number in range(20):
+            with sqlite3.connect(a / "db") as db:
+                db.executemany("INSERT INTO t VALUES(?)", [(number,)] * 10)
+            db.close()
+        it.wait()
+    copy = sqlite3.connect(b / "db")
+    assert copy.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert copy.execute("SELECT count(*) FROM t").fetchone() == (200,)
+    copy.close()
+
+
+def test_pause_and_resume(live: tuple[Path, Path, Watching]):
+    """While it rests nothing is carried; afterwards everything is."""
+    a, b, it = live
+    it.ask("pause")
+    put(a / "f", b"1")
+    assert it.status()["phase"] == "paused"
+    it.ask("wait", "--timeout", "2", check=(0, 30))
+    it.ask("resume")
+    it.wait()
+    assert_equal(a, b)
+
+
+def test_a_mass_deletion_waits_for_a_person(here: Pair, kind: str):
+    """Withheld, shown, and approved: then it is done."""
+    a, b = here
+    for number in range(60):
+        put(a / f"f{number}", b"%d" % number)
+    with watching(a, b, "--watcher", kind, "--poll", "1s") as it:
+        ready(it)
+        for number in range(50):
+            (a / f"f{number}").unlink()
+        put(a / "other", b"1")
+        assert it.wait(check=25).rc == 25
+        assert len(look(b)) == 61
+        assert it.status()["withheld"] == 50
+        it.ask("resume", "--yes")
+        it.wait()
+        assert len(look(b)) == 11
+        assert_equal(a, b)
+        assert len(kept(b)) == 50
+
+
+def test_a_root_that_goes_and_comes_back(here: Pair, kind: str):
+    """A root that was moved away halts; back again, it goes on by itself."""
+    a, b = here
+    put(a / "d/f", b"1")
+    with watching(a, b, "--watcher", kind, "--poll", "1s") as it:
+        ready(it)
+        before = snapshot(b)
+        a.rename(a.with_name("away"))
+        assert it.wait(check=(2, 25)).rc
+        assert it.status()["phase"] == "halted"
+        put(b / "g", b"2")
+        a.with_name("away").rename(a)
+        deadline = time.monotonic() + 60
+        while not (a / "g").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        it.wait()
+        assert_equal(a, b)
+        assert set(before) <= set(snapshot(b))
+
+
+def test_an_agent_that_is_killed(here: Pair):
+    """The connection is made again, and what happened meanwhile is found."""
+    a, b = here
+    put(a / "f", b"1")
+    with watching(a, f"elsewhere:{b}", *AGENT) as it:
+        ready(it)
+        for number in range(3):
+            pids = _agents_of(it.process.pid)
+            assert pids
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+            put(b / f"g{number}", b"x")
+            put(a / f"h{number}", b"x")
+            it.wait()
+            assert_equal(a, b)
+
+
+def _agents_of(pid: int) -> list[int]:
+    """The agents that a process started."""
+    found, todo = [], [pid]
+    while todo:
+        one = todo.pop()
+        children = Path(f"/proc/{one}/task/{one}/children").read_text().split()
+        for child in map(int, children):
+            todo.append(child)
+            words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+            if b"agent" in words and b"-c" not in words:
+                found.append(child)
+    return found
+
+
+def test_a_star(here: Pair):
+    """Two sessions in processes of their own share a root: what happens at one end gets through."""
+    base = here[0].parent
+    a, hub, c = here[0], here[1], base / "C"
+    c.mkdir()
+    put(a / "d/f", b"1")
+    with watching(a, hub, runtime=base / "r1") as one, watching(hub, c, runtime=base / "r2") as two:
+        ready(one)
+        ready(two)
+        chance = random.Random(1)
+        for number in range(15):
+            put(chance.choice((a, hub, c)) / f"n{number % 4}/{number}", b"%d" % number)
+            one.wait()
+            two.wait()
+            one.wait()
+        (c / "d").rename(c / "e")
+        two.wait()
+        one.wait()
+        assert (a / "e/f").exists()
+        assert not (a / "d").exists()
+        assert_equal(a, hub)
+        assert_equal(hub, c)
+
+
+def test_a_command_beside_it(live: tuple[Path, Path, Watching]):
+    """``sync`` of the same roots gets its turn, and the session goes on."""
+    a, b, it = live
+    put(a / "f", b"1")
+    sync(a, b, "--timeout", "30")
+    put(b / "g", b"1")
+    it.wait()
+    assert_equal(a, b)
+
+
+def test_stopped_while_it_works(here: Pair):
+    """It ends soon, with 0, and the next one goes on."""
+    a, b = here
+    for number in range(3000):
+        put(a / f"d{number % 30}/{number}", b"%d" % number)
+    with watching(a, b) as it:
+        assert it.until(lambda e: e.get("action") == "create")
+        assert it.stop(signal.SIGTERM) == 0
+    with watching(a, b) as it:
+        ready(it)
+        it.wait()
+    assert_equal(a, b)
+
+
+def test_nothing_to_do_costs_nothing(here: Pair, kind: str):
+    """At rest it neither runs nor reads."""
+    a, b = here
+    put(a / "d/f", b"1")
+    with watching(a, b, "--watcher", kind) as it:
+        ready(it)
+        it.wait()
+        runs, used = it.status()["totals"]["runs"], _cpu_s(it.process.pid)
+        time.sleep(3)  # nothing can be waited for: that nothing happens is what is looked at
+        assert it.status()["totals"]["runs"] == runs
+        assert _cpu_s(it.process.pid) - used < 0.15
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_nobody_to_ask(tmp_path: Path):
+    """Without a session the commands say so: 12."""
+    for words in (("status",), ("wait",), ("pause",), ("resume",), ("flush",)):
+        done = subprocess.run(
+            [sys.executable, "-m", "bisync", *words],
+            env=environment(BISYNC_RUNTIME_DIR=str(tmp_path / "run")), capture_output=True,
+            text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 12
+        assert "no session runs here" in done.stderr
+
+
+def test_which_session(here: Pair):
+    """A session is called by its name or by a side; a word that means none is refused."""
+    a, b = here
+    with watching(a, b, "--name", "books") as it:
+        ready(it)
+        for word in ("books", str(a), str(b)):
+            it.ask("wait", "--timeout", "30", word)
+        assert "no session" in it.ask("wait", "papers", check=2).said
+        assert it.status()["session"] == "books"
+    assert contents(a) == contents(b)
