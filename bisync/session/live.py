@@ -342,10 +342,12 @@ class Live:
         only = None if everything else (batches[0].directories, batches[1].directories)
         try:
             report = self.session.run(only=only, manner=manner)
-        except UsageError:
-            raise
         except Interrupted:
             raise
+        except UsageError as error:
+            if not self._totals.runs:
+                raise
+            self._failed(error, "halted")  # it did work: a root is not there just now
         except HaltError as error:
             self._failed(error, "halted")
         except BisyncError as error:
@@ -426,7 +428,7 @@ class Live:
                 self._open_since = now
             if phase == "halted":
                 for request in self._requests:
-                    request.answer(error.exit_code, str(error))
+                    request.answer(HaltError.exit_code, str(error))
                 self._requests.clear()
 
     # -- watchers --------------------------------------------------------------
