@@ -83,6 +83,10 @@ class HeldTooLongError(RootLockedError):
     exit_code = 30
 
 
+class HeldSilentlyError(HeldTooLongError):
+    """And it did not even say who it is."""
+
+
 class NoSpaceError(EndpointError):
     """The side is full or read-only; what was done stands, the rest follows later."""
 

@@ -196,6 +196,18 @@ def _live_options(p: argparse.ArgumentParser) -> None:
     )
 
 
+def _daemon_options(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    daemon = commands.add_parser("daemon", help="all sessions of a configuration, as a service")
+    daemon.add_argument(
+        "--config",
+        metavar="FILE",
+        help="TOML (/etc/bisync/config.toml; of a plain user: ~/.config/bisync/config.toml)",
+    )
+    daemon.add_argument("--check", action="store_true", help="only say whether it is right")
+    daemon.add_argument("-v", "--verbose", action="store_true", help="one line per change")
+    daemon.add_argument("--json", action="store_true", help="one JSON object per line")
+
+
 def _control_options(commands: "argparse._SubParsersAction[_Parser]") -> None:
     for name, text in (
         ("status", "the sessions that run on this machine, and where each stands"),
@@ -301,6 +313,7 @@ def build_parser() -> argparse.ArgumentParser:
     completion.add_argument("shell", choices=["bash", "zsh"], help="for which shell")
     commands.add_parser("man", help="print the manual page")
     _agent_options(commands)
+    _daemon_options(commands)
     _control_options(commands)
     conflicts = commands.add_parser("conflicts", help="list, show and resolve conflicts")
     conflicts.add_argument(

@@ -30,8 +30,11 @@ class Output:
         progress: bool,
         stats: bool,
         live: bool = False,
+        label: str = "",
     ) -> None:
+        """``label``: of whom the lines are, where there are several."""
         self._json = as_json
+        self._label = label
         self._live = live  # whoever reads it reads along
         self._verbose = verbose
         self._quiet = quiet
@@ -64,7 +67,7 @@ class Output:
         if isinstance(event, Progress):
             self._show_progress(event)
         elif self._json:
-            line(json.dumps(event_to_json(event)))
+            self._say_json(event_to_json(event))
         else:
             self._show(event)
         if self._live and not isinstance(event, Progress):
@@ -73,10 +76,16 @@ class Output:
     def ready(self) -> None:
         """Both sides were made equal for the first time; from now on changes are followed."""
         if self._json:
-            line(json.dumps({"type": "ready"}))
+            self._say_json({"type": "ready"})
         elif not self._quiet:
-            line("ready: watching both sides")
+            self._say("ready: watching both sides")
         sys.stdout.flush()
+
+    def _say(self, text: str) -> None:
+        line(f"{self._label}: {text}" if self._label else text)
+
+    def _say_json(self, row: dict[str, Any]) -> None:
+        line(json.dumps({**row, "session": self._label} if self._label else row))
 
     def _show_progress(self, event: Progress) -> None:
         now = time.monotonic()
@@ -115,21 +124,22 @@ class Output:
                     if event.old_path is not None:
                         path = f"{display(event.old_path)} -> {path}"
                     why = f"  ({event.reason})" if event.reason else ""
-                    line(f"{_ARROWS[event.side]} {event.action} {path}{why}")
+                    self._say(f"{_ARROWS[event.side]} {event.action} {path}{why}")
             case Conflict():
                 if not self._quiet:
                     end = "waits for you" if event.winner is None else f"{event.winner.label} wins"
-                    line(f"conflict: {display(event.path)}: {event.reason}; {end}")
+                    self._say(f"conflict: {display(event.path)}: {event.reason}; {end}")
             case Met(kind="note"):
                 if not self._quiet and (self._verbose or not event.path):
                     where = f"{display(event.path)}: " if event.path else ""
-                    line(f"note: {where}{event.reason}")
+                    self._say(f"note: {where}{event.reason}")
             case Met(kind="skipped"):
                 if self._verbose:
-                    line(f"skipped: {event.side} {display(event.path)}: {event.reason}")
+                    self._say(f"skipped: {event.side} {display(event.path)}: {event.reason}")
             case Met():
                 path = f"{display(event.path)}: " if event.path else ""
-                print(f"{event.kind}: {event.side} {path}{event.reason}", file=sys.stderr)
+                label = f"{self._label}: " if self._label else ""
+                print(f"{label}{event.kind}: {event.side} {path}{event.reason}", file=sys.stderr)
 
     def summary(self, report: Report) -> None:
         """Close with what was done."""
@@ -169,6 +179,11 @@ class Output:
 def line(text: str) -> None:
     """One line on standard output."""
     print(text, flush=False)
+
+
+def complain(text: str) -> None:
+    """One line on standard error."""
+    print(f"bisync: {text}", file=sys.stderr, flush=True)
 
 
 def human_size(count: int) -> str:

@@ -217,6 +217,7 @@ class Opening:
     base_clones: int = 0
     bwlimit: int = 0  # bytes in a second; 0: no limit
     set_aside: bool = False  # what cannot be read of its state is put away first
+    session: str = ""  # a number of the driver's, by which it knows that it waits for itself
     wait_ms: int | None = None  # for another engine that works on it; None: while that lives
 
 
@@ -235,6 +236,7 @@ _OPENING = Record(
     base_clones=Int(0, 1 << 20),
     bwlimit=_COUNT,
     set_aside=Bool(),
+    session=Text(64),
     wait_ms=Maybe(_COUNT),
 )
 

@@ -5,6 +5,7 @@ from bisync.errors import (
     BusyError,
     EndpointError,
     HaltError,
+    HeldSilentlyError,
     HeldTooLongError,
     Interrupted,
     NoSpaceError,
@@ -36,6 +37,7 @@ _KINDS: dict[int, type[BisyncError]] = {
     13: Interrupted,
     14: BisyncError,
     15: HeldTooLongError,
+    16: HeldSilentlyError,
 }
 """Never renumber. What is not known here is an error of the other end as a whole."""
 

@@ -322,6 +322,7 @@ class RootService:
             allowance=None if share is None else Allowance(share=share / 1e6),
             base_clones=opening.base_clones,
             stop=self._stop,
+            session=opening.session,
             wait_s=None if opening.wait_ms is None else opening.wait_ms / 1000,
             wanted=self._wanted,
         )

@@ -61,6 +61,7 @@ class Options:
     stop: Callable[[], None] = lambda: None
     arrived: Arrived = not_told
     wait_s: float | None = None  # for another engine that works on the root; None: while it lives
+    session: str = ""  # of which it is opened as a side
     wanted: Callable[[], None] | None = None  # called when somebody waits for the root
 
 
@@ -88,7 +89,7 @@ class Replica:
         self._contents: Contents | None = None
         self._outside = -1  # what a store elsewhere is opened from
         try:
-            patience = Patience(options.wait_s, options.stop)
+            patience = Patience(options.session, options.wait_s, options.stop)
             self.folder = StateFolder(self.root, options.state_dir, patience, options.wanted)
         except BaseException:
             self.root.close()
@@ -343,6 +344,7 @@ class Replica:
     ) -> ScanResult:
         """Bring the index up to date: everywhere, or in some directories."""
         self.root.check()
+        self.folder.check()
         db = self.database
         db.begin()
         try:

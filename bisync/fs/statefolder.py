@@ -23,7 +23,7 @@ from bisync.linux.filesystem import set_nodump
 
 _TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# bisync keeps its state here.\n"
 PATIENCE = Patience()
-_NOW = Patience(0)
+_NOW = Patience(seconds=0)
 _ACLS = ("system.posix_acl_default", "system.posix_acl_access")
 
 
@@ -131,6 +131,25 @@ class StateFolder:
     def _lock(self, patience: Patience) -> None:
         self._turn = Turn(self.fd, self._text, patience, self._wanted)
 
+    def check(self) -> None:
+        """Make sure that this folder is still the root's.
+
+        Raises:
+            EndpointError: somebody moved it away, and another engine may make another one.
+        """
+        if self.fd < 0:
+            return
+        try:
+            base, name = self._base(make=False)
+            try:
+                there = os.stat(name, dir_fd=base, follow_symlinks=False)
+            finally:
+                os.close(base)
+        except FileNotFoundError:
+            there = None
+        if there is None or not os.path.samestat(there, os.fstat(self.fd)):
+            raise EndpointError(f"{self._text}: its state folder was taken away")
+
     @property
     def is_wanted(self) -> bool:
         """Whether somebody else waits for this root."""
@@ -163,6 +182,8 @@ class StateFolder:
         finally:
             os.close(base)
         self._lock(_NOW)  # who was faster makes the marker, and we read it when we come again
+        if exists(self.fd, b"replica"):
+            raise RootLockedError(f"{self._text}: another bisync has just been there")
         set_nodump(self.fd)
         self.write(b"CACHEDIR.TAG", _TAG)
         os.utime(self.root.fd, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -235,6 +256,15 @@ class StateFolder:
         if self.fd >= 0:
             os.close(self.fd)
         self.fd = -1
+
+
+def exists(folder: int, name: bytes) -> bool:
+    """Whether there is something of that name."""
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def find_root(start: bytes, state_dir: str | None = None) -> bytes:

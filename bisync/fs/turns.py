@@ -7,7 +7,6 @@ away at once; one that works does so when its run is over (docs/decisions/0018).
 """
 
 import contextlib
-import errno
 import fcntl
 import json
 import logging
@@ -21,17 +20,25 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bisync.errors import EndpointError, HeldTooLongError, RootLockedError
+from bisync.errors import (
+    EndpointError,
+    HeldSilentlyError,
+    HeldTooLongError,
+    RootLockedError,
+    UsageError,
+)
 
 log = logging.getLogger(__name__)
 _NAME = b"socket"
 _FREE = b"free\n"
-_LONGEST = 1024  # bytes of what either says of itself
+_LONGEST = 4096  # bytes of what either says of itself
 _MOST_WAITING = 64
 _SAY_S = 1.0  # of waiting before a person hears of it
 _LOOK_S = 0.1  # between two looks whether to stop
 _NO_BELL_S = 1.0  # a holder that began just now has no bell yet
-_DEAF_S = 15.0  # for a holder to say who it is: it needs no engine for that
+DEAF_S = 15.0
+"""For a holder to say who it is: it needs no engine for that."""
+_SAY_AGAIN_S = 60.0
 _HANDED_S = 1.0  # for who waited to take what was given away
 
 
@@ -39,6 +46,7 @@ _HANDED_S = 1.0  # for who waited to take what was given away
 class Patience:
     """How to wait for a root that another engine works on."""
 
+    session: str = ""  # whoever holds the other root for the same one waits for us
     seconds: float | None = None  # None: for as long as its holder lives
     stop: Callable[[], None] = lambda: None  # asked now and then; may raise
 
@@ -70,7 +78,7 @@ class Turn:
         try:
             if not self._take():
                 _Waiting(self._take, folder, text, patience).run()
-            self._bell = _Bell.hung_out(folder, self._rung)
+            self._bell = _Bell.hung_out(folder, self._rung, patience.session)
         except BaseException:
             os.close(self._lock)
             raise
@@ -98,6 +106,8 @@ class Turn:
         """Give the root back, and see that who waits gets it before we want it again."""
         if self._bell is not None:
             self._bell.take_in()
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._lock, fcntl.LOCK_UN)  # also where a child has it still
         os.close(self._lock)
         if self._bell is not None:
             self._bell.hand_over()
@@ -106,8 +116,11 @@ class Turn:
 class _Bell:
     """The holder's socket, and those who rang."""
 
-    def __init__(self, folder: int, listener: socket.socket, rung: Callable[[], None]) -> None:
+    def __init__(
+        self, folder: int, listener: socket.socket, rung: Callable[[], None], session: str
+    ) -> None:
         self._folder, self._listener, self._rung = folder, listener, rung
+        self._me = _introduced(session)
         self._own, self._waker = socket.socketpair()
         self._said: dict[socket.socket, bytes] = {}  # those who rang, and what they said so far
         self.waiting = 0
@@ -115,38 +128,37 @@ class _Bell:
         self._thread.start()
 
     @classmethod
-    def hung_out(cls, folder: int, rung: Callable[[], None]) -> "_Bell | None":
+    def hung_out(cls, folder: int, rung: Callable[[], None], session: str) -> "_Bell | None":
         """The bell of a root that is held; ``None`` where there can be no sockets."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(_NAME, dir_fd=folder)
+            os.fchmod(listener.fileno(), 0o600)  # the socket gets it when it gets its name
             listener.bind(_address(folder))
-            os.chmod(_NAME, 0o600, dir_fd=folder)  # nobody else may enter the folder, either
             listener.listen(_MOST_WAITING)
         except OSError as error:
             log.info("no-bell error=%s", error)
             listener.close()
             return None
         listener.setblocking(False)
-        return cls(folder, listener, rung)
+        return cls(folder, listener, rung, session)
 
     def _answer(self) -> None:
         """Say who holds the root to everybody who rings."""
-        me = json.dumps({"pid": os.getpid(), "who": _who()}).encode() + b"\n"
         while True:
-            ready, _, _ = select.select([self._own, self._listener, *self._said], [], [])
+            ready = _ready([self._own, self._listener, *self._said], None)
             if self._own in ready:
                 return
             for one in ready:
                 if one is self._listener:
-                    self._meet(me)
+                    self._meet()
                 elif not self._hears(one):
                     del self._said[one]
                     one.close()
             self.waiting = len(self._said)
 
-    def _meet(self, me: bytes) -> None:
+    def _meet(self) -> None:
         try:
             one, _ = self._listener.accept()
         except OSError:
@@ -156,7 +168,7 @@ class _Bell:
             return
         one.setblocking(False)
         try:
-            one.send(me)
+            one.send(self._me)
         except OSError:
             one.close()
             return
@@ -197,11 +209,19 @@ class _Bell:
                 one.send(_FREE)
                 waiting.append(one)
         while waiting and (left := deadline - time.monotonic()) > 0:
-            ready, _, _ = select.select(waiting, [], [], left)
-            if any(_has_gone(one) for one in ready):
+            if any(_has_gone(one) for one in _ready(waiting, left)):
                 break  # one has it, and closed its end; the others try again with that one
         for one in (*self._said, self._own, self._waker):
             one.close()
+
+
+def _ready(sockets: list[socket.socket], seconds: float | None) -> list[socket.socket]:
+    """Those that have something to be read; any number of descriptors may be open."""
+    poll = select.poll()
+    for one in sockets:
+        poll.register(one, select.POLLIN)
+    numbers = {fd for fd, _ in poll.poll(None if seconds is None else seconds * 1000)}
+    return [one for one in sockets if one.fileno() in numbers]
 
 
 def _has_gone(one: socket.socket) -> bool:
@@ -222,7 +242,7 @@ class _Waiting:
         self._take, self._folder, self._text = take, folder, text
         self._patience = patience
         self._end = None if patience.seconds is None else time.monotonic() + patience.seconds
-        self._holder, self._said, self._began = "", False, time.monotonic()
+        self._holder, self._began = "", time.monotonic()
 
     def run(self) -> None:
         """Wait, and take it."""
@@ -241,6 +261,7 @@ class _Waiting:
                 self._listen(bell)
                 if self._take():
                     return  # the bell's end tells the holder that its root has a new one
+            self._pause()
             silent_since = time.monotonic()
 
     def _ring(self) -> socket.socket | None:
@@ -248,13 +269,10 @@ class _Waiting:
         bell.settimeout(_LOOK_S)
         try:
             bell.connect(_address(self._folder))
-            bell.sendall(json.dumps({"pid": os.getpid(), "who": _who()}).encode() + b"\n")
+            bell.sendall(_introduced(self._patience.session))
         except OSError as error:
+            log.info("cannot-ring error=%s", error)
             bell.close()
-            if error.errno not in (None, errno.ENOENT, errno.ECONNREFUSED, errno.EPIPE,
-                                   errno.ECONNRESET, errno.EAGAIN):  # fmt: skip
-                text = f"{self._text}: cannot ask for the root: {error.strerror}"
-                raise EndpointError(text) from error
             return None
         return bell
 
@@ -266,7 +284,7 @@ class _Waiting:
             try:
                 data = bell.recv(_LONGEST)
             except TimeoutError:
-                if not heard and time.monotonic() - asked > _DEAF_S:
+                if not heard and time.monotonic() - asked > DEAF_S:
                     raise RootLockedError(
                         f"{self._text}: another bisync holds this root, and does not answer"
                     ) from None
@@ -277,14 +295,21 @@ class _Waiting:
                 return
             heard = (heard + data)[-2 * _LONGEST :]
             if not self._holder and b"\n" in heard:
-                self._holder = _described(heard.split(b"\n")[0])
+                self._holder, session = _described(heard.split(b"\n")[0])
+                if session and session == self._patience.session:
+                    raise UsageError(f"{self._text}: both sides are the same directory")
             if heard.endswith(_FREE):
                 return
 
     def _say(self) -> None:
         """For whom we wait, once, if it takes a while."""
-        if self._holder and not self._said and time.monotonic() - self._began > _SAY_S:
-            self._said = True
+        now = time.monotonic()
+        if self._holder and now - self._began > _SAY_S:
+            key = (self._text, self._holder)
+            if now - _said.get(key, -_SAY_AGAIN_S) < _SAY_AGAIN_S:
+                return
+            _said.clear()
+            _said[key] = now
             log.warning("%s: waiting for %s, which works on it", self._text, self._holder)
 
     def _pause(self) -> None:
@@ -299,20 +324,30 @@ class _Waiting:
             return
         left = self._end - time.monotonic()
         if left <= 0:
+            kind = HeldTooLongError if self._holder else HeldSilentlyError
             holder = self._holder or "another bisync"
-            raise HeldTooLongError(f"{self._text}: {holder} still works on this root")
+            raise kind(f"{self._text}: {holder} still works on this root")
         if bell is not None:
             bell.settimeout(min(_LOOK_S, left))
 
 
-def _described(data: bytes) -> str:
-    """Who holds a root, from what it says of itself; it may say anything."""
+_said: dict[tuple[str, str], float] = {}  # for whom we wait, and when that was said
+
+
+def _introduced(session: str) -> bytes:
+    """What one says of itself to the other."""
+    about = {"pid": os.getpid(), "who": _who(), "session": session}
+    return json.dumps(about).encode() + b"\n"
+
+
+def _described(data: bytes) -> tuple[str, str]:
+    """Who holds a root, for people, and for which session; it may say anything."""
     try:
         found = json.loads(data)
-        who, pid = str(found["who"])[:200], int(found["pid"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return "another bisync"
-    return f"{''.join(c for c in who if c.isprintable())} (process {pid})"
+        who, pid, session = str(found["who"])[:200], int(found["pid"]), str(found["session"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return "another bisync", ""
+    return f"{''.join(c for c in who if c.isprintable())} (process {pid})", session
 
 
 def _address(folder: int) -> bytes:

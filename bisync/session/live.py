@@ -229,6 +229,7 @@ class Live:
         Raises:
             UsageError: it cannot work like this.
         """
+        self._set(_all_at=time.monotonic(), _failures=0)
         try:
             with self.session:
                 told = False
@@ -411,6 +412,10 @@ class Live:
         if report.problems:
             times.append(now + _PROBLEMS_S)
         return min(times, default=None)
+
+    def failed(self, error: BisyncError) -> None:
+        """:meth:`run` ended with an error that a person has to see."""
+        self._set(_phase="failed", _reason=str(error), _last_error=str(error))
 
     def _failed(self, error: BisyncError, phase: str) -> None:
         """Try again later, at everything: nobody knows what was missed."""

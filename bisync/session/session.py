@@ -20,6 +20,7 @@ from bisync.endpoint.remote import RemoteEndpoint
 from bisync.errors import (
     BisyncError,
     HaltError,
+    HeldSilentlyError,
     HeldTooLongError,
     Interrupted,
     RootLockedError,
@@ -28,6 +29,7 @@ from bisync.errors import (
 from bisync.fs.database import StateDamagedError, translated
 from bisync.fs.replica import Options
 from bisync.fs.root import enclosing_root
+from bisync.fs.turns import DEAF_S
 from bisync.fs.walk import ScanRules
 from bisync.session.config import Config, Fsync
 from bisync.session.report import Listener, Progress, Report
@@ -69,6 +71,7 @@ class Session:
         self.listener = listener
         # Called with each side that was opened.
         self.opened: Callable[[int, Endpoint], None] = lambda _number, _side: None
+        self._id = os.urandom(16).hex()
         self._stays_open = False
         self._in_hand = threading.RLock()
         self._counted = (0, 0)  # bytes that crossed in earlier runs over the same connections
@@ -220,6 +223,7 @@ class Session:
             raise UsageError("--state-dir: it cannot be said for another machine")
         wait_s = self.config.wait_s
         end = None if wait_s is None else time.monotonic() + wait_s
+        silent_since: float | None = None
         while True:
             left = None if end is None else max(0.0, end - time.monotonic())
             little = _LITTLE_S * (1 + random.random())  # noqa: S311 -- so that two do not meet again
@@ -227,8 +231,9 @@ class Session:
             try:
                 first = self._side(0, matcher, waits[0], dry=dry)
                 return first, self._side(1, matcher, waits[1], dry=dry)
-            except HeldTooLongError:
+            except HeldTooLongError as error:
                 self._leave()
+                silent_since = _silent(error, silent_since)
                 if end is not None and time.monotonic() >= end:
                     raise
                 self.config.stop()
@@ -246,13 +251,15 @@ class Session:
         if not where.is_remote:
             alone = not any(each.is_remote for each in self.locations)
             name = "" if alone else os.uname().nodename
-            options = replace(self._options(matcher), wait_s=wait_s, wanted=self._wanted)
+            options = replace(
+                self._options(matcher), wait_s=wait_s, wanted=self._wanted, session=self._id
+            )
             side = LocalEndpoint(where.path, options, dry=dry, machine=name)
         else:
             link = self._links[number]
             if link is None:
                 link = self._links[number] = Connection(where, self.reach, self.config.stop)
-            opening = replace(self._opening(where, dry=dry), wait_ms=wait_ms)
+            opening = replace(self._opening(where, dry=dry), wait_ms=wait_ms, session=self._id)
             side = RemoteEndpoint(link, opening, where.machine)
         self._open_sides[number] = side
         self.opened(number, side)
@@ -357,6 +364,28 @@ class Session:
         return found
 
 
+def _is_one(one: bytes, two: bytes) -> bool:
+    """Whether two paths lead to one directory, as where it is mounted twice."""
+    try:
+        return os.path.samefile(one, two)
+    except OSError:
+        return False
+
+
+def _silent(error: HeldTooLongError, since: float | None) -> float | None:
+    """Since when the holder of a root has said nothing.
+
+    Raises:
+        RootLockedError: for so long that it will not.
+    """
+    if not isinstance(error, HeldSilentlyError):
+        return None
+    now = time.monotonic()
+    if since is not None and now - since > DEAF_S:
+        raise RootLockedError(f"{error}, and does not answer") from error
+    return since or now
+
+
 def _spot(place: str | bytes | Spot) -> Spot:
     return place if isinstance(place, Spot) else Spot(os.fsencode(place))
 
@@ -364,7 +393,7 @@ def _spot(place: str | bytes | Spot) -> Spot:
 def _refuse_nested(paths: tuple[bytes, bytes]) -> None:
     real = [os.path.realpath(p) for p in paths]
     texts = [os.fsdecode(p) for p in real]
-    if real[0] == real[1]:
+    if real[0] == real[1] or _is_one(*real):
         raise UsageError(f"{texts[0]}: both sides are the same directory")
     for text, path in zip(texts, real, strict=True):
         above = enclosing_root(path)

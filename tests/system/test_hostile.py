@@ -113,7 +113,7 @@ def service(root: Path, policy: Policy) -> RootService:
     """The end that is asked, opened, with a pair and an index."""
     made = RootService(NoChannel(), lambda _path: os.fsencode(root), policy)  # type: ignore[arg-type]
     ask(made, "open", [b"/", False, [], b"rsync-rollback", False, True, True, "auto", [], None,
-                       0, 0, False, 0])  # fmt: skip
+                       0, 0, False, "", 0])  # fmt: skip
     ask(made, "establish", [False, False], wrap=False)
     hello = ["far:/x", True, "f" * 32, "i", "r", "r", False, [], "", False]
     ask(made, "archive", [hello, 0, False], wrap=False)
@@ -287,7 +287,7 @@ def test_no_other_store(here: tuple[Path, Path], store: bytes):
         ask(
             made,
             "open",
-            [b"/", False, [], store, False, False, True, "auto", [], None, 0, 0, False, 0],
+            [b"/", False, [], store, False, False, True, "auto", [], None, 0, 0, False, "", 0],
         )
     made.close()
 
@@ -311,6 +311,6 @@ def test_the_limit_is_for_both_ways(here: tuple[Path, Path]):
     there = NoChannel()
     made = RootService(there, lambda _p: os.fsencode(fill(here[0])))  # type: ignore[arg-type]
     words = [b"/", False, [], b"rsync-rollback", False, True, True, "auto", [], None, 0]
-    ask(made, "open", [*words, 1000, False, 0])
+    ask(made, "open", [*words, 1000, False, "", 0])
     assert there.pace is not None
     made.close()

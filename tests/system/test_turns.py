@@ -8,11 +8,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from bisync import Config, HeldTooLongError, Reach, RootLockedError, Session
+from bisync import Config, EndpointError, HeldTooLongError, Reach, RootLockedError, Session
 from tests.trees import ELSEWHERE, assert_equal, command, environment, look, put, sync
 
 Pair = tuple[Path, Path]
@@ -227,3 +228,67 @@ def _is_held(root: Path, driver: subprocess.Popen[bytes]) -> bool:
                 return True
         time.sleep(0.002)
     return False
+
+
+def test_one_directory_twice(here: Pair, mount: Callable[..., None]):
+    """Whichever way it is reached, it is no pair."""
+    a, b = here
+    put(a / "f", b"1")
+    reach = ("-e", ELSEWHERE, "--agent-command", AGENT)
+    for _ in range(2):
+        assert "the same directory" in sync(a, Path(f"elsewhere:{a}"), *reach, check=2).said
+        assert "the same directory" in sync(Path(f"elsewhere:{a}"), a, *reach, check=2).said
+        sync(a, b)
+    mount(b, "--bind", a)
+    assert "the same directory" in sync(a, b, check=2).said
+
+
+def test_a_holder_that_is_stopped(here: Pair):
+    """It is not waited for without end, whichever of the roots it has."""
+    a, b = here
+    c = roots(a.parent, "C")[0]
+    child = held(a, b)
+    child.send_signal(signal.SIGSTOP)
+    try:
+        assert "does not answer" in sync(c, b, check=3).said
+    finally:
+        child.send_signal(signal.SIGCONT)
+    let_go(child)
+
+
+def test_nobody_leads_the_bell_astray(here: Pair):
+    """A link in the place of the socket is not followed, nor is anything else made of it."""
+    a, b = here
+    sync(a, b)
+    victim = put(a.parent / "victim", b"1", mode=0o644)
+    (a / ".bisync/socket").symlink_to(victim)
+    with Session(a, b) as session:
+        session.run()
+        assert (a / ".bisync/socket").is_socket()
+    assert victim.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_state_folder_that_was_taken_away(here: Pair):
+    """An open session does not go on with what is not the root's any more."""
+    a, b = here
+    with Session(a, b) as session:
+        session.run()
+        (a / ".bisync").rename(a.parent / "taken")
+        put(a / "f", b"1")
+        with pytest.raises(EndpointError):
+            session.run()
+        assert session.run().created == 1
+    assert_equal(a, b)
+
+
+def test_many_descriptors(here: Pair):
+    """However many files a process has open, it hears the bell."""
+    a, b = here
+    taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        with Session(a, b) as session:
+            session.run()
+            sync(a, b, "--timeout", "20")
+    finally:
+        for fd in taken:
+            os.close(fd)

@@ -1,0 +1,211 @@
+"""``bisync daemon``: every session of the configuration, until it is stopped."""
+
+import argparse
+import fcntl
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+from bisync.cli.commands.sync import config_of
+from bisync.cli.commands.watch import live_config
+from bisync.cli.configfile import default_path, read
+from bisync.cli.output import Output, complain, line
+from bisync.cli.reaching import reach
+from bisync.errors import BisyncError, Interrupted, RootLockedError, UsageError
+from bisync.linux.manager import notify, watchdog_s
+from bisync.session.control import Server, folder
+from bisync.session.live import Live
+from bisync.session.session import Session
+
+log = logging.getLogger(__name__)
+_LOOK_S = 1.0
+_AGAIN_S = 30.0  # until a session that ended with an error is begun again
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; 0 when it was asked to stop."""
+    path = options.config or default_path()
+    if options.check:
+        names = read(path, _parser())
+        for one in names.values():
+            config_of(one, lambda: None)
+            reach(one)
+            live_config(one)
+        line(f"{path}: {len(names)} sessions: {', '.join(names)}")
+        return 0
+    return Daemon(path, as_json=options.json, verbose=options.verbose).run()
+
+
+def _parser() -> argparse.ArgumentParser:
+    from bisync.cli.main import build_parser  # noqa: PLC0415 -- it names this module
+
+    return build_parser()
+
+
+class _Running:
+    """One session on a thread of its own; begun again when it ended without being asked to."""
+
+    def __init__(self, name: str, options: argparse.Namespace, output: Output) -> None:
+        self.name, self.options = name, options
+        self._stopping = threading.Event()
+        self._output = output
+        config = config_of(options, self._stop)  # what cannot be understood is said at once
+        self.live = Live(
+            Session(
+                options.alpha, options.beta, config, listener=output.event, reach=reach(options)
+            ),
+            live_config(options),
+        )
+        self.settled = threading.Event()  # it was complete once, or has failed
+        self._thread = threading.Thread(target=self._run, name=f"session-{name}")
+        self._thread.start()
+
+    def _stop(self) -> None:
+        if self._stopping.is_set():
+            raise Interrupted(signal.SIGTERM)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self.live.run(self._ready)
+            except BisyncError as error:
+                self.live.failed(error)
+                complain(f"{self.name}: {error}")
+            except Exception as error:
+                log.exception("%s: internal error", self.name)
+                self.live.failed(BisyncError(f"internal error: {type(error).__name__}: {error}"))
+            self.settled.set()
+            self._stopping.wait(_AGAIN_S)
+
+    def _ready(self) -> None:
+        self.settled.set()
+        self._output.ready()
+
+    def ask_to_stop(self) -> None:
+        """End after the run in hand."""
+        self._stopping.set()
+        self.live.stop()
+
+    def join(self) -> None:
+        """Wait for the end."""
+        self._thread.join()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
+
+
+class Daemon:
+    """All sessions of a configuration."""
+
+    def __init__(self, path: str, *, as_json: bool, verbose: bool) -> None:
+        self._path, self._json, self._verbose = path, as_json, verbose
+        self._sessions: dict[str, _Running] = {}
+        self._wake = threading.Event()
+        self._stopping = self._reload = False
+
+    def run(self) -> int:
+        """Run until SIGINT or SIGTERM; SIGHUP reads the configuration again."""
+        wanted = read(self._path, _parser())
+        lock = self._lock()
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(signum, self._note)
+        server = Server("daemon", self._lives, {"reload": self._asked_to_reload})
+        try:
+            self._apply(wanted)
+            self._serve()
+        finally:
+            notify("STOPPING=1")
+            for each in self._sessions.values():
+                each.ask_to_stop()
+            for each in self._sessions.values():
+                each.join()
+            server.close()
+            os.close(lock)
+        return 0
+
+    def _lock(self) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        lock = os.open(os.path.join(folder(), "daemon.lock"), flags, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            raise RootLockedError("a daemon of this user runs already") from error
+        return lock
+
+    def _note(self, signum: int, _frame: FrameType | None) -> None:
+        if signum == signal.SIGHUP:
+            self._reload = True
+        else:
+            self._stopping = True
+        self._wake.set()
+
+    def _lives(self) -> dict[str, Live]:
+        return {name: each.live for name, each in list(self._sessions.items())}
+
+    def _serve(self) -> None:
+        told, rest = False, watchdog_s()
+        beat = 0.0
+        while not self._stopping:
+            self._wake.wait(_LOOK_S if rest is None else min(rest, _LOOK_S))
+            self._wake.clear()
+            if self._reload:
+                self._reload = False
+                self._read_again()
+            if not told and all(each.settled.is_set() for each in self._sessions.values()):
+                told = True
+                notify("READY=1")
+            alive = all(each.is_alive for each in self._sessions.values())
+            if rest is not None and alive and time.monotonic() - beat >= rest / 2:
+                beat = time.monotonic()
+                notify("WATCHDOG=1")
+
+    def _asked_to_reload(self, _question: dict[str, Any]) -> dict[str, Any]:
+        read(self._path, _parser())  # says why not to whoever asks
+        self._reload = True
+        self._wake.set()
+        return {"code": 0, "said": "", "sessions": [{"session": "", "code": 0, "said": "reading"}]}
+
+    def _read_again(self) -> None:
+        """Sessions that did not change go on; a file that is wrong changes nothing."""
+        try:
+            wanted = read(self._path, _parser())
+            for options in wanted.values():
+                config_of(options, lambda: None)
+        except UsageError as error:
+            complain(f"{error}; going on as before")
+            return
+        self._apply(wanted)
+        line(f"read again: {', '.join(self._sessions)}")
+        sys.stdout.flush()
+
+    def _apply(self, wanted: dict[str, argparse.Namespace]) -> None:
+        leaving = {
+            name: each for name, each in self._sessions.items() if wanted.get(name) != each.options
+        }
+        for each in leaving.values():
+            each.ask_to_stop()
+        for name, each in leaving.items():
+            each.join()
+            del self._sessions[name]
+        for name, options in wanted.items():
+            if name not in self._sessions:
+                self._sessions[name] = _Running(name, options, self._output(name, options))
+
+    def _output(self, name: str, options: argparse.Namespace) -> Output:
+        return Output(
+            as_json=self._json,
+            verbose=self._verbose or options.verbose,
+            quiet=options.quiet,
+            progress=False,
+            stats=False,
+            live=True,
+            label=name,
+        )
