@@ -14,9 +14,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from bisync.endpoint.faults import error_from, number_of
+from bisync.endpoint.talk import MARKS, PATIENCE, STOP, Service
 from bisync.errors import (
     BisyncError,
     EndpointError,
@@ -41,31 +41,9 @@ _MOST_BATCH = 512  # small files in one frame
 _LOOK_S = 0.2  # between two looks whether to stop
 _GOODBYE_S = 10.0
 _LAST_WORDS_S = 0.05
+_UNHEARD_S = 4.0  # of beats that come each second; then a stop does not wait for that end
 _STOPS_S = 30.0  # for the other end to end what is in hand
 _DEEPEST = 8  # things in hand for the other end, one in the other
-
-STOP = 0
-"""What to tell the other end when a person wants a stop: what is in hand ends cleanly."""
-MARKS = 2
-"""What an end that watches tells: see :data:`bisync.endpoint.calls.MARKED`."""
-PATIENCE = 1
-"""What to tell the other end of the seconds after which a silent end is gone."""
-
-
-class Service(Protocol):
-    """What an end does for the other one."""
-
-    def ask(self, letter: Letter, part: Callable[[Plain], None]) -> Plain:
-        """Answer a call; ``part`` sends what of the answer comes before its end."""
-        ...
-
-    def told(self, letter: Letter) -> None:
-        """Take what needs no answer."""
-        ...
-
-    def want(self, stream: "Stream", first: Piece) -> None:
-        """Give the content that a stream was opened for."""
-        ...
 
 
 @dataclass(slots=True)
@@ -215,6 +193,11 @@ class Channel:
     def broken(self) -> bool:
         """Whether nothing can be said any more."""
         return self._broken is not None
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the other end may well be gone."""
+        return self.unheard_s > _UNHEARD_S
 
     @property
     def unheard_s(self) -> float:
@@ -419,7 +402,7 @@ class Channel:
             if not self._told_to_stop:
                 self._told_to_stop = now
                 self.tell(STOP, None)
-            elif now - self._told_to_stop > _STOPS_S:
+            elif now - self._told_to_stop > _STOPS_S or self.is_silent:
                 raise
 
     def _serve(self, work: Letter | tuple[Stream, Piece]) -> None:
@@ -609,7 +592,8 @@ class Channel:
                     self._link.close()
                 self._changed.notify_all()
                 while self._link.queued_size or not self._link.said_bye:
-                    if self._broken is not None or time.monotonic() > until:
+                    gone = self._broken is not None or self.is_silent
+                    if gone or time.monotonic() > until:
                         break
                     self._changed.wait(_LOOK_S)
             self._closed = True

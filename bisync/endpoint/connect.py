@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from bisync.core.location import Location
-from bisync.endpoint.channel import PATIENCE, Channel
+from bisync.endpoint.channel import Channel
+from bisync.endpoint.talk import PATIENCE
 from bisync.errors import EndpointError, TimedOutError, UsageError
 from bisync.wire.link import SILENCE_S
 
@@ -122,7 +123,7 @@ class Connection:
 
     def close(self) -> None:
         """Say goodbye and let the child end."""
-        lost = self.channel.broken
+        lost = self.channel.broken or self.channel.is_silent
         self.channel.close()
         try:
             self._child.wait(_AT_ONCE_S if lost else _GONE_S)

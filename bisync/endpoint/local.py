@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 from bisync.core.conflict import ConflictKind
 from bisync.core.declared import Declared
 from bisync.core.groups import MAGIC, Together, stem
-from bisync.core.ignore import reserved
-from bisync.core.node import ROOT, Attributes, Kind, Node, NodeId, Place
+from bisync.core.node import ROOT, Attributes, Node, NodeId, Place
 from bisync.core.path import display
 from bisync.core.plan import Transition
 from bisync.core.resolve import conflict_name
 from bisync.core.retention import Retention
 from bisync.core.safety import HOUR_NS
 from bisync.endpoint.interface import AgreedCopy, Ending, Hello, Read
+from bisync.endpoint.spots import directories_of, scope_of
 from bisync.errors import BusyError, EndpointError, HaltError, PathError, StaleError
 from bisync.fs.apply import Applier, Tools
 from bisync.fs.archive import Archive, add_pair
@@ -100,15 +100,7 @@ class LocalEndpoint:
 
     def scope(self, poll_s: float) -> Scope:
         """What of this root a watcher watches."""
-        r = self.replica
-        matcher, store = r.options.rules.matcher, r.options.store
-
-        def skip(path: bytes) -> bool:
-            if reserved(path, at_root=b"/" not in path) or path == store:
-                return True
-            return matcher.active and matcher.ignores(path, is_dir=True)
-
-        return Scope(r.root.path, skip, r.folder.token_path, poll_s)
+        return scope_of(self.replica, poll_s)
 
     def is_empty(self) -> bool:
         """Whether the index has no name at all."""
@@ -116,16 +108,7 @@ class LocalEndpoint:
 
     def directories(self, spots: set[Spot]) -> set[NodeId]:
         """The directories that are meant, or the nearest above them that is known."""
-        index, found = self.replica.index, set[NodeId]()
-        for spot in spots:
-            node = index.by_handle(spot.handle) if spot.handle else None
-            if node is None or node.kind is not Kind.DIR:
-                found.add(index.nearest_directory(spot.path))
-            elif spot.above:
-                found.update(parent for parent, _ in index.places(node.id))
-            else:
-                found.add(node.id)
-        return found
+        return directories_of(self.replica.index, spots)
 
     def looks_familiar(self) -> bool:
         """Whether the tree is the one the index knows."""

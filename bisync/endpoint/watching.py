@@ -4,7 +4,8 @@ import threading
 from collections.abc import Callable
 
 from bisync.endpoint.calls import MARKED
-from bisync.endpoint.channel import MARKS, Channel
+from bisync.endpoint.channel import Channel
+from bisync.endpoint.talk import MARKS
 from bisync.errors import BisyncError
 from bisync.watch.interface import Pace, Sink, Spot
 from bisync.wire.schema import Plain

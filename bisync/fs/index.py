@@ -205,9 +205,16 @@ class Index:
         return self.db.execute("SELECT parent, name FROM name WHERE node=?", (node,)).fetchall()
 
     def path(self, node: NodeId) -> bytes | None:
-        """A path of a node below the root, "" for the root; ``None`` if it has none."""
+        """A path of a node below the root, "" for the root; ``None`` if it has none.
+
+        While a tree is seen a part at a time, directories may look as if each were in the other.
+        """
         parts: list[bytes] = []
+        seen = set[NodeId]()
         while node != ROOT:
+            if node in seen:
+                return None
+            seen.add(node)
             row = self.db.execute(
                 "SELECT parent, name FROM name WHERE node=? ORDER BY name LIMIT 1", (node,)
             ).fetchone()

@@ -96,6 +96,7 @@ class Scanner:
         self._clock = clock
         self._now = 0
         self._lost: dict[NodeId, list[Place]] = {}
+        self._partial = False  # only some directories are listed
         self._renamed: dict[NodeId, Place] = {}  # known nodes, and where else they were found
         self._news = 0  # names found that were not known to lead to their node
         self._fresh = index.node(ROOT) is None  # nothing to look up yet
@@ -114,6 +115,7 @@ class Scanner:
 
     def rescan(self, nodes: set[NodeId]) -> ScanResult:
         """List some directories again, and what is new below them."""
+        self._partial = True
         self._now = self._clock()
         directories = Directories(self.root, self.index)
         try:
@@ -358,6 +360,8 @@ class Scanner:
             self._news += 1
             if old is not None:
                 self._renamed[node.id] = place
+                if kind is Kind.DIR and self._partial:
+                    self._untangle(node.id, place[0])
             self.index.db.execute("DELETE FROM forgotten WHERE node=?", (node.id,))
             if row is not None:
                 self._lost.setdefault(row[0], []).append(place)
@@ -452,6 +456,19 @@ class Scanner:
             for place in places:
                 if place != found and (most == 1 or not self._leads_to(directories, place, id_)):
                     self._lose(place, id_)
+
+    def _untangle(self, node: NodeId, parent: NodeId) -> None:
+        """A directory was found in another one: that one is not below it, whatever was known."""
+        seen = set[NodeId]()
+        while parent != ROOT and parent not in seen:
+            seen.add(parent)
+            places = self.index.places(parent)
+            for place in places:
+                if place[0] == node:
+                    self._lose(place, parent)
+            if not places:
+                return
+            parent = places[0][0]
 
     def _leads_to(self, directories: Directories, place: Place, node: NodeId) -> bool:
         known = self.index.identity(node)

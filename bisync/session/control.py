@@ -68,12 +68,15 @@ class Server:
         self._sessions, self._more = sessions, more or {}
         self._path = os.path.join(folder(), name + _SUFFIX)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path)
         try:
-            self._listener.bind(self._path)
-            os.chmod(self._path, 0o600)
+            os.fchmod(self._listener.fileno(), 0o600)
+            # Who finds the name finds somebody who listens: others remove what nobody answers.
+            early = f"{self._path}.{os.getpid()}"
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(early)
+            self._listener.bind(early)
             self._listener.listen(16)
+            os.rename(early, self._path)
         except OSError as error:
             self._listener.close()
             raise EndpointError(f"{self._path}: {error.strerror}") from error

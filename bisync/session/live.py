@@ -166,6 +166,7 @@ class Live:
         """Where it stands; for programs and people."""
         with self._changed:
             now = time.monotonic()
+            self._look_at_coverage()
             oldest = self._oldest()
             report, totals = self._last, self._totals
             return {
@@ -259,6 +260,8 @@ class Live:
                 now = time.monotonic()
                 if self._is_cut():
                     self._all_at = now
+                if self._phase == "halted":
+                    self._refuse_requests()
                 due = self._due(now)
                 if due is not None and due <= now:
                     return True
@@ -288,11 +291,17 @@ class Live:
 
     def _is_ripe(self, request: _Request) -> bool:
         """Whether all that happened before somebody asked has been noticed."""
-        if self._failures:
-            return self._phase == "halted" or request.everything
+        if self._failures or self._paused:
+            return False
         return request.everything or (
             request.sent and all(marks.last_token >= request.number for marks in self._marks)
         )
+
+    def _refuse_requests(self) -> None:
+        """Nobody waits for what needs a person."""
+        for request in self._requests:
+            request.answer(HaltError.exit_code, self._reason)
+        self._requests.clear()
 
     def _send_tokens(self) -> None:
         """Behind them comes only what happened after somebody asked."""
@@ -331,8 +340,12 @@ class Live:
             now = time.monotonic()
             ripe = [each for each in self._requests if self._is_ripe(each)]
             batches = [m.take(quiet_s=_QUIET_S, all_now=bool(ripe)) for m in self._marks]
-            everything = self._all_at <= now or any(each.everything for each in ripe)
-            everything = everything or any(batch.everything for batch in batches)
+            lost = any(batch.everything for batch in batches)
+            asked = any(each.everything for each in ripe)
+            everything = lost or asked or self._all_at <= now or self._failures > 0
+            if lost:
+                for each in self._requests:
+                    each.sent = each.sent and each in ripe  # its token may be lost, too
             self._phase = "scanning" if everything else "running"
             olds = [batch.oldest for batch in batches if batch.oldest is not None]
             self._in_hand = min(olds, default=None)
@@ -387,6 +400,7 @@ class Live:
             self._gap_until = now + min(now - began, _MOST_GAP_S)
             if everything:
                 self._all_at = now + self.config.rescan_s
+                self._look_at_coverage()
             self._again_at = self._look_again_at(report, manner, now)
             if report.exit_code == 0 and manner.removals:
                 self._open_since = None
@@ -431,10 +445,10 @@ class Live:
             self._in_hand = None
             if self._open_since is None:
                 self._open_since = now
+            for request in self._requests:
+                request.sent = False  # whoever would have told of its token is gone
             if phase == "halted":
-                for request in self._requests:
-                    request.answer(HaltError.exit_code, str(error))
-                self._requests.clear()
+                self._refuse_requests()
 
     # -- watchers --------------------------------------------------------------
 
@@ -451,6 +465,11 @@ class Live:
             watcher = watch(kind, side.scope(poll_s), marks)
             self._watchers[number] = watcher
             self._coverage[number] = watcher.coverage()
+
+    def _look_at_coverage(self) -> None:
+        for number, watcher in enumerate(self._watchers):
+            if watcher is not None and not isinstance(watcher, RemoteEndpoint):
+                self._coverage[number] = watcher.coverage()
 
     def _drop_watchers(self) -> None:
         watchers, self._watchers = self._watchers, [None, None]

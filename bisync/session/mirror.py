@@ -156,6 +156,7 @@ class MirrorRun:
             whole_files=c.whole_files,
             apply=c.apply,
             stop=c.stop,
+            wait_s=c.wait_s,
             arrived=lambda name, done, total, literal: self.tell(
                 Progress("file", 0, done, display(name), total, literal)
             ),

@@ -34,6 +34,7 @@ class MirrorConfig:
     whole_files: bool = False  # never make a new version from the old one
     apply: Apply = Apply.AUTO  # how new versions of big files get into place
     bwlimit: int = 0  # bytes in a second; 0: no limit
+    wait_s: float | None = None  # for another engine that works there; None: while it lives
     state_dir: str | None = None  # holds the state folder instead of the root
     fsync: bool = True
     workers: int = 2

@@ -4,6 +4,7 @@ It reports everybody's events of that file system; a bounded cache knows which d
 the root, so those that are not cost next to nothing.
 """
 
+import errno
 import logging
 import os
 import select
@@ -41,7 +42,8 @@ from bisync.watch.interface import (
 log = logging.getLogger(__name__)
 _READ = 1 << 18
 _MOST_PATHS = 100_000
-_GONE = b" (deleted)"
+_UNKNOWN = b"//"
+"""The path of a directory that is too long to be asked for: it may be anywhere."""
 _TEMPORARY_S = 10.0  # a name that was made so short ago is nobody's when it becomes free
 _MOST_NEW = 1000
 
@@ -63,6 +65,7 @@ class FanotifyWatcher:
         try:
             self._root = os.open(scope.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             self._base = os.readlink(b"/proc/self/fd/%d" % self._root).rstrip(b"/")
+            self._here = self._base  # where it is now
             handle = HandleReader().read(self._root, b"")
             if handle.startswith(b"born"):
                 raise UnavailableError("fanotify: the file system has no handles")
@@ -97,8 +100,13 @@ class FanotifyWatcher:
             except OSError as error:
                 self._sink.lost(f"events cannot be read: {error.strerror}")
                 return
-            for event in events(data):
-                self._came(event)
+            try:
+                for event in events(data):
+                    self._came(event)
+            except Exception as error:  # noqa: BLE001 -- nobody would hear of anything any more
+                log.warning("watcher-failed error=%r", error)
+                self._paths.clear()
+                self._sink.lost(f"the watcher failed: {type(error).__name__}: {error}")
 
     def _came(self, event: Event) -> None:
         if event.mask & OVERFLOW:
@@ -112,10 +120,48 @@ class FanotifyWatcher:
                     self._sink.token(int(name))
                 continue
             path = self._path(handle)
-            if path is not None:
+            if path is _UNKNOWN:
+                self._sink.touched(Spot(b"", handle), AT_ONCE)
+            elif path is not None:
                 self._happened(event, handle, path, name, old=position + 1 < len(event.names))
         if event.mask & ON_DIR and event.mask & (RENAME | DELETE):
+            came_in = event.mask & RENAME and self._came_in(event)
             self._paths.clear()  # what is below has other paths now
+            if came_in:
+                self._touch_below(*event.names[-1])
+            self._look_at_root()
+
+    def _came_in(self, event: Event) -> bool:
+        """Whether a directory was moved to here from where nothing was noticed."""
+        if len(event.names) != 2:
+            return True
+        before, after = (self._path(handle) for handle, _ in event.names)
+        return before is None and after is not None
+
+    def _look_at_root(self) -> None:
+        """Nothing is noticed while the root, or what it lies in, is elsewhere."""
+        here = os.readlink(b"/proc/self/fd/%d" % self._root).rstrip(b"/")
+        if here != self._here:
+            self._here = here
+            self._paths.clear()
+            self._sink.lost("the root was moved")
+
+    def _touch_below(self, handle: bytes, name: bytes) -> None:
+        """Everything in a directory may have changed while it was elsewhere."""
+        top = self._path(handle)
+        if top is None:
+            return
+        todo = [top + b"/" + name if top else name]
+        while todo:
+            path = todo.pop()
+            if self._scope.skip(path):
+                continue
+            self._sink.touched(Spot(path), AT_ONCE)
+            try:
+                with os.scandir(self._base + b"/" + path) as entries:
+                    todo += [e.path[len(self._base) + 1 :] for e in entries if _is_directory(e)]
+            except OSError as error:
+                log.info("cannot-list path=%r error=%s", path, error.strerror)
 
     def _happened(
         self, event: Event, handle: bytes, path: bytes, name: bytes, *, old: bool
@@ -167,14 +213,20 @@ class FanotifyWatcher:
         if fd is None:
             return None
         try:
+            if os.fstat(fd).st_nlink == 0:
+                return None
             full = os.readlink(b"/proc/self/fd/%d" % fd)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return _UNKNOWN
+            raise
         finally:
             os.close(fd)
         base = self._base
         if full != (base or b"/") and not full.startswith(base + b"/"):
             return None
         path = full[len(base) :].lstrip(b"/")
-        if full.endswith(_GONE) or (path and self._scope.skip(path)):
+        if path and self._scope.skip(path):
             return None
         parts = path.split(b"/")
         above = (b"/".join(parts[:end]) for end in range(1, len(parts)))
@@ -213,3 +265,7 @@ class FanotifyWatcher:
         os.write(self._waker, b"x")
         self._thread.join()
         self._free()
+
+
+def _is_directory(entry: os.DirEntry[bytes]) -> bool:
+    return entry.is_dir(follow_symlinks=False)

@@ -220,10 +220,12 @@ class InotifyWatcher:
     def _path(self, wd: int) -> bytes | None:
         """Where a watched directory is now; ``None``: not below the root."""
         names: list[bytes] = []
+        seen = set[int]()
         while wd != self._root_watch:
             known = self._table.get(wd)
-            if known is None or known.parent is None:
-                return None
+            if known is None or known.parent is None or wd in seen:
+                return None  # the table follows the events, and may be tangled for a moment
+            seen.add(wd)
             names.append(known.name)
             wd = known.parent
         return b"/".join(reversed(names))
@@ -232,6 +234,13 @@ class InotifyWatcher:
 
     def on_event(self, event: InotifyEvent) -> None:
         """One event of the kernel's."""
+        try:
+            self._came(event)
+        except Exception as error:  # noqa: BLE001 -- the reader would end, and nobody would hear
+            log.warning("watcher-failed error=%r", error)
+            self._sink.lost(f"the watcher failed: {type(error).__name__}: {error}")
+
+    def _came(self, event: InotifyEvent) -> None:
         with self._lock:
             if self._closing.is_set():
                 return
@@ -404,8 +413,8 @@ class InotifyWatcher:
     # -- tokens, polling, the end --------------------------------------------
 
     def send_token(self, number: int) -> bool:
-        """Make a token."""
-        if self._scope.tokens is None or self._fd is None:
+        """Make a token. While something is not watched it says nothing."""
+        if self._scope.tokens is None or self._fd is None or self._unwatched:
             return False
         try:
             with self._lock:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from bisync import Config, EndpointError, HeldTooLongError, Reach, RootLockedError, Session
-from tests.trees import ELSEWHERE, assert_equal, command, environment, look, put, sync
+from tests.trees import ELSEWHERE, assert_equal, command, environment, look, put, run, sync
 
 Pair = tuple[Path, Path]
 AGENT = shlex.join(map(str, command()))
@@ -141,6 +141,8 @@ def test_waiting_ends_with_timeout(here: Pair):
     assert outcome.summary["exit_code"] == 30
     with pytest.raises(HeldTooLongError):
         Session(a, b, Config(wait_s=0)).run()
+    mirrored = run("mirror", "-a", "--timeout", "1", "--json", f"{a}/", b, check=30)
+    assert f"process {child.pid}" in mirrored.said
     let_go(child)
     sync(a, b, "--timeout", "1")
 

@@ -1,5 +1,6 @@
 """Real time: what happens on one side is soon on the other, whoever tells of it."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -29,12 +30,17 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+FULL = bool(os.environ.get("BISYNC_FULL"))
+
+
 @pytest.fixture(params=["near", "far"])
 def live(
     request: pytest.FixtureRequest, kind: str, here: Pair
 ) -> Iterator[tuple[Path, Path, Watching]]:
     """Two roots that are kept equal, the second one here or elsewhere."""
     a, b = here
+    if (request.param, kind) == ("far", "poll") and not FULL:
+        pytest.skip("a far poll is played in full runs")
     put(a / "d/f", b"1")
     there = b if request.param == "near" else f"elsewhere:{b}"
     with watching(a, there, "--watcher", kind, "--poll", "1s", *AGENT) as it:
@@ -112,7 +118,7 @@ for step in range(steps):
 """
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(20 if FULL else 2))
 def test_storms_on_both_sides(live: tuple[Path, Path, Watching], seed: int):
     """When it is quiet again both sides are equal, and the marks alone led there."""
     a, b, it = live
@@ -380,3 +386,245 @@ def test_which_session(here: Pair):
         assert "no session" in it.ask("wait", "papers", check=2).said
         assert it.status()["session"] == "books"
     assert contents(a) == contents(b)
+
+
+def test_a_mark_of_what_the_engine_moves(here: Pair, kind: str):
+    """A mark waits while the directory gets another name from the other side: it is not lost."""
+    a, b = here
+    put(a / "d/sub/f", b"1")
+    put(a / "d/sub/g", b"1")
+    with watching(a, b, "--watcher", kind, "--poll", "1s") as it:
+        ready(it)
+        for number in range(3):
+            put(a / "d/sub/h", b"%d" % number)
+            it.wait()
+            (a / "d/sub/h").unlink()
+            (a / "d/sub/l").symlink_to(f"{number}")
+            (b / "d").rename(b / "e")
+            it.wait()
+            it.wait()
+            assert_equal(a, b)
+            assert not (b / "e/sub/h").exists()
+            (a / "e").rename(a / "d")
+            (a / "d/sub/l").unlink()
+            it.wait()
+
+
+def test_what_happens_elsewhere(here: Pair, kind: str):
+    """Directories, the root and what it lies in are away for a moment, and changed meanwhile."""
+    base = here[0].parent
+    (base / "up").mkdir()
+    a, b = base / "up/A", here[1]
+    put(a / "d/sub/f", b"1")
+    with watching(a, b, "--watcher", kind, "--poll", "1s", runtime=base / "runtime") as it:
+        ready(it)
+        (a / "d").rename(base / "out")
+        (base / "out/sub/f").write_bytes(b"2")
+        (base / "out").rename(a / "d")
+        it.wait()
+        assert look(b)["d/sub/f"] == b"2"
+        for move in (base / "up", a):
+            it.wait()
+            move.rename(base / "away")
+            inside = base / "away" / a.relative_to(move)
+            (inside / "d/sub/f").write_bytes(move.name.encode())
+            (base / "away").rename(move)
+            it.wait(check=(0, 25))  # it may have met the root's absence
+            deadline = time.monotonic() + 60
+            while look(b)["d/sub/f"] != move.name.encode() and time.monotonic() < deadline:
+                time.sleep(0.1)
+            assert look(b)["d/sub/f"] == move.name.encode()
+
+
+@pytest.mark.parametrize("name", ["x (deleted)", "y" * 255, " "])
+def test_names_that_mislead(here: Pair, kind: str, name: str):
+    """Whatever a directory is called, what happens in it is noticed."""
+    a, b = here
+    put(a / name / "f", b"1")
+    with watching(a, b, "--watcher", kind, "--poll", "1s") as it:
+        ready(it)
+        put(a / name / "g", b"2")
+        it.wait()
+        assert_equal(a, b)
+
+
+def test_paths_that_are_too_long_to_ask_for(here: Pair, kind: str):
+    """Deeper than a path may be, and still noticed."""
+    a, b = here
+    fd = os.open(a, os.O_RDONLY)
+    for _ in range(45):
+        os.mkdir(b"n" * 100, dir_fd=fd)
+        below = os.open(b"n" * 100, os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    with watching(a, b, "--watcher", kind, "--poll", "1s") as it:
+        ready(it)
+        file = os.open(b"f", os.O_WRONLY | os.O_CREAT, 0o644, dir_fd=fd)
+        os.write(file, b"1")
+        os.close(file)
+        it.wait()
+        assert it.status()["totals"]["created"] == 46
+        put(a / "g", b"1")
+        it.wait()
+        assert (b / "g").exists()
+    os.close(fd)
+
+
+def test_directories_inside_out(live: tuple[Path, Path, Watching]):
+    """What was above is below, again and again: nobody goes round in circles."""
+    a, b, it = live
+    put(a / "x/y/f", b"1")
+    it.wait()
+    script = (
+        "import os,sys\nos.chdir(sys.argv[1])\n"
+        "for i in range(60):\n"
+        "    os.rename('x/y', 'y'); os.rename('x', 'y/x'); open('y/f%d' % i, 'w').close()\n"
+        "    os.rename('y/x', 'x'); os.rename('y', 'x/y')\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(a)], check=True)
+    it.wait()
+    assert_equal(a, b)
+    assert len(look(b)) == 65
+
+
+def test_stopped_while_the_other_end_is_silent(here: Pair):
+    """It ends soon, however long the other end would take."""
+    a, b = here
+    put(a / "f", b"1")
+    with watching(a, f"elsewhere:{b}", *AGENT) as it:
+        ready(it)
+        pids = _agents_of(it.process.pid)
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            put(a / "g", b"1")
+            time.sleep(0.5)  # so that the run is in hand; it may as well not be
+            began = time.monotonic()
+            assert it.stop(signal.SIGTERM) == 0
+            assert time.monotonic() - began < 20
+        finally:
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+ASKING = """
+import time
+from bisync import BisyncError
+from bisync.session.control import ask
+end = time.monotonic() + 4
+while time.monotonic() < end:
+    try:
+        ask({"do": "status"})
+    except BisyncError:
+        pass
+"""
+
+
+def test_asked_while_it_begins(here: Pair):
+    """Whoever asks at any moment does no harm."""
+    a, b = here
+    runtime = a.parent / "runtime"
+    runtime.mkdir(mode=0o700)
+    asking = subprocess.Popen(
+        [sys.executable, "-c", ASKING], env=environment(BISYNC_RUNTIME_DIR=str(runtime))
+    )
+    for _ in range(3):
+        with watching(a, b) as it:
+            ready(it)
+            it.wait()
+    assert asking.wait() == 0
+
+
+CONFIG = """
+[defaults]
+keep = "30d"
+
+[session.one]
+alpha = "{a}"
+beta = "{b}"
+watcher = "inotify"
+exclude = ["*.tmp"]
+"""
+
+
+@contextlib.contextmanager
+def daemon(folder: Path, text: str) -> Iterator[tuple[Watching, Path]]:
+    """A daemon with a configuration."""
+    config = folder / "config.toml"
+    config.write_text(text)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bisync", "daemon", "--json", "--config", str(config)],
+        env=environment(BISYNC_RUNTIME_DIR=str(folder / "runtime")),
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    it = Watching(process, folder / "runtime")
+    try:
+        deadline = time.monotonic() + 60
+        while it.status().get("phase") != "watching" and time.monotonic() < deadline:
+            time.sleep(0.1)
+        yield it, config
+    finally:
+        process.terminate()
+        _, said = process.communicate(timeout=60)
+        it.said.append(said)
+    assert process.returncode == 0
+    assert "Traceback" not in said
+
+
+def test_the_daemon(here: Pair):
+    """It runs what the file says, takes a new file on SIGHUP, and says why not."""
+    a, b = here
+    c = a.parent / "C"
+    c.mkdir()
+    text = CONFIG.format(a=a, b=b)
+    with daemon(a.parent, text) as (it, config):
+        put(a / "f", b"1")
+        put(a / "x.tmp", b"1")
+        it.wait("one")
+        assert look(b) == {"f": b"1"}
+        config.write_text(text + "conflikt = 'newest'\n")
+        it.process.send_signal(signal.SIGHUP)
+        it.wait("one")
+        config.write_text(text + f'[session.two]\nalpha = "{b}"\nbeta = "{c}"\n')
+        it.process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + 30
+        while not (c / "f").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert (c / "f").exists()
+        put(a / "g", b"2")
+        for name in ("one", "two", "one"):
+            it.wait(name)
+        assert look(c) == {"f": b"1", "g": b"2"}
+        second = subprocess.run(
+            [sys.executable, "-m", "bisync", "daemon", "--config", str(config)],
+            env=environment(BISYNC_RUNTIME_DIR=str(it.runtime)), capture_output=True, check=False,
+        )  # fmt: skip
+        assert second.returncode == 3
+    assert "did you mean conflict" in "".join(it.said)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[session.x]\nalpha = '/a'\n", "beta: say where that side is"),
+        ("[session.x]\nalpha = '/a'\nbeta = '/b'\nspecials = 1\n", "write true or false"),
+        ("[session.x]\nalpha = '/a'\nbeta = '/b'\nconflict = 'best'\n", "invalid choice"),
+        ("[session.x]\nalpha = '/a'\nbeta = '/b'\nkeep = ['1d', '2d']\n", "one value, not a list"),
+        ("[sessions.x]\nalpha = '/a'\nbeta = '/b'\n", "did you mean session"),
+        ("[session.x\n", "config.toml"),
+        ("", "it has no session"),
+    ],
+)
+def test_a_configuration_that_is_wrong(tmp_path: Path, text: str, said: str):
+    """It is said what, and where; nothing is started: 2."""
+    config = tmp_path / "config.toml"
+    config.write_text(text)
+    for words in ((), ("--check",)):
+        done = subprocess.run(
+            [sys.executable, "-m", "bisync", "daemon", "--config", str(config), *words],
+            env=environment(BISYNC_RUNTIME_DIR=str(tmp_path / "run")), capture_output=True,
+            text=True, check=False, timeout=30,
+        )  # fmt: skip
+        assert done.returncode == 2
+        assert said in done.stderr

@@ -125,6 +125,7 @@ def _config(o: argparse.Namespace, stopper: Stopper, *, remote: bool) -> MirrorC
         whole_files=bool(o.whole_file),
         apply=_apply(o),
         bwlimit=0 if o.bwlimit is None else size(o.bwlimit, "--bwlimit", unit=_KIB),
+        wait_s=float(o.timeout) if o.timeout and int(o.timeout) > 0 else None,
         workers=workers(),
         stop=stopper.check,
     )

@@ -203,6 +203,7 @@ def test_what_is_of_no_interest(start: Start, heard: Heard, root: Path):
 
 def test_a_token_comes_last(start: Start, heard: Heard, root: Path):
     """When it came, all that happened before was said."""
+    (root / ".bisync").mkdir()
     watcher = start(root, tokens=os.fsencode(root / ".bisync/watch"), skip=_is_ours)
     for number in range(1, 20):
         (root / "d/e" / f"{number}").write_bytes(b"1")
