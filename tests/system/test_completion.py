@@ -27,7 +27,7 @@ def test_bash(tmp_path: Path):
     script = tmp_path / "bisync"
     script.write_text(run("completion", "bash").stdout)
     assert {"sync", "mirror", "restore", "rollback"} <= _complete(script, "bisync", "''")
-    assert _complete(script, "bisync", "res") == {"restore"}
+    assert _complete(script, "bisync", "rest") == {"restore"}
     assert {"--delete", "--delete-excluded"} <= _complete(script, "bisync", "mirror", "--del")
     assert "--at" in _complete(script, "bisync", "restore", "--")
     assert run("completion", "zsh").stdout.startswith("#compdef bisync")
