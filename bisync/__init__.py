@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from bisync.session.conflicts import conflicts, resolve
     from bisync.session.groupfile import read_groups
     from bisync.session.history import Moment, Restored, history, restore
+    from bisync.session.live import Live, LiveConfig
     from bisync.session.mirrorconfig import MirrorConfig, MirrorReport
     from bisync.session.mirroring import mirror
     from bisync.session.recover import recover
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from bisync.session.session import Session
     from bisync.session.verify import verify
     from bisync.session.why import why
+    from bisync.watch.choose import Kind
 
 __version__ = "0.1.0"
 
@@ -53,6 +55,9 @@ _LAZY = {
     "Event": "bisync.session.report",
     "Ignore": "bisync.core.ignore",
     "Fsync": "bisync.session.config",
+    "Kind": "bisync.watch.choose",
+    "Live": "bisync.session.live",
+    "LiveConfig": "bisync.session.live",
     "Met": "bisync.session.report",
     "MirrorConfig": "bisync.session.mirrorconfig",
     "MirrorReport": "bisync.session.mirrorconfig",
@@ -107,6 +112,9 @@ __all__ = [
     "HeldTooLongError",
     "Hooks",
     "Ignore",
+    "Kind",
+    "Live",
+    "LiveConfig",
     "Mended",
     "Met",
     "MirrorConfig",

@@ -10,8 +10,9 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from queue import SimpleQueue
 from typing import Any
 
 from bisync.core.node import SIDES
@@ -19,7 +20,7 @@ from bisync.endpoint.interface import Endpoint
 from bisync.endpoint.local import LocalEndpoint
 from bisync.endpoint.remote import RemoteEndpoint
 from bisync.errors import BisyncError, EndpointError, HaltError, Interrupted, UsageError
-from bisync.session.report import Report
+from bisync.session.report import Event, Progress, Report
 from bisync.session.run import Manner
 from bisync.session.session import Session
 from bisync.watch.choose import Kind, watch
@@ -248,6 +249,40 @@ class Live:
                 for request in self._requests:
                     request.answer(12, "it was stopped")
                 self._requests.clear()
+
+    def events(self) -> Iterator[Event]:
+        """:meth:`run` on a thread of its own; what happens, as it happens, until :meth:`stop`.
+
+        Raises:
+            UsageError: it cannot work like this.
+        """
+        happened: SimpleQueue[Event | BaseException | None] = SimpleQueue()
+        before = self.session.listener
+
+        def tell(event: Event) -> None:
+            before(event)
+            if not isinstance(event, Progress):
+                happened.put(event)
+
+        def work() -> None:
+            try:
+                self.run()
+            except BaseException as error:  # noqa: BLE001 -- it is raised where it can be seen
+                happened.put(error)
+            happened.put(None)
+
+        self.session.listener = tell
+        thread = threading.Thread(target=work, name="bisync-live")
+        thread.start()
+        try:
+            while (event := happened.get()) is not None:
+                if isinstance(event, BaseException):
+                    raise event
+                yield event
+        finally:
+            self.stop()
+            thread.join()
+            self.session.listener = before
 
     def _wait_for_work(self) -> bool:
         """Wait until there is something to do; ``False``: to end."""

@@ -48,6 +48,27 @@ def test_02_mirror(here: tuple[Path, Path]):
     assert look(b) == look(a)
 
 
+def test_04_watch(here: tuple[Path, Path]):
+    """The program follows changes, and knows when both sides are equal."""
+    a, b = here
+    put(a / "x", b"x")
+    child = subprocess.Popen(
+        [sys.executable, _REPOSITORY / "examples/04_watch.py", a, b],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
+    assert child.stdin is not None
+    assert child.stdout is not None
+    assert child.stdout.readline() == "beta create x\n"
+    put(b / "y", b"y")
+    child.stdin.write("wait\n")
+    child.stdin.flush()
+    assert child.stdout.readline() == "alpha create y\n"
+    assert child.stdout.readline().startswith("complete: 0")
+    assert_equal(a, b)
+    said, _ = child.communicate("stop\n", timeout=60)
+    assert (said, child.returncode) == ("", 0)
+
+
 def test_03_history(here: tuple[Path, Path], tmp_path: Path):
     """The program lists the versions and restores the last but one."""
     a, b = here
