@@ -140,10 +140,8 @@ def others(a: Path, b: Path, it: Watching, kind: str) -> None:
     show(f"directory of 10 000 files renamed, {kind}", times)
     used = cpu_s(it.process.pid)
     time.sleep(10)
-    print(
-        f"{'at rest, ' + kind:58} {(cpu_s(it.process.pid) - used) * 10:8.2f} % of a core",
-        flush=True,
-    )
+    share = (cpu_s(it.process.pid) - used) * 10
+    print(f"{'at rest, ' + kind:58} {share:8.2f} % of a core", flush=True)
 
 
 def lsyncd(folder: Path, rounds: int) -> None:
@@ -161,7 +159,7 @@ def lsyncd(folder: Path, rounds: int) -> None:
         with subprocess.Popen(
             ["lsyncd", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as child:
-            until(lambda: (b / "d49/f99").exists())
+            until((b / "d49/f99").exists)
             time.sleep(2)
             show("small write, here, lsyncd (delay 1)", small_writes(a, b, max(5, rounds // 10)))
             child.send_signal(signal.SIGTERM)
@@ -169,7 +167,8 @@ def lsyncd(folder: Path, rounds: int) -> None:
 
 def images(folder: Path, kind: str, mib: int, rounds: int) -> None:
     """A running disk image, as big as asked for."""
-    with mounted(folder, kind, mib * 4) as point, sides(point / "pair") as (a, b):
+    size = (mib * 4 + 512) << 20
+    with mounted(folder, kind, size) as (point, _), sides(point / "pair") as (a, b):
         with open(a / "image", "wb") as file:
             file.writelines(os.urandom(1 << 20) for _ in range(mib))
         with watching(a, b, "--hot", "image", runtime=folder / f"runtime-{kind}") as it:

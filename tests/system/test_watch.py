@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -549,13 +550,13 @@ exclude = ["*.tmp"]
 
 
 @contextlib.contextmanager
-def daemon(folder: Path, text: str) -> Iterator[tuple[Watching, Path]]:
+def daemon(folder: Path, text: str, **more: str) -> Iterator[tuple[Watching, Path]]:
     """A daemon with a configuration."""
     config = folder / "config.toml"
     config.write_text(text)
     process = subprocess.Popen(
         [sys.executable, "-m", "bisync", "daemon", "--json", "--config", str(config)],
-        env=environment(BISYNC_RUNTIME_DIR=str(folder / "runtime")),
+        env=environment(BISYNC_RUNTIME_DIR=str(folder / "runtime"), **more),
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     it = Watching(process, folder / "runtime")
@@ -602,6 +603,21 @@ def test_the_daemon(here: Pair):
         )  # fmt: skip
         assert second.returncode == 3
     assert "did you mean conflict" in "".join(it.said)
+
+
+def test_the_service_manager(here: Pair):
+    """It hears when all sessions are complete, and then that the daemon lives."""
+    a, b = here
+    put(a / "f", b"1")
+    name = str(a.parent / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(name)
+        manager.settimeout(30)
+        more = {"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "1000000"}
+        with daemon(a.parent, CONFIG.format(a=a, b=b), **more):
+            heard = {manager.recv(100) for _ in range(4)}
+            assert heard == {b"READY=1", b"WATCHDOG=1"}
+            assert look(b) == {"f": b"1"}
 
 
 @pytest.mark.parametrize(
