@@ -74,7 +74,8 @@ class Server:
             early = f"{self._path}.{os.getpid()}"
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(early)
-            self._listener.bind(early)
+            with _short(early) as address:
+                self._listener.bind(address)
             self._listener.listen(16)
             os.rename(early, self._path)
         except OSError as error:
@@ -195,6 +196,16 @@ def ask(question: dict[str, Any], *, slow: bool = False) -> list[dict[str, Any]]
     return found
 
 
+@contextlib.contextmanager
+def _short(path: str) -> Iterator[str]:
+    """An address of a socket, whose own path may be longer than the kernel takes (108 bytes)."""
+    fd = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{fd}/{os.path.basename(path)}"
+    finally:
+        os.close(fd)
+
+
 def _sockets(where: str) -> Iterable[str]:
     return [os.path.join(where, n) for n in sorted(os.listdir(where)) if n.endswith(_SUFFIX)]
 
@@ -204,7 +215,8 @@ def _asked(path: str, question: dict[str, Any], *, slow: bool) -> dict[str, Any]
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(_ANSWER_S)
         try:
-            connection.connect(path)
+            with _short(path) as address:
+                connection.connect(address)
         except (ConnectionRefusedError, FileNotFoundError):
             with contextlib.suppress(OSError):
                 os.unlink(path)  # left by one that was killed

@@ -377,6 +377,17 @@ def test_nobody_to_ask(tmp_path: Path):
         assert "no session runs here" in done.stderr
 
 
+def test_a_runtime_folder_far_down(here: Pair):
+    """However long its path is, those who ask find it."""
+    a, b = here
+    runtime = a.parent / ("r" * 120)
+    with watching(a, b, runtime=runtime) as it:
+        ready(it)
+        put(a / "f", b"1")
+        it.wait()
+        assert_equal(a, b)
+
+
 def test_which_session(here: Pair):
     """A session is called by its name or by a side; a word that means none is refused."""
     a, b = here
