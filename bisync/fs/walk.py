@@ -454,7 +454,7 @@ class Scanner:
             if node is None or len(places) <= (most := max(node.nlink, 1)):
                 continue
             for place in places:
-                if place != found and (most == 1 or not self._leads_to(directories, place, id_)):
+                if place != found and (most == 1 or self._has_left(directories, place, id_)):
                     self._lose(place, id_)
 
     def _untangle(self, node: NodeId, parent: NodeId) -> None:
@@ -470,14 +470,19 @@ class Scanner:
                 return
             parent = places[0][0]
 
-    def _leads_to(self, directories: Directories, place: Place, node: NodeId) -> bool:
+    def _has_left(self, directories: Directories, place: Place, node: NodeId) -> bool:
+        """Whether a place is known not to lead to a node any more; who cannot look does not know.
+
+        A directory that is elsewhere now has its names all the same.
+        """
         known = self.index.identity(node)
         try:
-            return known is not None and known[0] == self.root.handles.read(
-                directories.open(place[0]), place[1]
-            )
+            handle = self.root.handles.read(directories.open(place[0]), place[1])
+        except FileNotFoundError:
+            return True
         except (StaleError, OSError):
             return False
+        return known is None or known[0] != handle
 
     def _lose(self, place: Place, node: NodeId) -> None:
         self.index.drop_name(place)

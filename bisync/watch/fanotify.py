@@ -69,7 +69,10 @@ class FanotifyWatcher:
             handle = HandleReader().read(self._root, b"")
             if handle.startswith(b"born"):
                 raise UnavailableError("fanotify: the file system has no handles")
-            os.close(open_by_handle(self._root, handle) or -1)
+            opened = open_by_handle(self._root, handle)
+            if opened is None:
+                raise UnavailableError("fanotify: the root cannot be opened by its handle")
+            os.close(opened)
             self._group = open_group()
             mark_file_system(self._group, self._root)
         except OSError as error:
@@ -208,7 +211,9 @@ class FanotifyWatcher:
     def _look_up(self, handle: bytes) -> bytes | None:
         try:
             fd = open_by_handle(self._root, handle)
-        except OSError:
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                raise  # it may be below the root
             return None
         if fd is None:
             return None

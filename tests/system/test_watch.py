@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from bisync import Session
 from tests.system.live import AGENT, Watching, ready, watching
 from tests.trees import assert_equal, contents, environment, kept, look, put, snapshot, sync
 
@@ -655,3 +656,22 @@ def test_a_configuration_that_is_wrong(tmp_path: Path, text: str, said: str):
         )  # fmt: skip
         assert done.returncode == 2
         assert said in done.stderr
+
+
+def test_a_link_in_a_directory_that_moved(here: Pair):
+    """Told of one directory only, a run takes no name away that it did not see missing."""
+    a, b = here
+    put(a / "d1/f", b"1")
+    for name in ("d2", "d3"):
+        (a / name).mkdir()
+    os.link(a / "d1/f", a / "d2/f")
+    with Session(a, b) as session:
+        session.run()
+        (a / "d1/f").unlink()
+        (a / "d2").rename(a / "e2")
+        os.link(a / "e2/f", a / "d3/f")
+        session.run(only=(["d3"], []))
+        assert set(look(b)) == {"d1", "d2", "d2/f", "d3", "d3/f"}
+        session.run(only=(["", "d1"], []))
+    assert set(look(b)) == {"d1", "e2", "e2/f", "d3", "d3/f"}
+    assert_equal(a, b)
