@@ -10,13 +10,12 @@ exclude = ["*.tmp", "cache/"]
 """
 
 import argparse
-import difflib
 import os
-import tomllib
 from collections.abc import Iterator
 from typing import Any
 
 from bisync.errors import UsageError
+from bisync.session.tomlfile import meant, read_toml
 
 _PLACES = ("alpha", "beta")
 _NOT_HERE = {"help", "json", "progress", "stats", "name"}  # the daemon's own business
@@ -36,13 +35,7 @@ def read(path: str, parser: argparse.ArgumentParser) -> dict[str, argparse.Names
     Raises:
         UsageError: it cannot be read or understood; says where, and what was probably meant.
     """
-    try:
-        with open(path, "rb") as file:
-            found = tomllib.load(file)
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: {error}") from error
+    found = read_toml(path)
     _known(path, "", found, {"defaults", "session"})
     actions = _actions(parser)
     defaults = _table(path, "defaults", found.get("defaults", {}))
@@ -80,8 +73,7 @@ def _actions(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
 def _known(path: str, where: str, table: dict[str, Any], names: set[str]) -> None:
     for key in table:
         if key not in names:
-            near = difflib.get_close_matches(key, sorted(names), 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = meant(key, names)
             raise UsageError(f"{path}: {where}{key}: there is no such key{hint}")
 
 

@@ -56,16 +56,10 @@ class Server:
     Args:
         name: of the socket.
         sessions: by name; may change.
-        more: what else may be asked: takes the question, gives the answer.
     """
 
-    def __init__(
-        self,
-        name: str,
-        sessions: Callable[[], dict[str, Live]],
-        more: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] | None = None,
-    ) -> None:
-        self._sessions, self._more = sessions, more or {}
+    def __init__(self, name: str, sessions: Callable[[], dict[str, Live]]) -> None:
+        self._sessions = sessions
         self._path = os.path.join(folder(), name + _SUFFIX)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
@@ -109,8 +103,6 @@ class Server:
 
     def _do(self, question: dict[str, Any]) -> dict[str, Any]:
         what = question["do"]
-        if what in self._more:
-            return self._more[what](question)
         chosen = dict(chosen_of(self._sessions(), question.get("session")))
         answer: dict[str, Any] = {"code": 0, "said": "", "sessions": []}
         if what == "status":

@@ -2,11 +2,11 @@
 
 import difflib
 import os
-import tomllib
 from typing import Any
 
 from bisync.core.declared import Declared, Hooks, postgresql
 from bisync.errors import UsageError
+from bisync.session.tomlfile import read_toml
 
 _KINDS = ("files", "postgresql")
 _KEYS: dict[str, type | tuple[type, ...]] = {
@@ -29,13 +29,7 @@ def read_groups(path: str) -> tuple[Declared, ...]:
     Raises:
         UsageError: it cannot be read, or says something that is not understood.
     """
-    try:
-        with open(path, "rb") as file:
-            tables = tomllib.load(file)
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: {error}") from error
+    tables = read_toml(path)
     try:
         for key in tables.keys() - {"group"}:
             raise UsageError(f"{key} is not known; groups are tables: [[group]]")

@@ -9,7 +9,6 @@ import logging
 import os
 import select
 import threading
-import time
 
 from bisync.linux.fanotify import (
     CLOSE_WRITE,
@@ -25,7 +24,6 @@ from bisync.linux.fanotify import (
     open_group,
 )
 from bisync.linux.handle import HandleReader, open_by_handle
-from bisync.watch.inotify import make_folder, make_token
 from bisync.watch.interface import (
     AT_ONCE,
     CREATED,
@@ -38,14 +36,14 @@ from bisync.watch.interface import (
     Spot,
     UnavailableError,
 )
+from bisync.watch.newborn import Newborn
+from bisync.watch.tokens import make_folder, make_token
 
 log = logging.getLogger(__name__)
 _READ = 1 << 18
 _MOST_PATHS = 100_000
 _UNKNOWN = b"//"
 """The path of a directory that is too long to be asked for: it may be anywhere."""
-_TEMPORARY_S = 10.0  # a name that was made so short ago is nobody's when it becomes free
-_MOST_NEW = 1000
 
 
 class FanotifyWatcher:
@@ -58,7 +56,7 @@ class FanotifyWatcher:
     def __init__(self, scope: Scope, sink: Sink) -> None:
         self._scope, self._sink = scope, sink
         self._paths: dict[bytes, bytes | None] = {}  # by handle; None: outside, or of no interest
-        self._new: dict[tuple[bytes, bytes], float] = {}
+        self._newborn: Newborn[tuple[bytes, bytes]] = Newborn()
         self._token_handle = b""
         self._wake, self._waker = os.pipe()
         self._group = self._root = -1
@@ -184,14 +182,10 @@ class FanotifyWatcher:
         if mask & ON_DIR:
             return AT_ONCE
         if mask & DELETE or old:
-            made = self._new.pop(name, None)
-            was_made_now = made is not None and time.monotonic() - made < _TEMPORARY_S
             # Several things may be one event: made again after it was deleted, it may be closed.
-            return AT_ONCE if was_made_now else VACATED
+            return AT_ONCE if self._newborn.gone(name) else VACATED
         if mask & CREATE:
-            self._new[name] = time.monotonic()
-            if len(self._new) > _MOST_NEW:
-                del self._new[next(iter(self._new))]
+            self._newborn.made(name)
         if mask & CLOSE_WRITE:
             return AT_ONCE
         if mask & CREATE:

@@ -36,6 +36,8 @@ from bisync.watch.interface import (
     Spot,
     UnavailableError,
 )
+from bisync.watch.newborn import Newborn
+from bisync.watch.tokens import make_folder, make_token
 
 log = logging.getLogger(__name__)
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -49,8 +51,6 @@ _MASK = Mask(
 _TOKENS = Mask(In.IN_CREATE | In.IN_ONLYDIR)
 _ID = CallbackId(1)
 _HALF_S = 1.0  # the other half of a move comes within
-_TEMPORARY_S = 10.0  # a name that was made so short ago is nobody's when it becomes free
-_MOST_NEW = 1000  # names made a moment ago that are remembered
 
 
 @dataclass(slots=True)
@@ -76,7 +76,7 @@ class InotifyWatcher:
         self._handles = HandleReader()
         self._by_handle: dict[bytes, int] = {}  # a number may be another directory's at once
         self._halves: dict[int, tuple[int, float]] = {}  # moved away, by cookie: watch, when
-        self._new: dict[tuple[int, bytes], float] = {}  # names made a moment ago, oldest first
+        self._newborn: Newborn[tuple[int, bytes]] = Newborn()
         self._missed: set[int] = set()  # directories in which something may have been made unseen
         self._unwatched: set[bytes] = set()  # tops of what is polled
         self._notes: list[str] = []
@@ -273,22 +273,15 @@ class InotifyWatcher:
         if mask & In.IN_ISDIR:
             self._directory(event, path, below)
         elif mask & In.IN_CREATE:
-            self._new[event.wd, name] = time.monotonic()
-            if len(self._new) > _MOST_NEW:
-                del self._new[next(iter(self._new))]
+            self._newborn.made((event.wd, name))
             self._sink.touched(here, CREATED)
         elif mask & (In.IN_MOVED_FROM | In.IN_DELETE):
-            was_made_now = self._is_new(event.wd, name)
-            self._sink.touched(here, AT_ONCE if was_made_now else VACATED)
+            was_newborn = self._newborn.gone((event.wd, name))
+            self._sink.touched(here, AT_ONCE if was_newborn else VACATED)
         elif mask & In.IN_MODIFY:
             self._sink.touched(here, WRITTEN)
         else:
             self._sink.touched(here, AT_ONCE)
-
-    def _is_new(self, wd: int, name: bytes) -> bool:
-        """Whether a name was made so short ago that nobody elsewhere knows it."""
-        made = self._new.pop((wd, name), None)
-        return made is not None and time.monotonic() - made < _TEMPORARY_S
 
     def _directory(self, event: InotifyEvent, path: bytes, below: bytes) -> None:
         mask, wd = event.mask, event.wd
@@ -472,16 +465,3 @@ class InotifyWatcher:
             self._fd = None
         self._polling.join()
         os.close(self._root)
-
-
-def make_folder(path: bytes) -> None:
-    """Make the folder for tokens; what it lies in is there."""
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(path, 0o700)
-
-
-def make_token(folder: bytes, number: int) -> None:
-    """Make a file that a watcher of the folder sees, and take it away again."""
-    path = folder + b"/%d" % number
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    os.unlink(path)

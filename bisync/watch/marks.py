@@ -30,12 +30,6 @@ class Batch:
     everything: str = ""  # why all has to be looked at; "": it need not
     vacated: bool = False  # a name became free a moment ago: removals had better wait
     oldest: float | None = None  # when the first of it was noticed
-    token: int = 0  # the last token before it
-
-    @property
-    def empty(self) -> bool:
-        """Whether there is nothing to look at."""
-        return not self.directories and not self.everything
 
 
 class Marks:
@@ -133,7 +127,7 @@ class Marks:
             now = self._clock()
             vacated = now - self._vacated < quiet_s
             if self._everything:
-                batch = Batch(frozenset(), self._everything, vacated, self._since, self._token)
+                batch = Batch(frozenset(), self._everything, vacated, self._since)
                 self._everything = ""
                 self._marks.clear()
                 return batch
@@ -146,5 +140,4 @@ class Marks:
                 directories=frozenset(spot for spot, _ in ready),
                 vacated=vacated,
                 oldest=min((mark.first for _, mark in ready), default=None),
-                token=self._token,
             )

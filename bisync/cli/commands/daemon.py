@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from types import FrameType
-from typing import Any
 
 from bisync.cli.commands.sync import config_of
 from bisync.cli.commands.watch import live_config
@@ -116,7 +115,7 @@ class Daemon:
         lock = self._lock()
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, self._note)
-        server = Server("daemon", self._lives, {"reload": self._asked_to_reload})
+        server = Server("daemon", self._lives)
         try:
             self._apply(wanted)
             self._serve()
@@ -166,12 +165,6 @@ class Daemon:
             if rest is not None and alive and time.monotonic() - beat >= rest / 2:
                 beat = time.monotonic()
                 notify("WATCHDOG=1")
-
-    def _asked_to_reload(self, _question: dict[str, Any]) -> dict[str, Any]:
-        read(self._path, _parser())  # says why not to whoever asks
-        self._reload = True
-        self._wake.set()
-        return {"code": 0, "said": "", "sessions": [{"session": "", "code": 0, "said": "reading"}]}
 
     def _read_again(self) -> None:
         """Sessions that did not change go on; a file that is wrong changes nothing."""
