@@ -117,6 +117,7 @@ class Live:
         self._in_hand: float | None = None  # the oldest mark of the run in hand
         self._complete_ns: int | None = None
         self._last = Report()
+        self._withheld = 0  # deletions; a run that leaves removals for later does not count them
         self._totals = _Totals()
         session.opened = self._opened
 
@@ -184,7 +185,7 @@ class Live:
                     for met in report.met
                     if met.kind == "problem"
                 ][:_SHOWN],
-                "withheld": report.withheld,
+                "withheld": self._withheld,
                 "waiting_conflicts": report.waiting,
                 "last_error": self._last_error,
                 "watchers": [
@@ -442,7 +443,9 @@ class Live:
                 self._complete_ns = time.time_ns()
             elif self._open_since is None:
                 self._open_since = began
-            if report.withheld:
+            known = 0 if manner.removals else self._withheld
+            self._withheld = max(report.withheld, known)
+            if self._withheld:
                 self._reason = "deletions are withheld; approve with resume --yes"
             self._requests = [each for each in self._requests if each not in ripe]
             for request in ripe:

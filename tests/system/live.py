@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +59,15 @@ class Watching:
         if done.returncode:
             return {"gone": done.stderr}
         found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    def shows(
+        self, there: Callable[[dict[str, Any]], object], seconds: float = 60
+    ) -> dict[str, Any]:
+        """Ask for its status until it is like that; the last one."""
+        deadline = time.monotonic() + seconds
+        while not there(found := self.status()) and time.monotonic() < deadline:
+            time.sleep(0.05)
         return found
 
     def until(self, there: Callable[[dict[str, Any]], object], seconds: float = 60) -> bool:
