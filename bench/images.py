@@ -50,6 +50,7 @@ def mounted(folder: Path, kind: str, size: int) -> Iterator[tuple[Path, str]]:
         yield point, Path(device.stdout.strip()).name
     finally:
         subprocess.run(["umount", point], check=True)
+        point.rmdir()
         image.unlink()
 
 

@@ -114,8 +114,17 @@ def _session_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--conflict",
         choices=["newest", "oldest", "alpha", "beta", "keep-both", "manual"],
-        default="newest",
         help="which version wins; the other always goes to the rollback store (newest)",
+    )
+    p.add_argument(
+        "--one-way",
+        action="store_true",
+        help="only ALPHA counts: what was done on BETA is undone, and kept in the rollback store",
+    )
+    p.add_argument(
+        "--leave-edits",
+        action="store_true",
+        help="with --one-way: what was done on BETA stays, and is a problem",
     )
     for name in ("--exclude", "--include", "--exclude-from"):
         p.add_argument(

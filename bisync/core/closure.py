@@ -63,7 +63,8 @@ class AgreedView(Protocol):
 
 
 class _Closure:
-    def __init__(self, agreed: AgreedView, views: tuple[View, View]) -> None:
+    def __init__(self, agreed: AgreedView, views: tuple[View, View], *, one_way: bool) -> None:
+        self.one_way = one_way
         self.agreed_view = agreed
         self.views = views
         self.agreed = AgreedPart()
@@ -103,6 +104,8 @@ class _Closure:
         names_of = view.names_of(due)
         part.forgotten |= view.forgotten(due - names_of.keys())
         known = self.agreed_view.by_side(side, due)
+        if self.one_way and side is Side.BETA:
+            self._look_into_new(due - known.keys())
         for node in due:
             names = names_of.get(node, frozenset())
             part.names_of[node] = names
@@ -115,6 +118,13 @@ class _Closure:
                 self.nodes_due[side].add(place[0])
                 self.waiting[side].add(place)
         return True
+
+    def _look_into_new(self, nodes: set[NodeId]) -> None:
+        """What is new on beta may have to go, with all that is in it."""
+        part = self.parts[Side.BETA]
+        dirs = [node for node in nodes if node in part.nodes and part.nodes[node].kind is Kind.DIR]
+        for below in self.views[Side.BETA].children(dirs).values():
+            self.nodes_due[Side.BETA].update(node for _, node in below)
 
     def _load_keys(self) -> bool:
         due = {k for k in self.keys_due if k not in self.agreed.names_of}
@@ -291,7 +301,11 @@ class _Closure:
 
 
 def close(
-    agreed: AgreedView, views: tuple[View, View], marks: tuple[Iterable[NodeId], Iterable[NodeId]]
+    agreed: AgreedView,
+    views: tuple[View, View],
+    marks: tuple[Iterable[NodeId], Iterable[NodeId]],
+    *,
+    one_way: bool = False,
 ) -> tuple[AgreedPart, tuple[Part, Part]]:
     """Gather everything that decides about the marked nodes.
 
@@ -299,10 +313,11 @@ def close(
         agreed: the ancestor.
         views: each side's index.
         marks: nodes of each side that may have changed, been made or vanished.
+        one_way: only alpha counts; see :class:`bisync.core.resolve.Rules`.
 
     Cost: proportional to the changes and the depth of the tree, not to its size.
     """
-    closure = _Closure(agreed, views)
+    closure = _Closure(agreed, views, one_way=one_way)
     for side, nodes in zip(SIDES, marks, strict=True):
         closure.nodes_due[side].update(nodes)
     closure.run()

@@ -103,6 +103,7 @@ def merge_attributes(
     columns: tuple[Attributes | None, Attributes | None],
     nodes: tuple[Node, Node],
     content_leader: Side | None,
+    master: Side | None = None,
 ) -> MergedAttributes:
     """Merge each attribute alone, each side against its own column.
 
@@ -116,6 +117,7 @@ def merge_attributes(
         columns: attributes of each side in the ancestor, ``None`` where never agreed.
         nodes: the node as each side has it now.
         content_leader: the side whose content both will hold, ``None`` if equal already.
+        master: the one side that counts, if only one does.
     """
     now = (nodes[0].attributes, nodes[1].attributes)
     if now[0] == now[1]:
@@ -127,7 +129,9 @@ def merge_attributes(
         changed = [columns[s] is None or values[s] != old[s] for s in SIDES]
         if values[0] == values[1] or not any(changed):
             return values
-        if all(changed):
+        if master is not None:
+            value = values[master]
+        elif all(changed):
             if name == "mtime":
                 value = max(values)  # type: ignore[type-var]
             elif None in values:

@@ -198,7 +198,7 @@ class Mirror:
         for key, verdict in self.verdicts.items():  # the source has what is to be
             names = verdict.names if verdict.alive else frozenset()
             self.join.nodes[key].names[Side.ALPHA] = names
-        outcome = Outcome(self.verdicts, [], [])
+        outcome = Outcome(self.verdicts, [], [], [])
         two = Numbers((iter(()), numbers), self._keys)
         self.out.plan = make_plan(self.join, outcome, two, removals=True)
         for key in self.out.plan.withheld[_BETA]:

@@ -4,11 +4,12 @@ A transition is valid only while its places still hold what was observed. Node n
 places are the side's own, so a side can perform its list without knowing the other's.
 """
 
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from bisync.core.conflict import Conflict
-from bisync.core.node import Attributes, Content, NodeId, Place, Side
+from bisync.core.node import ROOT, Attributes, Content, NodeId, Place, Side
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,6 +203,22 @@ class Update:
     presumed: bool = False
 
 
+def homeless(updates: Mapping[int, Update], known: Container[int]) -> set[int]:
+    """The keys of updates whose directory is neither known nor updated with them.
+
+    They must not be agreed on: a name in nothing leads nobody to the node again.
+    """
+    left = dict(updates)
+    while lost := [
+        key
+        for key, update in left.items()
+        if any(p != ROOT and p not in known and p not in left for p, _ in update.names)
+    ]:
+        for key in lost:
+            del left[key]
+    return updates.keys() - left.keys()
+
+
 @dataclass(frozen=True, slots=True)
 class DirectoryTime:
     """A directory whose modification time is set when nothing is pending below it."""
@@ -217,7 +234,7 @@ class Plan:
 
     steps: tuple[list[Transition], list[Transition]] = field(default_factory=lambda: ([], []))
     ids: dict[int, tuple[NodeId | None, NodeId | None]] = field(default_factory=dict)
-    # archive number -> what each side has of it now
+    # archive number -> what each side has of it, once the steps are done
     archived: dict[int, int] = field(default_factory=dict)  # key -> archive number
     updates: list[Update] = field(default_factory=list)
     conflicts: list[Conflict] = field(default_factory=list)
@@ -231,6 +248,7 @@ class Plan:
     )
     # where it cannot be done, what each side has of the node, and why
     notes: list[tuple[int, bytes, str]] = field(default_factory=list)
+    strays: list[tuple[bytes, str]] = field(default_factory=list)  # see Outcome
 
     def empty(self) -> bool:
         """Whether no side has anything to do and nothing new was agreed."""

@@ -72,7 +72,7 @@ class _Planner:
         self.numbers = numbers
         self.removals = removals
         self.at_once = at_once
-        self.result = Plan(conflicts=outcome.conflicts, notes=outcome.notes)
+        self.result = Plan(conflicts=outcome.conflicts, notes=outcome.notes, strays=outcome.strays)
         self.archive = {ROOT: ROOT}
         self.busy_keys: set[int] = set()  # keys with steps on a side
         self.unfinished: set[int] = set()  # keys whose names could not all be placed
@@ -85,11 +85,12 @@ class _Planner:
     def plan(self) -> Plan:
         for key in self.verdicts:
             self.archive[key] = key if key > 0 else next(self.numbers.archive)
-            both = [self.join.local_of[s].get(key) for s in SIDES]
-            self.result.ids[self.archive[key]] = (both[0], both[1])
         self.result.archived = self.archive
         for side in SIDES:
             self._side(side)
+        for key in self.verdicts:  # also what is made only now: it may be all that is left
+            both = [self.locals[s].get(key) for s in SIDES]
+            self.result.ids[self.archive[key]] = (both[0], both[1])
         self._updates()
         self._directory_times()
         for key, verdict in self.verdicts.items():

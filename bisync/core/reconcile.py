@@ -19,7 +19,7 @@ from bisync.core.diff import (
 )
 from bisync.core.merge import merge_attributes, merge_places
 from bisync.core.node import ROOT, SIDES, Attributes, Content, Node, Place, Side
-from bisync.core.resolve import Policy, Rules, conflict_name, rank, winner
+from bisync.core.resolve import OneWay, Policy, Rules, conflict_name, rank, winner
 
 Taken = Callable[[Side, Place], bool]
 """Whether a side holds anything at a place (in keys); used to find free conflict names."""
@@ -57,6 +57,7 @@ class Outcome:
     verdicts: dict[int, Verdict]
     conflicts: list[Conflict]
     notes: list[tuple[int, bytes, str]]  # key, path, what a person should hear
+    strays: list[tuple[bytes, str]]  # path and why: beta's own edits that stay
 
 
 class _Merge:
@@ -68,6 +69,7 @@ class _Merge:
         self.verdicts: dict[int, Verdict] = {}
         self.conflicts: list[Conflict] = []
         self.notes: list[tuple[int, bytes, str]] = []
+        self.strays: list[tuple[bytes, str]] = []
         self.place_order = self._order_of_places()
 
     def _order_of_places(self) -> Callable[[Place], tuple[bytes, bytes]]:
@@ -99,7 +101,9 @@ class _Merge:
                 self._hold(joined, verdict, self.held[key])
                 continue
             present = [bool(joined.names[side]) for side in SIDES]
-            if all(present) or joined.agreed is None:
+            if self.rules.one_way is not None:
+                self._as_on_alpha(joined, verdict)
+            elif all(present) or joined.agreed is None:
                 self._merge_names(joined, verdict)
             elif any(present):
                 self._present_once(joined, verdict, Side.ALPHA if present[0] else Side.BETA)
@@ -107,6 +111,42 @@ class _Merge:
                 verdict.forget = True
                 verdict.hidden = any(joined.forgotten)
                 verdict.reason = "deleted on both sides"
+
+    def _as_on_alpha(self, joined: Joined, verdict: Verdict) -> None:
+        """Only alpha counts; what a filter hides there is not known, and waits."""
+        edit = self._beta_edit(joined)
+        if joined.forgotten[Side.ALPHA] and joined.names[Side.BETA]:
+            self._hold(joined, verdict, "a filter hides it on alpha")
+        elif edit and self.rules.one_way is OneWay.REPORT:
+            self._hold(joined, verdict, edit)
+            self.strays.append((self.path(joined), f"{edit}; it stays"))
+        elif joined.names[Side.ALPHA]:
+            verdict.alive = True
+            verdict.names = joined.claims(Side.ALPHA) or joined.names[Side.ALPHA]
+            verdict.reason = edit
+        elif joined.names[Side.BETA]:
+            verdict.names = joined.names[Side.BETA]
+            verdict.conflict = bool(edit)
+            verdict.reason = edit if joined.agreed is None else "deleted on alpha"
+        else:
+            verdict.forget = True
+            verdict.hidden = any(joined.forgotten)
+            verdict.reason = "deleted on both sides"
+
+    def _beta_edit(self, joined: Joined) -> str:
+        """What beta's users did to a node that alpha does not have like that; empty: nothing."""
+        here, there = joined.names[Side.ALPHA], joined.names[Side.BETA]
+        if joined.agreed is None:
+            return "" if here else "made on beta"
+        if not there:
+            return "deleted on beta" if here and not self.rules.amnesia[Side.BETA] else ""
+        if not joined.is_dir and not unchanged(joined, Side.BETA):
+            a, b = joined.seen
+            equal = a is not None and b is not None and same_content(a.content, b.content)
+            return "" if equal else "edited on beta"
+        if joined.claims(Side.BETA) not in (joined.base, here):
+            return "renamed on beta"
+        return ""
 
     def _hold(self, joined: Joined, verdict: Verdict, reason: str) -> None:
         verdict.held = reason
@@ -427,13 +467,18 @@ class _Merge:
         else:
             same = [unchanged(joined, side) for side in SIDES]
             found_out = joined.agreed is not None and joined.agreed.presumed
-            if found_out and a.content.known and b.content.known and all(same):
+            known = a.content.known and b.content.known
+            if self.rules.one_way is None and found_out and known and all(same):
                 leader = self._conflict(joined, verdict)  # taken for equal, and they never were
                 if leader is None:
                     return
             elif same[0] and same[1]:
                 verdict.content = a.content if a.content.known else b.content
                 verdict.presumed = joined.agreed is not None and joined.agreed.presumed
+            elif self.rules.one_way is not None:
+                leader = Side.ALPHA
+                verdict.conflict = not same[1]
+                verdict.reason = verdict.reason or "edited on alpha"
             elif same[0] or same[1]:
                 leader = Side.BETA if same[0] else Side.ALPHA
                 verdict.reason = f"edited on {leader.label}"
@@ -524,7 +569,8 @@ class _Merge:
     def _attributes(self, joined: Joined, verdict: Verdict, leader: Side | None) -> None:
         a, b = joined.node(Side.ALPHA), joined.node(Side.BETA)
         columns = self._columns(joined)
-        merged = merge_attributes(columns, (a, b), leader)
+        master = None if self.rules.one_way is None else Side.ALPHA
+        merged = merge_attributes(columns, (a, b), leader, master)
         verdict.attributes = [merged.alpha, merged.beta]
         if merged.disputes and joined.key != ROOT:
             self.conflicts.append(
@@ -554,4 +600,4 @@ def reconcile(joined: Join, rules: Rules, *, held: dict[int, str], taken: Taken)
     merge.hold_below()
     merge.settle_tree()
     merge.contents()
-    return Outcome(merge.verdicts, merge.conflicts, merge.notes)
+    return Outcome(merge.verdicts, merge.conflicts, merge.notes, merge.strays)

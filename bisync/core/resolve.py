@@ -20,6 +20,13 @@ class Policy(Enum):
     MANUAL = "manual"
 
 
+class OneWay(Enum):
+    """What becomes of edits on beta where only alpha counts."""
+
+    UNDO = "undo"  # they go to the rollback store
+    REPORT = "report"  # they stay, and are told as problems
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """How a session settles what the values alone do not.
@@ -28,7 +35,8 @@ class Rules:
     ``presume``: files new on both sides with equal size and mtime are taken for equal.
     ``amnesia``: a side lost its memory of objects (moved or restored root), so what it
     lacks was not deleted there. ``decisions``: path -> side a person chose for a conflict
-    that waited, or ``None`` for both versions.
+    that waited, or ``None`` for both versions. ``one_way``: beta becomes what alpha is; nothing
+    is disputed, and no deletion on alpha meets an edit that beats it.
     """
 
     policy: Policy = Policy.NEWEST
@@ -36,6 +44,7 @@ class Rules:
     presume: bool = True
     amnesia: tuple[bool, bool] = (False, False)
     decisions: Mapping[bytes, Side | None] = field(default_factory=dict)
+    one_way: OneWay | None = None
 
 
 def rank(node: Node) -> tuple[int, bytes]:

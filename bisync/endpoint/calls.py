@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from bisync.core.method import Apply
 from bisync.core.node import Place
 from bisync.core.plan import Placed, Placements
+from bisync.endpoint.glance import Around, Glance
 from bisync.endpoint.interface import Ending, Hello, Read
 from bisync.fs.archive import Chain, Commit, Epoch, PairState
 from bisync.fs.conflicts import Choice, Quarrel, Take
@@ -242,6 +243,7 @@ _OPENING = Record(
 
 
 _SPOT = Record(Spot, path=_FULL_PATH, handle=Bytes(132), above=Bool())
+_SPOTS = Several(_SPOT, MANY, set)
 _COVERAGE = Record(
     Coverage,
     kind=Text(16),
@@ -270,6 +272,14 @@ class Call:
     part: Schema | None = None
 
 
+_AROUND = Record(Around, nodes=NODES, names_of=NAMES_OF, without=IDS, forgotten=IDS)
+_GLANCE = Record(
+    Glance,
+    choices=Several(_CHOICE, MANY, list),
+    scanned=_SCANNED,
+    companions=Several(PLACE, MANY, list),
+    around=_AROUND,
+)
 _STRS = Several(Text(), 65536, list)
 _KEYS = Several(NUMBER, MANY, list)
 _PLACES = Several(PLACE, MANY, list)
@@ -282,11 +292,11 @@ CALLS: dict[str, Call] = {
     "establish": Call(3, Each((Bool(), Bool())), HELLO),
     "is_empty": Call(4, NOTHING, Bool()),
     "looks_familiar": Call(5, NOTHING, Bool()),
-    "directories": Call(6, Each((Several(_SPOT, MANY, set),)), IDS),
+    "look": Call(6, Each((_SPOTS,)), _SCANNED, part=_COUNT),
     "archive": Call(7, Each((HELLO, _COLUMN, Bool())), _PAIR),
     "recover": Call(8, Each(_ON), _RECOVERED),
     "scan": Call(9, Each((Maybe(IDS),)), _SCANNED, part=_COUNT),
-    "read": Call(10, Each((_KEYS,)), _READS),
+    "read": Call(10, Each((_KEYS,)), Each((_READS, NODES))),
     "companions": Call(11, NOTHING, _PLACES),
     "hold": Call(12, Each((NUMBER, Several(Name(), 64, list), Table(Name(), NUMBER, 64))), _READ),
     "hold_declared": Call(13, Each((NUMBER, DECLARED, Table(Path(), NUMBER, MANY), IDS)), _READ),
@@ -302,14 +312,12 @@ CALLS: dict[str, Call] = {
                 Several(TOGETHER, MANY),
             )
         ),
-        NOTHING,
+        NODES,
         part=Several(DONE, MANY, list),
     ),
-    "nodes": Call(17, Each((_KEYS,)), NODES),
-    "names_of": Call(18, Each((_KEYS,)), NAMES_OF),
-    "at": Call(19, Each((_PLACES,)), AT),
+    "around": Call(17, Each((_KEYS,)), _AROUND),
+    "at": Call(19, Each((_PLACES,)), Each((AT, _AROUND))),
     "children": Call(20, Each((_KEYS,)), NOTHING, part=CHILDREN),
-    "forgotten": Call(21, Each((_KEYS,)), IDS),
     "set_directory_times": Call(
         22,
         Each((Several(Each((NUMBER, TIME)), MANY, list),)),
@@ -331,6 +339,7 @@ CALLS: dict[str, Call] = {
     "close": Call(36, NOTHING, NOTHING),
     "rest": Call(37, NOTHING, NOTHING),
     "wake": Call(38, Each((Maybe(_COUNT),)), Bool()),
+    "glance": Call(18, Each((Maybe(_COUNT), _PAIR, _SPOTS)), Maybe(_GLANCE), part=_KEYS),
     "watch": Call(39, Each((Text(16), _COUNT)), _COVERAGE),
     "token": Call(62, Each((_COUNT,)), Bool()),
     "coverage": Call(63, NOTHING, _COVERAGE),

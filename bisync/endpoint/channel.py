@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from bisync.endpoint.faults import error_from, number_of
-from bisync.endpoint.talk import MARKS, PATIENCE, STOP, Service
+from bisync.endpoint.talk import MARKS, MOST_PATIENCE_S, PATIENCE, STOP, Service
 from bisync.errors import (
     BisyncError,
     EndpointError,
@@ -249,7 +249,7 @@ class Channel:
         if letter.word is Word.TELL and letter.about == STOP:
             self.stop_asked = True
         elif letter.word is Word.TELL and letter.about == PATIENCE:
-            self._link.silence = float(Int(1, 86_400).unpack(letter.body))
+            self._link.silence = float(Int(1, MOST_PATIENCE_S).unpack(letter.body))
         elif letter.word is Word.TELL and letter.about == MARKS and self.marked is not None:
             self.marked(letter.body)
         elif letter.word in (Word.ASK, Word.TELL):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from bisync.core.location import Location
 from bisync.endpoint.channel import Channel
-from bisync.endpoint.talk import PATIENCE
+from bisync.endpoint.talk import MOST_PATIENCE_S, PATIENCE
 from bisync.errors import EndpointError, TimedOutError, UsageError
 from bisync.wire.link import SILENCE_S
 
@@ -61,14 +61,15 @@ class Connection:
         assert self._child.stdout is not None
         self._relay = threading.Thread(target=self._say, name="bisync-stderr", daemon=True)
         self._relay.start()
-        silence = float(reach.timeout_s) if reach.timeout_s else SILENCE_S
+        timeout_s = min(reach.timeout_s, MOST_PATIENCE_S - _LATER_S)
+        silence = float(timeout_s or SILENCE_S)
         self.channel = Channel(
             os.dup(self._child.stdout.fileno()),
             os.dup(self._child.stdin.fileno()),
             first=1,
             compress=reach.compress,
             stop=stop,
-            patience=float(reach.timeout_s) if reach.timeout_s else _PATIENCE_S,
+            patience=float(timeout_s or _PATIENCE_S),
             silence=silence,
             pace=_pace(reach.bwlimit),
         )
@@ -76,8 +77,8 @@ class Connection:
         self._child.stdout.close()
         try:
             self.channel.begun()
-            if reach.timeout_s:
-                self.channel.tell(PATIENCE, reach.timeout_s + _LATER_S)
+            if timeout_s:
+                self.channel.tell(PATIENCE, timeout_s + _LATER_S)
         except TimedOutError:
             self.close()
             raise

@@ -169,10 +169,6 @@ class Endpoint(ContentSource, Protocol):
         """Whether the tree is the one the index knows, going by names, sizes and times."""
         ...
 
-    def directories(self, spots: set[Spot]) -> set[NodeId]:
-        """The directories that are meant, or the nearest above them that is known."""
-        ...
-
     def hello(self) -> Hello:
         """Say who this side is."""
         ...
@@ -193,6 +189,10 @@ class Endpoint(ContentSource, Protocol):
         self, nodes: set[NodeId] | None = None, progress: Callable[[int], None] = ...
     ) -> ScanResult:
         """Bring the index up to date: everywhere, or in some directories."""
+        ...
+
+    def look(self, spots: set[Spot], progress: Callable[[int], None] = ...) -> ScanResult:
+        """Bring the directories that are meant up to date, or the nearest known ones above."""
         ...
 
     def read(self, nodes: Iterable[NodeId]) -> list[Read]:

@@ -106,10 +106,6 @@ class LocalEndpoint:
         """Whether the index has no name at all."""
         return self.replica.index.count() == 0
 
-    def directories(self, spots: set[Spot]) -> set[NodeId]:
-        """The directories that are meant, or the nearest above them that is known."""
-        return directories_of(self.replica.index, spots)
-
     def looks_familiar(self) -> bool:
         """Whether the tree is the one the index knows."""
         return self.replica.looks_familiar()
@@ -152,6 +148,7 @@ class LocalEndpoint:
         db.execute("UPDATE pair SET location='' WHERE location=? AND id<>?", (hello.path, pair))
         if not self.dry:
             db.commit()
+        self._read_up_to.pop(pair, None)  # who meets anew reads from the beginning
         return Archive(db, pair, flipped=flipped)
 
     def recover(self, archive: AgreedCopy) -> Recovered:
@@ -166,6 +163,12 @@ class LocalEndpoint:
     ) -> ScanResult:
         """Bring the index up to date."""
         return self.replica.scan(nodes, progress)
+
+    def look(
+        self, spots: set[Spot], progress: Callable[[int], None] = lambda _n: None
+    ) -> ScanResult:
+        """Bring some directories up to date."""
+        return self.scan(directories_of(self.replica.index, spots), progress)
 
     def read(self, nodes: Iterable[NodeId]) -> list[Read]:
         """Learn the digests of files."""

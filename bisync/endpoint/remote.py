@@ -11,9 +11,10 @@ from bisync.core.groups import Together
 from bisync.core.node import Agreed, Attributes, Node, NodeId, Place, Side
 from bisync.core.plan import Exchange, Move, Transition, place_of
 from bisync.core.rows import check_rows
-from bisync.endpoint.calls import CALLS, Done, Opening
-from bisync.endpoint.channel import Channel
+from bisync.endpoint.calls import Done, Opening
 from bisync.endpoint.connect import Connection
+from bisync.endpoint.far import Far, RemoteView, in_messages
+from bisync.endpoint.glance import Glance
 from bisync.endpoint.interface import AgreedCopy, Ending, Hello, Read
 from bisync.endpoint.service import ContentOnly, FarContent
 from bisync.endpoint.watching import listener
@@ -28,83 +29,7 @@ from bisync.watch.interface import Coverage, Sink, Spot
 from bisync.wire.schema import refuse
 
 _NUMBERS = 4096  # taken at a time
-_AT_A_TIME = 5000  # things that are asked about in one message
 _MOST_MARKS = 50_000_000
-
-
-class Far:
-    """Calls across a connection, by name."""
-
-    def __init__(self, channel: Channel) -> None:
-        self.channel = channel
-
-    def __call__(self, name: str, *values: Any, part: Callable[[Any], None] | None = None) -> Any:
-        """Call, and wait for what it gives.
-
-        Raises:
-            BisyncError: what the other end raised, or the connection ended.
-        """
-        call = CALLS[name]
-        take = None
-        if call.part is not None:
-            unpack = call.part.unpack
-
-            def take(plain: Any) -> None:
-                if part is not None:
-                    part(unpack(plain))
-
-        return call.gives.unpack(self.channel.call(call.number, call.takes.pack(values), take))
-
-
-class RemoteView:
-    """Lookups in the index of the other end."""
-
-    def __init__(self, far: Far) -> None:
-        self._far = far
-
-    def nodes(self, ids: Iterable[NodeId]) -> dict[NodeId, Node]:
-        """The nodes that have a name."""
-        return self._ask("nodes", ids)
-
-    def names_of(self, ids: Iterable[NodeId]) -> dict[NodeId, frozenset[Place]]:
-        """All names of each node."""
-        return self._ask("names_of", ids)
-
-    def at(self, places: Iterable[Place]) -> dict[Place, NodeId]:
-        """What is at each place."""
-        return self._ask("at", places)
-
-    def children(self, ids: Iterable[NodeId]) -> dict[NodeId, list[tuple[bytes, NodeId]]]:
-        """What each directory holds."""
-        found: dict[NodeId, list[tuple[bytes, NodeId]]] = {}
-
-        def take(part: dict[NodeId, list[tuple[bytes, NodeId]]]) -> None:
-            for node, entries in part.items():
-                found.setdefault(node, []).extend(entries)
-
-        for some in _some(ids):
-            self._far("children", some, part=take)
-        return found
-
-    def forgotten(self, ids: Iterable[NodeId]) -> set[NodeId]:
-        """Those that a filter now hides."""
-        return {node for some in _some(ids) for node in self._far("forgotten", some)}
-
-    def _ask(self, name: str, values: Iterable[Any]) -> dict[Any, Any]:
-        found: dict[Any, Any] = {}
-        for some in _some(values):
-            answer = self._far(name, some)
-            if not answer.keys() <= set(some):
-                refuse("an answer to what nobody asked")
-            found.update(answer)
-        return found
-
-
-def _some(values: Iterable[Any]) -> Iterator[list[Any]]:
-    """What is asked about, in lists that fit one message."""
-    todo = list(values)
-    for at in range(0, len(todo), _AT_A_TIME):
-        yield todo[at : at + _AT_A_TIME]
 
 
 class RemoteArchive:
@@ -116,6 +41,7 @@ class RemoteArchive:
         self.reasons: dict[int, str] = {}
         self._far = far
         self._column = column
+        self._nothing_halfway = False  # as far as is known
 
     def _ask(self, name: str, *values: Any) -> Any:
         return self._far("agreed." + name, self.pair, *values)
@@ -139,13 +65,13 @@ class RemoteArchive:
     def by_side(self, side: Side, ids: Iterable[NodeId]) -> dict[NodeId, int]:
         """The archive's numbers of a side's nodes."""
         found: dict[NodeId, int] = {}
-        for some in _some(ids):
+        for some in in_messages(ids):
             found.update(self._ask("by_side", int(side), some))
         return found
 
     def _some(self, name: str, values: Iterable[Any]) -> dict[Any, Any]:
         found: dict[Any, Any] = {}
-        for some in _some(values):
+        for some in in_messages(values):
             found.update(self._ask(name, some))
         return found
 
@@ -169,12 +95,16 @@ class RemoteArchive:
 
     def halfway(self) -> dict[NodeId, Place]:
         """Where nodes of that side were left that their user did not put there."""
+        if self._nothing_halfway:
+            return {}
         found: dict[NodeId, Place] = self._ask("halfway")
+        self._nothing_halfway = not found
         return found
 
     def leave_halfway(self, placed: dict[NodeId, Place]) -> None:
         """Remember where nodes were left."""
         if placed:
+            self._nothing_halfway = False
             self._ask("leave_halfway", placed)
 
     def prepare(self, commit: Commit) -> None:
@@ -228,10 +158,12 @@ class RemoteArchive:
 
     def load(self, rows: list[list[Any]]) -> None:
         """Take rows of another archive."""
+        self._nothing_halfway = False
         self._ask("load", json.dumps(rows, separators=(",", ":")).encode())
 
     def adopt(self, chain: Chain) -> None:
         """Stand where another archive stands."""
+        self._nothing_halfway = False
         self._ask("adopt", chain)
 
 
@@ -249,13 +181,24 @@ class RemoteEndpoint:
     def __init__(self, connection: Connection, opening: Opening, name: str) -> None:
         self._connection = connection
         self.channel = channel = connection.channel
-        self._far = Far(channel)
+        self._far = far = Far(channel)
         self._name = name
         self._content = FarContent(channel)
         self._paths: dict[Place, bytes] = {}
         self._node_paths: dict[NodeId, bytes | None] = {}
-        self.view = RemoteView(self._far)
-        self._far("open", opening)
+        self.view = view = RemoteView(far)
+        self._pair: int | None = None
+        self._glance: tuple[set[Spot], Glance] | None = None  # until something else was asked for
+        self._due = array("q")  # nodes to look at that were told, and not yet asked for
+        self._more_due = True  # there may be more of them
+        self._holds = False
+
+        def index_changes() -> None:
+            view.forget()
+            self._glance, self._more_due = None, True
+
+        far.index_changes = index_changes
+        far("open", opening)
 
     # -- who it is -----------------------------------------------------------
 
@@ -278,15 +221,10 @@ class RemoteEndpoint:
         """Whether the tree is the one the index knows."""
         return bool(self._far("looks_familiar"))
 
-    def directories(self, spots: set[Spot]) -> set[NodeId]:
-        """The directories that are meant, or the nearest above them that is known."""
-        found: set[NodeId] = self._far("directories", spots)
-        return found
-
     def archive(self, hello: Hello, *, column: int, flipped: bool) -> AgreedCopy:
         """The side's copy of the ancestor."""
         here = replace(hello, pairs=())  # nobody else's business
-        pair = self._far("archive", here, column, flipped)
+        pair = self._pair = self._far("archive", here, column, flipped)
         return RemoteArchive(self._far, pair, column, flipped=flipped)
 
     def recover(self, archive: AgreedCopy) -> Recovered:
@@ -304,17 +242,40 @@ class RemoteEndpoint:
         found: ScanResult = self._far("scan", nodes, part=progress)
         return found
 
+    def look(
+        self, spots: set[Spot], progress: Callable[[int], None] = lambda _n: None
+    ) -> ScanResult:
+        """Bring some directories up to date."""
+        self._forget_paths()
+        found: ScanResult
+        if self._glance is not None and self._glance[0] == spots:
+            found = self._glance[1].scanned
+            progress(found.entries)
+        else:
+            found = self._far("look", spots, part=progress)
+        return found
+
     def read(self, nodes: Iterable[NodeId]) -> list[Read]:
         """Learn the digests of files."""
-        return [read for some in _some(nodes) for read in self._far("read", some)]
+        found: list[Read] = []
+        known: dict[NodeId, Node] = {}
+        for some in in_messages(nodes):
+            reads, now = self._far("read", some)
+            found += reads
+            known.update(now)
+        self.view.learn_nodes(known)
+        return found
 
     def companions(self) -> list[Place]:
         """The places of all journals of databases."""
+        if self._glance is not None:
+            return self._glance[1].companions
         found: list[Place] = self._far("companions")
         return found
 
     def hold(self, parent: NodeId, names: list[bytes], nodes: dict[bytes, NodeId]) -> Read:
         """Let the files of one database be read at one instant."""
+        self._holds = True
         found: Read = self._far("hold", parent, names, nodes)
         return found
 
@@ -322,12 +283,16 @@ class RemoteEndpoint:
         self, top: NodeId, rule: Declared, nodes: dict[bytes, NodeId], agreed: set[NodeId]
     ) -> Read:
         """Let the files of a declared directory be read at one instant."""
+        self._holds = True
         found: Read = self._far("hold_declared", top, rule, nodes, agreed)
         return found
 
     def release(self) -> list[str]:
         """Let go of what was held."""
+        if not self._holds:
+            return []
         found: list[str] = self._far("release")
+        self._holds = False
         return found
 
     def nodes(self, ids: Iterable[NodeId]) -> dict[NodeId, Node]:
@@ -338,6 +303,7 @@ class RemoteEndpoint:
 
     def expect(self, files: Sequence[Expected]) -> None:
         """These will be asked for whole, in this order."""
+        self._far.index_changes()  # who reads a file learns its digest
         self._content.expect(files)
 
     def supply(
@@ -349,10 +315,12 @@ class RemoteEndpoint:
         refuse_writer: bool,
     ) -> Version:
         """Read one whole version of a node."""
+        self._far.index_changes()
         return self._content.supply(node, sink, restart, refuse_writer=refuse_writer)
 
     def supply_changes(self, node: NodeId, sink: Any, *, refuse_writer: bool = False) -> Version:
         """Tell what an older version of a big file lacks."""
+        self._far.index_changes()
         return self._content.supply_changes(node, sink, refuse_writer=refuse_writer)
 
     def moved(self, nodes: set[NodeId]) -> bool:
@@ -394,11 +362,12 @@ class RemoteEndpoint:
 
         self.channel.service = ContentOnly(lambda: source)
         try:
-            self._far("apply", archive.pair, steps, updates, together, part=take)
+            now = self._far("apply", archive.pair, steps, updates, together, part=take)
         finally:
             self.channel.service = None
         if len(results) != len(steps):
             refuse("too little of how the steps ended")
+        self.view.learn_nodes(now)
         return results
 
     def _remember(self, step: Transition, path: bytes | None, old: bytes | None) -> None:
@@ -448,15 +417,16 @@ class RemoteEndpoint:
 
     def changed(self, archive: AgreedCopy) -> Iterator[NodeId]:
         """Nodes to look at in this run."""
-        found = array("q")
-
-        def take(some: list[NodeId]) -> None:
-            found.extend(some)
-            if len(found) > _MOST_MARKS:
-                refuse("more nodes than any tree has")
-
-        self._far("changed", archive.pair, part=take)
+        if self._more_due:
+            self._far("changed", archive.pair, part=self._is_due)
+            self._more_due = False
+        found, self._due = self._due, array("q")
         return iter(found)
+
+    def _is_due(self, some: list[NodeId]) -> None:
+        self._due.extend(some)
+        if len(self._due) > _MOST_MARKS:
+            refuse("more nodes than any tree has")
 
     def keep_pending(self, archive: AgreedCopy, pending: dict[NodeId, str]) -> None:
         """Add to what the next run must look at."""
@@ -465,6 +435,7 @@ class RemoteEndpoint:
     def finish(self, archive: AgreedCopy, ending: Ending) -> list[str]:
         """Record how a run ended."""
         found: list[str] = self._far("finish", archive.pair, ending)
+        self._glance, self._more_due = None, True  # the next run begins with what is pending
         return found
 
     def deletions_since(self, archive: AgreedCopy, side: int, time_ns: int) -> int:
@@ -473,6 +444,8 @@ class RemoteEndpoint:
 
     def choices(self, archive: AgreedCopy) -> list[Choice]:
         """What a person chose for conflicts of this pair."""
+        if self._glance is not None:
+            return self._glance[1].choices
         found: list[Choice] = self._far("choices", archive.pair)
         return found
 
@@ -482,12 +455,16 @@ class RemoteEndpoint:
 
     def add_conflicts(self, archive: AgreedCopy, rows: list[Quarrel]) -> None:
         """Put conflicts on this side's list."""
+        if not rows:
+            return
+        self._glance = None
         self._far("add_conflicts", archive.pair, rows)
 
     def forget_conflicts(self, ids: Iterable[str]) -> None:
         """Take conflicts off this side's list."""
         todo = list(ids)
         if todo:
+            self._glance = None
             self._far("forget_conflicts", todo)
 
     def probe_displaced(self, *, min_age_ns: int) -> list[bytes]:
@@ -514,14 +491,39 @@ class RemoteEndpoint:
         """Nothing is in hand: whoever waits for the root there may have it."""
         self._far("rest")
 
-    def wake(self, wait_ms: int | None) -> bool:
-        """Go on after a rest; whether the root was given away meanwhile, and is opened anew."""
-        return bool(self._far("wake", wait_ms))
+    def wake(self, wait_ms: int | None, spots: set[Spot] | None = None) -> bool:
+        """Go on after a rest.
+
+        Args:
+            wait_ms: for another engine that works on the root.
+            spots: what the run will :meth:`look` at; it is looked at on this way already, and
+                what will be asked for next comes with the answer.
+
+        Returns:
+            Whether the root was given away meanwhile, and is opened anew.
+        """
+        if spots is None or self._pair is None:
+            anew = bool(self._far("wake", wait_ms))
+        else:
+            glance = self._far("glance", wait_ms, self._pair, spots, part=self._is_due)
+            anew = glance is None
+            if glance is not None:
+                self.view.learn(glance.around)
+                self._glance, self._more_due = (spots, glance), False
+        if anew:
+            self._closed()
+        return anew
+
+    def _closed(self) -> None:
+        """What the other end had said was about a root that it had open then."""
+        self._pair, self._holds, self._more_due = None, False, True
+        self._due = array("q")
 
     def leave(self) -> None:
         """Give the root back, and keep the connection."""
         if not self.channel.broken:
             self._far("close")
+        self._closed()
 
     def close(self) -> None:
         """Give everything back."""

@@ -16,8 +16,8 @@ from typing import Any
 from bisync.core.declared import Declared
 from bisync.core.hot import Allowance
 from bisync.core.ignore import Matcher
+from bisync.core.node import ROOT, Node, Place, Side
 from bisync.core.node import Kind as NodeKind
-from bisync.core.node import Place, Side
 from bisync.core.path import STATE_DIR, STORE_DIR, display, valid_name
 from bisync.core.plan import (
     Exchange,
@@ -32,6 +32,7 @@ from bisync.core.rows import check_rows
 from bisync.endpoint.calls import BY_NUMBER, CALLS, Call, Done, Opening
 from bisync.endpoint.channel import Channel, Stream
 from bisync.endpoint.content import ContentServer, RemoteContent
+from bisync.endpoint.glance import AT_A_TIME, Around, Glance, around
 from bisync.endpoint.interface import Ending, Hello, Read
 from bisync.endpoint.local import LocalEndpoint
 from bisync.endpoint.watching import Teller
@@ -47,7 +48,7 @@ from bisync.fs.root import enclosing_root
 from bisync.fs.walk import ScanRules
 from bisync.linux.limits import workers
 from bisync.watch.choose import Kind, watch
-from bisync.watch.interface import Coverage, Watcher
+from bisync.watch.interface import Coverage, Spot, Watcher
 from bisync.wire.letters import Letter, Piece
 from bisync.wire.schema import Plain, refuse
 
@@ -271,6 +272,21 @@ class RootService:
         self._start(replace(opening, wait_ms=wait_ms, set_aside=False))
         return True
 
+    def _glance(
+        self, wait_ms: int | None, pair: int, spots: set[Spot], send: Callable[[Any], None]
+    ) -> Glance | None:
+        """Go on after a rest, and say all that a run over a few directories begins with."""
+        if self._wake(wait_ms):
+            return None
+        archive = self._archive_of(pair)
+        choices = self.side.choices(archive)
+        scanned = self.side.look(spots)
+        due = list(self.side.changed(archive))
+        for at in range(0, len(due), _SOME):
+            send(due[at : at + _SOME])
+        first = {ROOT, *due[: AT_A_TIME - 1]}
+        return Glance(choices, scanned, self.side.companions(), around(self.side.view, first))
+
     # -- a side --------------------------------------------------------------
 
     def _open(self, opening: Opening) -> Hello:
@@ -354,6 +370,9 @@ class RootService:
     def _scan(self, nodes: set[int] | None, send: Callable[[Any], None]) -> object:
         return self.side.scan(nodes, send)
 
+    def _look(self, spots: set[Spot], send: Callable[[Any], None]) -> object:
+        return self.side.look(spots, send)
+
     def _apply(
         self,
         pair: int,
@@ -361,7 +380,7 @@ class RootService:
         updates: dict[int, str],
         together: tuple[Any, ...],
         send: Callable[[Any], None],
-    ) -> tuple[()]:
+    ) -> dict[int, Node]:
         for text in updates.values():
             _checked([_loaded(text)])
         if not self._policy.changes:
@@ -377,7 +396,7 @@ class RootService:
         done = (self._done(i, result) for i, result in enumerate(results))
         while some := list(itertools.islice(done, _RESULTS)):
             send(some)
-        return ()
+        return self.side.view.nodes({step.node for step in steps})
 
     def _refuse_old_numbers(self, steps: list[Transition]) -> None:
         """A new node has a number that was given out for it, and that nothing has."""
@@ -436,23 +455,25 @@ class RootService:
         old = step.old if isinstance(step, Move | Exchange) else None
         return self.side.place_path(place), None if old is None else self.side.place_path(old)
 
-    def _nodes(self, ids: list[int]) -> object:
-        return self.side.view.nodes(ids)
+    def _around(self, ids: list[int]) -> Around:
+        if len(ids) > AT_A_TIME:
+            refuse("more at a time than is answered")
+        return around(self.side.view, ids)
 
-    def _names_of(self, ids: list[int]) -> object:
-        return self.side.view.names_of(ids)
+    def _read(self, ids: list[int]) -> object:
+        return self.side.read(ids), self.side.view.nodes(ids)
 
     def _at(self, places: list[Place]) -> object:
-        return self.side.view.at(places)
+        if len(places) > AT_A_TIME:
+            refuse("more at a time than is answered")
+        found = self.side.view.at(places)
+        return found, around(self.side.view, found.values())
 
     def _children(self, ids: list[int], send: Callable[[Any], None]) -> tuple[()]:
         for node, entries in self.side.view.children(ids).items():
             for at in range(0, max(len(entries), 1), _SOME):
                 send({node: entries[at : at + _SOME]})
         return ()
-
-    def _forgotten(self, ids: list[int]) -> object:
-        return self.side.view.forgotten(ids)
 
     def _numbers(self, count: int) -> int:
         return self.side.view.reserve(count)

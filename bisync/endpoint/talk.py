@@ -12,6 +12,7 @@ MARKS = 2
 """What an end that watches tells: see :data:`bisync.endpoint.calls.MARKED`."""
 PATIENCE = 1
 """What to tell the other end of the seconds after which a silent end is gone."""
+MOST_PATIENCE_S = 86_400
 
 
 class Service(Protocol):

@@ -120,6 +120,7 @@ class _Recovery:
                 keys.update(intent.row["keys"])
                 if performed:
                     self._note_move(intent.row)
+                    self.index.mark(intent.row["node"])  # it may not come to be agreed on
         self.out.performed -= self.out.failed
         self._empty_stage()
         self._check_unflushed()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bisync.core.node import ROOT, SIDES, NodeId, Side
-from bisync.core.plan import Placements, Update
+from bisync.core.plan import Placements, Update, homeless
 from bisync.core.rows import update_to_list
 from bisync.endpoint.interface import AgreedCopy, Endpoint, Hello
 from bisync.errors import HaltError
@@ -173,22 +173,18 @@ class Ledger:
     ) -> None:
         """Let what both logs prove to be applied count as agreed."""
         failed = recovered[0].failed | recovered[1].failed
-        rows = []
-        known = {key for r in recovered for key in r.updates}
         parents = self.lead.nodes(
             {p for r in recovered for u, _ in r.updates.values() for p, _ in u.names}
         )
-        done: set[int] = set()
+        found: dict[int, tuple[Update, tuple[int, int]]] = {}
         for side, r in zip(SIDES, recovered, strict=True):
-            believed = self._believed(side, r, sides)
-            for key, (update, versions) in r.updates.items():
-                if key in failed or key in done or key not in r.performed:
-                    continue
-                if key not in believed:
-                    continue
-                if all(p in parents or p in known - failed or p == 1 for p, _ in update.names):
-                    rows.append(update_to_list(update, versions))
-                    done.add(key)
+            believed = self._believed(side, r, sides) & r.performed
+            for key, update in r.updates.items():
+                if key in believed and key not in failed:
+                    found.setdefault(key, update)
+        lost = homeless({key: update for key, (update, _) in found.items()}, parents)
+        done = found.keys() - lost
+        rows = [update_to_list(*found[key]) for key in found if key in done]
         for side in SIDES:
             self.leave_halfway(side, recovered[side].placed, done)
         self.commit(rows)

@@ -9,7 +9,7 @@ from bisync.core.hot import Allowance
 from bisync.core.ignore import Ignore, Matcher
 from bisync.core.method import BASE_CLONES, Apply
 from bisync.core.path import STORE_DIR, display, valid_name
-from bisync.core.resolve import Policy
+from bisync.core.resolve import OneWay, Policy
 from bisync.core.retention import Retention
 from bisync.core.safety import DeleteLimit
 from bisync.errors import UsageError
@@ -36,6 +36,7 @@ class Config:
     """Everything a person may choose about a session; the defaults are the safe ones."""
 
     conflict: Policy = Policy.NEWEST
+    one_way: OneWay | None = None  # beta becomes what alpha is; None: both count
     ignore: Ignore = field(default_factory=Ignore)
     max_delete: DeleteLimit = field(default_factory=DeleteLimit)
     yes: bool = False  # approve what the deletion guard would withhold, in this run

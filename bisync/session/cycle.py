@@ -41,6 +41,7 @@ from bisync.core.plan import (
     SetAttributes,
     Transition,
     Update,
+    homeless,
     keys_of,
     place_of,
 )
@@ -260,7 +261,8 @@ class Cycle:
         """What decides about some nodes, and about the databases that they are files of."""
         while True:
             views = self.sides[0].view, self.sides[1].view
-            agreed, parts = close(self.ledger.lead, views, marks)
+            one_way = self.rules.one_way is not None
+            agreed, parts = close(self.ledger.lead, views, marks, one_way=one_way)
             missing = self.groups.missing(parts)
             if missing[0] <= marks[0] and missing[1] <= marks[1]:
                 break
@@ -312,6 +314,8 @@ class Cycle:
             self.tell(conflict)
         for _, path, text in plan.notes:
             self.tell(Met("", "note", path, text))
+        for path, text in plan.strays:
+            self._tell_met(Met(Side.BETA.label, "problem", path, text))
         for side in SIDES:
             for node in plan.held_nodes[side]:
                 self.unfinished[side].setdefault(node, "held")
@@ -433,20 +437,25 @@ class Cycle:
     def _rows(self, updates: list[Update]) -> list[list[Any]]:
         """Rows for the archive, with what each side really holds now."""
         found = [self.sides[s].nodes([u.ids[s] for u in updates if u.ids[s]]) for s in SIDES]
-        parents = {p for u in updates for p, _ in u.names}
-        known = self.ledger.lead.nodes(parents).keys() | {ROOT}
-        new = {u.key for u in updates}
-        rows = []
+        rows: dict[int, list[Any]] = {}
+        held: dict[int, Update] = {}
         for update in updates:
             if not update.names and update.key != ROOT:
-                rows.append(self.ledger.row(update, (-1, -1)))
+                rows[update.key] = self.ledger.row(update, (-1, -1))
                 continue
-            nodes = [found[s].get(update.ids[s]) for s in SIDES]
-            a, b = nodes
-            if a is None or b is None or not all(p in known or p in new for p, _ in update.names):
-                continue
-            rows.append(self.ledger.row(self._really(update, a, b), (a.version, b.version)))
-        return rows
+            a, b = (found[s].get(update.ids[s] or 0) for s in SIDES)
+            if a is not None and b is not None:
+                held[update.key] = update
+                versions = (a.version, b.version)
+                rows[update.key] = self.ledger.row(self._really(update, a, b), versions)
+        parents = {p for u in held.values() for p, _ in u.names}
+        for key in homeless(held, self.ledger.lead.nodes(parents).keys()):
+            del rows[key]
+        for update in updates:
+            if update.key not in rows and all(update.ids):
+                for s in SIDES:
+                    self.stale[s][update.ids[s]] = "what it was done to or in moved on"
+        return list(rows.values())
 
     def _really(self, update: Update, a: Node, b: Node) -> Update:
         content = update.content

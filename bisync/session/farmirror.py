@@ -67,6 +67,7 @@ class _Asked:
     apply: Apply
     fsync: bool
     numeric_ids: bool
+    wait_ms: int | None  # for another engine that works there; None: while it lives
 
 
 _ASKED = Record(
@@ -86,6 +87,7 @@ _ASKED = Record(
     apply=Member(Apply),
     fsync=Bool(),
     numeric_ids=Bool(),
+    wait_ms=Maybe(_COUNT),
 )
 _WORD = Text(64)
 _EVENT = OneOf(
@@ -175,6 +177,7 @@ def push(
         apply=c.apply,
         fsync=c.fsync,
         numeric_ids=c.numeric_ids,
+        wait_ms=None if c.wait_s is None else round(c.wait_s * 1000),
     )
     service = TreeService(walk, config.wish)
     channel.service = service
@@ -248,6 +251,7 @@ class MirrorService:
             apply=asked.apply,
             fsync=asked.fsync,
             numeric_ids=asked.numeric_ids,
+            wait_s=None if asked.wait_ms is None else asked.wait_ms / 1000,
             workers=workers(),
             stop=self._stop,
         )

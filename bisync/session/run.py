@@ -229,8 +229,9 @@ class Run:
                 counted[side] += count
                 self.tell(Progress("scan", sum(counted)))
 
-            nodes = None if only is None else self.sides[side].directories(only[side])
-            return self.sides[side].scan(nodes, progress)
+            if only is None:
+                return self.sides[side].scan(None, progress)
+            return self.sides[side].look(only[side], progress)
 
         if self.config.workers > 1:
             with ThreadPoolExecutor(2) as pool:
@@ -255,6 +256,7 @@ class Run:
             presume=first and not self.config.checksum,
             amnesia=(relation.new_incarnation[0], relation.new_incarnation[1]),
             decisions=chosen,
+            one_way=self.config.one_way,
         )
 
     def _removals(
@@ -321,7 +323,8 @@ class Run:
         entries = ledger.lead.state().entries
         busy = [[], []] if not self.report.busy else [self.report.busy_paths(s) for s in SIDES]
         for side in SIDES:
-            self.sides[side].keep_pending(ledger.archives[side], cycle.unfinished[side])
+            if cycle.unfinished[side]:
+                self.sides[side].keep_pending(ledger.archives[side], cycle.unfinished[side])
         for side in SIDES:
             ending = Ending(
                 now,

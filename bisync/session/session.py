@@ -176,7 +176,7 @@ class Session:
         if dry:
             self.close()  # a dry run looks with eyes of its own
         try:
-            run = Run(self._open(dry=dry), self.config, report, self.listener, dry=dry)
+            run = Run(self._open(only, dry=dry), self.config, report, self.listener, dry=dry)
             pairing = self._pairing
             if pairing is None:
                 run, pairing = self._meet(run, report, dry=dry)
@@ -206,12 +206,14 @@ class Session:
                 if tries == _MEETINGS:
                     raise
             self.config.stop()
-            run = Run(self._open(dry=dry), self.config, report, self.listener, dry=dry)
+            run = Run(self._open(None, dry=dry), self.config, report, self.listener, dry=dry)
 
     # -- opening, and turns ----------------------------------------------------
 
-    def _open(self, *, dry: bool) -> tuple[Endpoint, Endpoint]:
-        """Both sides, each at its turn.
+    def _open(
+        self, only: tuple[set[Spot], set[Spot]] | None, *, dry: bool
+    ) -> tuple[Endpoint, Endpoint]:
+        """Both sides, each at its turn; ``only`` is what the run will look at.
 
         Who holds one root waits only a little for the other: two sessions that hold what the other
         wants would wait for ever.
@@ -229,8 +231,8 @@ class Session:
             little = _LITTLE_S * (1 + random.random())  # noqa: S311 -- so that two do not meet again
             waits = (left, little if left is None else min(little, left))
             try:
-                first = self._side(0, matcher, waits[0], dry=dry)
-                return first, self._side(1, matcher, waits[1], dry=dry)
+                first = self._side(0, matcher, waits[0], only, dry=dry)
+                return first, self._side(1, matcher, waits[1], only, dry=dry)
             except HeldTooLongError as error:
                 self._leave()
                 silent_since = _silent(error, silent_since)
@@ -239,11 +241,20 @@ class Session:
                 self.config.stop()
                 time.sleep(little / 10)
 
-    def _side(self, number: int, matcher: Matcher, wait_s: float | None, *, dry: bool) -> Endpoint:
+    def _side(
+        self,
+        number: int,
+        matcher: Matcher,
+        wait_s: float | None,
+        only: tuple[set[Spot], set[Spot]] | None,
+        *,
+        dry: bool,
+    ) -> Endpoint:
         """One side, open; it may have been open."""
         where, side = self.locations[number], self._open_sides[number]
         wait_ms = None if wait_s is None else round(wait_s * 1000)
-        if isinstance(side, RemoteEndpoint) and side.wake(wait_ms):
+        spots = None if only is None or self._pairing is None else only[number]
+        if isinstance(side, RemoteEndpoint) and side.wake(wait_ms, spots):
             self._pairing = None
         if side is not None:
             return side

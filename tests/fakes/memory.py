@@ -382,7 +382,8 @@ class MemoryPair:
     def plan(self, marks=None, *, removals=True) -> tuple[Plan, Outcome]:
         if marks is None:
             marks = tuple(set(s.node) for s in self.sides)
-        agreed, parts = close(self.archive, self.sides, marks)
+        one_way = self.rules.one_way is not None
+        agreed, parts = close(self.archive, self.sides, marks, one_way=one_way)
         for part, replica in zip(parts, self.sides, strict=True):
             part.halfway = dict(replica.halfway)
         joined = join(agreed, parts)

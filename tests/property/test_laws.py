@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bisync.core.node import ROOT, SIDES, Content, Kind
 from bisync.core.plan import Exchange, Link, Make, Move, Remove, Replace, Unlink
-from bisync.core.resolve import Policy, Rules
+from bisync.core.resolve import OneWay, Policy, Rules
 from tests.fakes.memory import MemoryPair, MemoryReplica, file_content
 
 KINDS = ("make", "edit", "save", "backup", "rename", "move", "swap", "mkdir", "rm", "rmdir",
@@ -248,6 +248,58 @@ def test_a_stop_is_nobodys_wish(ops, at, crash):
     assert not pair.conflicts
     assert pair.sides[0].tree(times=False) == wanted
     assert_converged(pair)
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@given(start=OPS, alpha=OPS, beta=OPS, stop=st.none() | st.integers(0, 12), guarded=st.booleans())
+def test_one_way(start, alpha, beta, stop, guarded):
+    """Beta becomes what alpha is, whatever was done there; alpha is left alone, nothing is lost."""
+    tokens = token_source()
+    pair = agree_on(start, tokens, Rules(replicas=("A", "B"), one_way=OneWay.UNDO))
+    for _ in range(2):
+        perturb(pair.sides[0], alpha, tokens)
+        perturb(pair.sides[1], beta, tokens)
+        wanted, before = pair.sides[0].tree(), live_and_kept(pair)
+        assert_closure_is_enough(pair)
+        if stop is not None:
+            pair.cycle(stop_after=stop)
+            assert before <= live_and_kept(pair), "a stop lost content"
+            assert pair.sides[0].tree() == wanted
+        if guarded:
+            pair.guarded_cycle()
+        else:
+            pair.cycle()
+        assert not pair.conflicts
+        assert before <= live_and_kept(pair), "content was lost"
+        assert pair.sides[0].tree() == wanted
+        assert_converged(pair)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(start=OPS, alpha=OPS, beta=OPS)
+def test_one_way_that_leaves_edits(start, alpha, beta):
+    """Beta's edits stay, and are told in each run; without any, it becomes what alpha is."""
+    tokens = token_source()
+    pair = agree_on(start, tokens, Rules(replicas=("A", "B"), one_way=OneWay.REPORT))
+    one, two = pair.sides
+    perturb(two, beta, tokens)
+    mine = [live(two), sorted(two.at_place)]
+    told = pair.plan()[1].strays
+    pair.cycle()
+    assert [live(two), sorted(two.at_place)] == mine
+    assert not two.kept
+    assert len(pair.plan()[1].strays) == len(told)
+    perturb(one, alpha, tokens)
+    wanted = one.tree()
+    pair.cycle()
+    assert one.tree() == wanted
+    assert mine[0] <= live(two) | set(two.kept)
+    if not told:
+        assert two.tree() == wanted
+
+
+def live(replica: MemoryReplica) -> set:
+    return {replica.node[n].content for n in replica.at_place.values()}
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))

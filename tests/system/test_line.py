@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from bisync.wire.frames import VERSIONS
 from tests.trees import (
     ELSEWHERE,
     assert_equal,
@@ -355,7 +356,11 @@ def test_small_files_change_while_they_are_sent(here: Pair):
 
 @pytest.mark.parametrize(
     ("lowest", "highest", "says"),
-    [(2, 3, "the bisync here is too old"), (0, 0, "the bisync there is too old"), (3, 2, "order")],
+    [
+        (VERSIONS[1] + 1, 9, "the bisync here is too old"),
+        (0, VERSIONS[0] - 1, "the bisync there is too old"),
+        (3, 2, "order"),
+    ],
 )
 def test_other_versions(here: Pair, lowest: int, highest: int, says: str):
     """Another bisync with no version in common: refused, and said which one is too old."""

@@ -4,16 +4,21 @@ A *moment* is a call of the engine: the users' part runs just before or just aft
 exchange or attribute change, in the same process, so that every run is the same.
 """
 
+import contextlib
 import os
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
 import bisync
+from bisync import Session
+from bisync.core.node import Node, NodeId
+from bisync.endpoint.local import LocalEndpoint
 from bisync.fs import perform
 from tests.trees import (
     NOON,
@@ -705,3 +710,53 @@ def test_store_on_another_quota_project(file_system: Callable[[str], Path], tmp_
     assert look(a) == look(b) == {"e": b"three"}
     assert sorted(kept(b)) == [(b"d/x", b"one"), (b"e", b"two")]
     shutil.rmtree(base)
+
+
+def test_a_directory_that_moves_on_before_it_is_agreed(here: Pair, monkeypatch: pytest.MonkeyPatch):
+    """What is in it is not agreed on either: a name in nothing would never be looked at again."""
+    a, b = here
+    put(a / "d/sub/f", b"1")
+    put(a / "g", b"2")
+    real, hides = LocalEndpoint.nodes, [True, True]
+
+    def nodes(self: LocalEndpoint, ids: Iterable[NodeId]) -> dict[NodeId, Node]:
+        found = real(self, ids)
+        callers = {sys._getframe(n).f_code.co_name for n in (1, 2, 3)}
+        if "_rows" in callers and hides:
+            hides.pop()
+            top = next(n for n in found if self.path(n) == b"d")
+            del found[top]
+        return found
+
+    monkeypatch.setattr(LocalEndpoint, "nodes", nodes)
+    Session(a, b).run()
+    assert not hides
+    for root in (a, b):
+        with contextlib.closing(sqlite3.connect(root / ".bisync/state.db")) as db:
+            lost = db.execute(
+                "SELECT * FROM agreed_name WHERE parent<>1 AND NOT EXISTS"
+                " (SELECT 1 FROM agreed WHERE agreed.key=agreed_name.parent)"
+            )
+            assert lost.fetchall() == []
+            assert db.execute("SELECT count(*) FROM agreed").fetchone() == (5,)  # all, in the end
+    (a / "d/sub/f").write_bytes(b"changed")
+    assert sync(a, b).summary["updated"] == 1
+    assert_equal(a, b)
+
+
+def test_a_new_file_whose_second_name_cannot_be_made(here: Pair, moment: Moment):
+    """What was made of a file is not forgotten when the file itself is gone by then."""
+    a, b = here
+    put(a / "x", b"1")
+    os.link(a / "x", a / "y")
+
+    def act() -> None:
+        for name in ("x", "y"):
+            (a / name).unlink()
+            if not (b / name).exists():
+                put(b / name, b"somebody else's")
+
+    moment.sync(here, "rename_noreplace", act, after=True)
+    _settle(here)
+    assert len(look(a)) == 2
+    assert b"somebody else's" in look(a).values()

@@ -143,8 +143,14 @@ def test_waiting_ends_with_timeout(here: Pair):
         Session(a, b, Config(wait_s=0)).run()
     mirrored = run("mirror", "-a", "--timeout", "1", "--json", f"{a}/", b, check=30)
     assert f"process {child.pid}" in mirrored.said
+    far, source = f"elsewhere:{b}", roots(a.parent, "C")[0]
+    words = ("mirror", "-a", "-e", ELSEWHERE, "--rsync-path", AGENT, "--timeout", "3")
+    mirrored = run(*words, f"{source}/", far, check=30)
+    assert f"process {child.pid}" in mirrored.said
     let_go(child)
     sync(a, b, "--timeout", "1")
+    endless = ("--timeout", "9999999999")
+    sync(a, Path(far), "-e", ELSEWHERE, "--agent-command", AGENT, *endless)
 
 
 def test_a_holder_that_was_killed_holds_nothing(here: Pair):

@@ -14,7 +14,7 @@ from bisync.core.hot import Allowance
 from bisync.core.ignore import Ignore, filter_lines
 from bisync.core.method import Apply
 from bisync.core.path import STORE_DIR
-from bisync.core.resolve import Policy
+from bisync.core.resolve import OneWay, Policy
 from bisync.core.safety import DeleteLimit
 from bisync.errors import UsageError
 from bisync.linux.limits import workers
@@ -59,7 +59,8 @@ def _allowance(text: str) -> Allowance | None:
 def config_of(options: argparse.Namespace, stop: Callable[[], None]) -> Config:
     """How two roots are kept equal, as the options say."""
     return Config(
-        conflict=Policy(options.conflict),
+        conflict=Policy(options.conflict or "newest"),
+        one_way=_one_way(options),
         ignore=Ignore(_patterns(options.filters or [])),
         max_delete=_limit(options.max_delete),
         yes=options.yes,
@@ -80,6 +81,16 @@ def config_of(options: argparse.Namespace, stop: Callable[[], None]) -> Config:
         stop=stop,
         store=os.fsencode(options.rollback_dir) if options.rollback_dir else STORE_DIR,
     )
+
+
+def _one_way(options: argparse.Namespace) -> OneWay | None:
+    if not options.one_way:
+        if options.leave_edits:
+            raise UsageError("--leave-edits says something about --one-way only")
+        return None
+    if options.conflict:
+        raise UsageError(f"--conflict {options.conflict}: with --one-way only ALPHA counts")
+    return OneWay.REPORT if options.leave_edits else OneWay.UNDO
 
 
 def _groups(options: argparse.Namespace) -> tuple[Declared, ...]:
