@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bisync.core.hot import Allowance
     from bisync.core.ignore import Ignore
     from bisync.core.method import Apply
-    from bisync.core.resolve import Policy
+    from bisync.core.resolve import OneWay, Policy
     from bisync.core.retention import Retention
     from bisync.core.safety import DeleteLimit
     from bisync.core.wish import Wish
@@ -63,6 +63,7 @@ _LAZY = {
     "MirrorReport": "bisync.session.mirrorconfig",
     "Moment": "bisync.session.history",
     "PairFacts": "bisync.fs.facts",
+    "OneWay": "bisync.core.resolve",
     "Policy": "bisync.core.resolve",
     "Progress": "bisync.session.report",
     "Quarrel": "bisync.fs.conflicts",
@@ -120,6 +121,7 @@ __all__ = [
     "MirrorConfig",
     "MirrorReport",
     "Moment",
+    "OneWay",
     "PairFacts",
     "PathError",
     "Policy",
