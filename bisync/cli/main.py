@@ -116,16 +116,7 @@ def _session_options(p: argparse.ArgumentParser) -> None:
         choices=["newest", "oldest", "alpha", "beta", "keep-both", "manual"],
         help="which version wins; the other always goes to the rollback store (newest)",
     )
-    p.add_argument(
-        "--one-way",
-        action="store_true",
-        help="only ALPHA counts: what was done on BETA is undone, and kept in the rollback store",
-    )
-    p.add_argument(
-        "--leave-edits",
-        action="store_true",
-        help="with --one-way: what was done on BETA stays, and is a problem",
-    )
+    _one_way_options(p)
     for name in ("--exclude", "--include", "--exclude-from"):
         p.add_argument(
             name,
@@ -182,6 +173,19 @@ def _session_options(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--progress", action="store_true", help="show progress")
     p.add_argument("--stats", action="store_true", help="all counters in the closing summary")
+
+
+def _one_way_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--one-way",
+        action="store_true",
+        help="only ALPHA counts: what was done on BETA is undone, and kept in the rollback store",
+    )
+    p.add_argument(
+        "--leave-edits",
+        action="store_true",
+        help="with --one-way: what was done on BETA stays, and is a problem",
+    )
 
 
 def _live_options(p: argparse.ArgumentParser) -> None:

@@ -11,7 +11,6 @@ where handles may not be opened, when listing again found nothing new.
 
 import errno
 import os
-import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -22,9 +21,9 @@ from bisync.core.path import STATE_DIR, TEMP_PREFIX, display
 from bisync.errors import HaltError, StaleError
 from bisync.fs.index import NO_STAMP, Index, stamp_of
 from bisync.fs.meta import attributes_of, kind_of, read_xattrs
+from bisync.fs.proof import is_gone
 from bisync.fs.root import OPEN_DIR, Directories, Root, is_a_root
 from bisync.linux.encryption import can_encrypt, is_encrypted, is_locked
-from bisync.linux.handle import open_by_handle
 
 _RACY_NS = 50_000_000  # a change in the same clock tick as the look leaves no trace
 _RACY_COARSE_NS = 2_000_000_000  # where times are kept in whole seconds
@@ -69,7 +68,7 @@ class _Listing:
     node: NodeId
     prefix: bytes  # of its entries' paths
     known: dict[bytes, tuple[NodeId, bytes]]  # names not met yet, with node and stamp
-    subdirs: list[tuple[bytes, NodeId, bytes]] = field(default_factory=list)
+    subdirs: list[tuple[Place, NodeId, bytes]] = field(default_factory=list)
     foreign: bool = False
     count: int = 0
 
@@ -119,31 +118,59 @@ class Scanner:
         self._now = self._clock()
         directories = Directories(self.root, self.index)
         try:
-            for node in nodes:
-                path = self.index.path(node)
-                if path is None:
-                    continue
-                if node == ROOT:
-                    self._look_at_root()
-                try:
-                    fd = os.open(b".", OPEN_DIR, dir_fd=directories.open(node))
-                except (StaleError, OSError):
-                    continue  # what took its place is found by listing its parent
-                try:
-                    self._list(fd, node, path, only_new=True)
-                finally:
-                    os.close(fd)
+            moved = [node for node in nodes if not self._list_known(directories, node)]
             self._drop_former_names(directories)
+            for node in moved:
+                if not self._list_known(directories, node):
+                    self._lose_way(directories, node)
         finally:
             directories.close()
         self._prove_vanished()
         return self.result
 
+    def _list_known(self, directories: Directories, node: NodeId) -> bool:
+        """List a directory of the index; ``False``: it is not where the index has it."""
+        path = self.index.path(node)
+        if path is None:
+            return True
+        if node == ROOT:
+            self._look_at_root()
+        try:
+            fd = os.open(b".", OPEN_DIR, dir_fd=directories.open(node))
+        except (StaleError, FileNotFoundError):
+            return False
+        except OSError as error:
+            self._freeze(node, path, f"cannot open directory: {error.strerror}", "problem")
+            return True
+        try:
+            self._list(fd, node, path, only_new=True)
+        finally:
+            os.close(fd)
+        return True
+
+    def _lose_way(self, directories: Directories, node: NodeId) -> None:
+        """It, or one above, is not where it was, nor was it met elsewhere: it has to be found.
+
+        Who leaves that to the listing of its parent finds nothing if it comes back in time.
+        """
+        chain: list[tuple[Place, NodeId]] = []
+        while node != ROOT and (places := self.index.places(node)):
+            chain.append((places[0], node))
+            node = places[0][0]
+        for place, each in reversed(chain):
+            try:
+                os.close(os.open(b".", OPEN_DIR, dir_fd=directories.open(each)))
+            except (StaleError, FileNotFoundError):
+                self._lose(place, each)
+                return
+            except OSError:
+                return  # it is frozen
+
     # -- walking -------------------------------------------------------------
 
     def _walk(self, fd: int, node: NodeId, path: bytes) -> None:
         """Depth first; one descriptor per level is held."""
-        stack: list[tuple[int, list[tuple[bytes, NodeId, bytes]]]] = []
+        stack: list[tuple[int, list[tuple[Place, NodeId, bytes]]]] = []
         own = os.open(b".", OPEN_DIR, dir_fd=fd)
         try:
             stack.append((own, self._list(own, node, path)))
@@ -153,11 +180,11 @@ class Scanner:
                     stack.pop()
                     os.close(parent)
                     continue
-                name, child, child_path = todo.pop()
+                place, child, child_path = todo.pop()
                 try:
-                    below = os.open(name, OPEN_DIR, dir_fd=parent)
+                    below = os.open(place[1], OPEN_DIR, dir_fd=parent)
                 except OSError as error:
-                    self._cannot_open(error, child, child_path)
+                    self._cannot_open(error, place, child, child_path)
                     continue
                 stack.append((below, []))
                 stack[-1] = (below, self._list(below, child, child_path))
@@ -165,9 +192,12 @@ class Scanner:
             for open_fd, _ in stack:
                 os.close(open_fd)
 
-    def _cannot_open(self, error: OSError, node: NodeId, path: bytes) -> None:
+    def _cannot_open(self, error: OSError, place: Place, node: NodeId, path: bytes) -> None:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-            return  # moved or replaced since it was listed; found at its new place, or vanished
+            # Moved or replaced since it was listed, and not looked into: whatever comes next, it
+            # must not count as known here.
+            self._lose(place, node)
+            return
         self._freeze(node, path, f"cannot open directory: {error.strerror}", "problem")
 
     def _freeze(self, node: NodeId, path: bytes, reason: str, kind: str = "boundary") -> None:
@@ -178,7 +208,7 @@ class Scanner:
 
     def _list(
         self, fd: int, node: NodeId, path: bytes, *, only_new: bool = False
-    ) -> list[tuple[bytes, NodeId, bytes]]:
+    ) -> list[tuple[Place, NodeId, bytes]]:
         """List one directory; return its sub-directories (those new to the index if asked)."""
         self._stop()
         if self._is_closed(fd, node, path):
@@ -200,11 +230,11 @@ class Scanner:
         self._set_foreign(node, foreign=listing.foreign)
         if not only_new:
             return listing.subdirs
-        for name, child, child_path in listing.subdirs:
+        for place, child, child_path in listing.subdirs:
             try:
-                below = os.open(name, OPEN_DIR, dir_fd=fd)
+                below = os.open(place[1], OPEN_DIR, dir_fd=fd)
             except OSError as error:
-                self._cannot_open(error, child, child_path)
+                self._cannot_open(error, place, child, child_path)
                 continue
             try:
                 self._walk(below, child, child_path)
@@ -273,7 +303,7 @@ class Scanner:
                     self._lose((at.node, name), row[0])  # a skipped kind took its name
                 return
         if is_dir and not (only_new and row is not None and row[0] == child):
-            at.subdirs.append((name, child, path))
+            at.subdirs.append(((at.node, name), child, path))
 
     def _is_ours(self, name: bytes, at: _Listing) -> bool:
         """Whether a name is the engine's; a user's file in its form is said."""
@@ -538,7 +568,7 @@ class Scanner:
             known = self.index.identity(node)
             if known is None or self.index.places(node):
                 continue  # it has another name: moved, or a hard link
-            gone = self._is_gone(known[0])
+            gone = is_gone(self.root, known[0], self._is_left_alone)
             if gone:
                 todo += self._gone(node)
             else:
@@ -557,32 +587,6 @@ class Scanner:
         self.index.drop_node(node)
         return below
 
-    def _is_gone(self, handle: bytes) -> bool | None:
-        """Whether an object was deleted or moved out of what is synchronised.
-
-        ``None``: nobody can tell, because handles may not be opened here, or the kernel does
-        not know the object's name just now and gives the path of something else.
-        """
-        try:
-            fd = open_by_handle(self.root.fd, handle)
-        except OSError:
-            return None
-        if fd is None:
-            return True
-        try:
-            info = os.fstat(fd)
-            if info.st_nlink == 0:
-                return True
-            where = os.readlink(b"/proc/self/fd/%d" % fd)
-            root = os.readlink(b"/proc/self/fd/%d" % self.root.fd).rstrip(b"/") + b"/"
-            if where.endswith(b" (deleted)"):
-                return True if stat.S_ISDIR(info.st_mode) else None
-            if not _leads_to(where, info):
-                return None
-            return not where.startswith(root) or self._is_left_alone(where[len(root) :])
-        finally:
-            os.close(fd)
-
     def _is_left_alone(self, path: bytes) -> bool:
         parts = path.split(b"/")
         for i, name in enumerate(parts):
@@ -592,11 +596,3 @@ class Scanner:
             if self.rules.matcher.ignores(above, is_dir=i < len(parts) - 1):
                 return True
         return False
-
-
-def _leads_to(path: bytes, info: os.stat_result) -> bool:
-    try:
-        there = os.stat(path, follow_symlinks=False)
-    except OSError:
-        return False
-    return (there.st_dev, there.st_ino) == (info.st_dev, info.st_ino)
