@@ -235,7 +235,11 @@ def _control_options(commands: "argparse._SubParsersAction[_Parser]") -> None:
         )
         p.add_argument("--json", action="store_true", help="one JSON object per line")
         if name == "status":
-            p.add_argument("--watch", action="store_true", help="go on showing it")
+            how = p.add_mutually_exclusive_group()
+            how.add_argument("--watch", action="store_true", help="go on showing it")
+            how.add_argument(
+                "--prometheus", action="store_true", help="in the text format of Prometheus"
+            )
         if name in ("wait", "flush"):
             p.add_argument("--timeout", metavar="TIME", help="give up after so long (30)")
         if name == "resume":

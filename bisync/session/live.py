@@ -174,6 +174,7 @@ class Live:
             return {
                 "alpha": self.session.locations[0].text,
                 "beta": self.session.locations[1].text,
+                "direction": "both" if self.session.config.one_way is None else "to beta",
                 "phase": self._phase,
                 "reason": self._reason,
                 "backlog": sum(marks.count() for marks in self._marks),

@@ -127,6 +127,7 @@ def test_in_real_time(here: Pair, kind: str):
         it.wait()
         assert_equal(a, b)
         assert b"edited" in {content for _, content in kept(b)}
+        assert it.status()["direction"] == "to beta"
 
 
 def test_a_database_of_the_replica(here: Pair):

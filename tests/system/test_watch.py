@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -215,6 +216,22 @@ def test_a_database_that_is_written(here: Pair):
     assert copy.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     assert copy.execute("SELECT count(*) FROM t").fetchone() == (200,)
     copy.close()
+
+
+def test_figures_for_prometheus(live: tuple[Path, Path, Watching]):
+    """Each line as the format has it, with what ``status`` says."""
+    a, _, it = live
+    put(a / "f", b"1")
+    it.wait()
+    lines = it.ask("status", "--prometheus").stdout.splitlines()
+    form = re.compile(r'bisync_[a-z_]+\{[a-z]+="(?:[^"\\\n]|\\.)*"(?:,[a-z]+="[^"]*")*\} [0-9.]+')
+    samples = [line for line in lines if not line.startswith("#")]
+    assert all(form.fullmatch(line) for line in samples), samples
+    named = {line.split("{")[0] for line in samples}
+    typed = {line.split()[2] for line in lines if line.startswith("# TYPE ")}
+    assert named == typed
+    made = next(line for line in samples if line.startswith("bisync_created_total"))
+    assert int(made.split()[-1]) == it.status()["totals"]["created"] >= 1
 
 
 def test_pause_and_resume(live: tuple[Path, Path, Watching]):

@@ -2,11 +2,13 @@
 
 import argparse
 import json
+import sys
 import time
 from typing import Any
 
 from bisync.cli.moments import when
 from bisync.cli.output import line
+from bisync.cli.prometheus import exposition
 from bisync.cli.times import seconds
 from bisync.session.control import ask
 
@@ -33,6 +35,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
+    if options.prometheus:
+        sys.stdout.write(exposition(ask({"do": "status", "session": options.session})))
+        return 0
     for row in ask({"do": "status", "session": options.session}):
         line(json.dumps(row) if options.json else "\n".join(_told(row)))
     return 0
@@ -61,9 +66,10 @@ def _told(row: dict[str, Any]) -> list[str]:
     totals = row["totals"]
     age = row["oldest_age_s"]
     done = "never" if row["complete_ns"] is None else when(row["complete_ns"])
+    arrow = "<->" if row["direction"] == "both" else "->"
     text = [
         f"{row['session']} (process {row['pid']})",
-        f"  {row['alpha']} <-> {row['beta']}",
+        f"  {row['alpha']} {arrow} {row['beta']}",
         f"  {row['phase']}" + (f": {row['reason']}" if row["reason"] else ""),
         f"  complete {done}; {row['backlog']} directories marked"
         + ("" if age is None else f", the oldest change {age:.1f} s ago"),

@@ -19,9 +19,13 @@ def test_written_to_a_moment_ago(tmp_path: Path):
         return read_all(fd, size)
 
     with path.open("r+b", buffering=0) as writer:
-        writer.write(b"CONTENT")
-        version = read_version(folder, b"f", scan=scan)
-        assert version.writer
+        for _ in range(100):  # a machine that is busy elsewhere may be late for the first look
+            calls.clear()
+            writer.write(b"CONTENT")
+            version = read_version(folder, b"f", scan=scan)
+            assert version.writer
+            if len(calls) > 1:
+                break
         assert len(calls) > 1
         assert calls[-1] >= 15_000_000
     calls.clear()
