@@ -400,7 +400,9 @@ class Cycle:
                 self.ledger.leave_halfway(side, placed, agreed)
         updates = [u for u in plan.updates if u.key not in failed]
         for time_ in plan.directory_times:
-            self.times.setdefault(time_.key, time_)
+            # The first one counts, before the engine touched anything; for what is there now.
+            first = self.times.get(time_.key, time_)
+            self.times[time_.key] = replace(first, ids=time_.ids)
         self.ledger.commit(self._rows(updates), self._reasons(plan, results))
         self._note_conflicts(plan, [*itertools.chain(*results)])
 

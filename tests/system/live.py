@@ -7,7 +7,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,13 +89,17 @@ class Watching:
 
 @contextlib.contextmanager
 def watching(
-    a: Path | str, b: Path | str, *options: str | Path, runtime: Path | None = None
+    a: Path | str,
+    b: Path | str,
+    *options: str | Path,
+    runtime: Path | None = None,
+    prefix: Sequence[str] = (),
 ) -> Iterator[Watching]:
-    """Keep two roots equal while the block runs, from when they are for the first time."""
+    """Keep two roots equal while the block runs; ``prefix``: words in front of the program."""
     if runtime is None:
         runtime = Path(a).parent / "runtime"
     process = subprocess.Popen(
-        command("watch", "--json", *options, a, b),  # type: ignore[arg-type]
+        [*prefix, *command("watch", "--json", *options, a, b)],  # type: ignore[arg-type]
         env=environment(BISYNC_RUNTIME_DIR=str(runtime)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

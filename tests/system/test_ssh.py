@@ -3,7 +3,6 @@
 import json
 import os
 import pwd
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.system.hosts import hosts, ip
 from tests.system.sshd import Machine, machine, program
 from tests.trees import (
     assert_equal,
@@ -237,28 +237,9 @@ def test_forced_command(far: Machine, here: Pair):
 
 @pytest.fixture
 def two_hosts() -> Iterator[tuple[str, str]]:
-    """Two network namespaces with a wire between them: 192.0.2.1 and .2; their names."""
-    if os.geteuid() != 0 or not shutil.which("ip"):
-        pytest.skip("needs root and iproute2")
-    one, two = (f"bisync-{os.getpid()}-{n}" for n in (1, 2))
-    ip("netns", "add", one, check=False)
-    try:
-        if ip("netns", "add", two, check=False):
-            pytest.skip("no network namespaces here")
-        ip("-n", one, "link", "add", "wire", "type", "veth", "peer", "name", "wire", "netns", two)
-        for number, name in enumerate((one, two), 1):
-            ip("-n", name, "address", "add", f"192.0.2.{number}/24", "dev", "wire")
-            for device in ("lo", "wire"):
-                ip("-n", name, "link", "set", device, "up")
-        yield one, two
-    finally:
-        for name in (one, two):
-            ip("netns", "delete", name, check=False)
-
-
-def ip(*words: str, check: bool = True) -> int:
-    """Run ip(8)."""
-    return subprocess.run(["ip", *words], check=check, capture_output=True).returncode
+    """Two machines with a wire between them."""
+    with hosts() as names:
+        yield names
 
 
 def test_the_wire_is_cut(two_hosts: tuple[str, str], tmp_path: Path, here: Pair):
