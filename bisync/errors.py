@@ -87,6 +87,10 @@ class HeldSilentlyError(HeldTooLongError):
     """And it did not even say who it is."""
 
 
+class DrivenError(RootLockedError):
+    """Another session watches this pair and carries everything."""
+
+
 class NoSpaceError(EndpointError):
     """The side is full or read-only; what was done stands, the rest follows later."""
 

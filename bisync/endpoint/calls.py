@@ -340,6 +340,7 @@ CALLS: dict[str, Call] = {
     "rest": Call(37, NOTHING, NOTHING),
     "wake": Call(38, Each((Maybe(_COUNT),)), Bool()),
     "glance": Call(18, Each((Maybe(_COUNT), _PAIR, _SPOTS)), Maybe(_GLANCE), part=_KEYS),
+    "drive": Call(21, Each((_PAIR, Text(256))), Text(1024)),
     "watch": Call(39, Each((Text(16), _COUNT)), _COVERAGE),
     "token": Call(62, Each((_COUNT,)), Bool()),
     "coverage": Call(63, NOTHING, _COVERAGE),

@@ -14,7 +14,7 @@ _LEAVES_INDEX = frozenset(
     {
         "around", "at", "children", "path", "place_path", "numbers", "companions", "changed",
         "choices", "add_conflicts", "forget_conflicts", "deletions_since", "keep_pending", "moved",
-        "finish", "rest", "token", "coverage",
+        "finish", "rest", "token", "coverage", "drive",
     }
 )  # fmt: skip
 _REMEMBERED = 2 * MOST_AROUND

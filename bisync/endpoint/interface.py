@@ -15,6 +15,7 @@ from bisync.core.plan import Transition
 from bisync.core.retention import Retention
 from bisync.core.wish import Seen
 from bisync.fs.archive import Chain, Commit, PairState
+from bisync.fs.claim import Claim
 from bisync.fs.conflicts import Choice, Quarrel
 from bisync.fs.content import ContentSource
 from bisync.fs.recovery import Recovered
@@ -183,6 +184,10 @@ class Endpoint(ContentSource, Protocol):
 
     def recover(self, archive: AgreedCopy) -> Recovered:
         """Settle what an earlier run left half done."""
+        ...
+
+    def drive(self, archive: AgreedCopy, who: str) -> Claim | str:
+        """Claim the pair for a session that stays; or who has it."""
         ...
 
     def scan(

@@ -9,28 +9,27 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bisync.core.conflict import ConflictKind
 from bisync.core.declared import Declared
 from bisync.core.groups import MAGIC, Together, stem
 from bisync.core.node import ROOT, Attributes, Node, NodeId, Place
 from bisync.core.path import display
 from bisync.core.plan import Transition
-from bisync.core.resolve import conflict_name
 from bisync.core.retention import Retention
 from bisync.core.safety import HOUR_NS
+from bisync.endpoint.decided import Decided
 from bisync.endpoint.interface import AgreedCopy, Ending, Hello, Read
 from bisync.endpoint.spots import directories_of, scope_of
 from bisync.errors import BusyError, EndpointError, HaltError, PathError, StaleError
 from bisync.fs.apply import Applier, Tools
 from bisync.fs.archive import Archive, add_pair
-from bisync.fs.conflicts import Choice, Quarrel, Take
-from bisync.fs.content import Chunk, ContentSource, Expected, Version, read_version
+from bisync.fs.claim import Claim, claim
+from bisync.fs.conflicts import Choice, Quarrel
+from bisync.fs.content import Chunk, ContentSource, Expected, Version
 from bisync.fs.displaced import was_written
 from bisync.fs.index import Index
 from bisync.fs.oplog import OperationLog
 from bisync.fs.recovery import Recovered, recover
 from bisync.fs.replica import Options, Replica
-from bisync.fs.restore import Restorer, parent_of
 from bisync.fs.result import Result
 from bisync.fs.retention import DAY_NS, tend
 from bisync.fs.root import OPEN_DIR
@@ -157,6 +156,10 @@ class LocalEndpoint:
         self._applier(0, self).harden()
         self.replica.database.commit()
         return recovered
+
+    def drive(self, archive: AgreedCopy, who: str) -> Claim | str:
+        """Claim the pair; it is not given back with the root."""
+        return claim(self.replica.folder.fd, archive.pair, who)
 
     def scan(
         self, nodes: set[NodeId] | None = None, progress: Callable[[int], None] = lambda _n: None
@@ -420,68 +423,8 @@ class LocalEndpoint:
         return self.replica.conflicts.choices(archive.pair)
 
     def carry_out(self, archive: AgreedCopy, choice: Choice) -> str:
-        """Bring the chosen version to its name; the next scan carries it over.
-
-        What the conflict was is taken from the own list, whoever asks.
-        """
-        r = self.replica
-        known = [q for q in r.conflicts.rows(archive.pair) if q.id == choice.quarrel.id]
-        if not known:
-            return "it is not on this side's list"
-        q = known[0]
-        restorer = Restorer(r.root, r.index, r.stage, r.store, archive.pair)
-        try:
-            if q.kept_as is not None:
-                self._settle_copy(restorer, q, choice.take)
-            elif q.loser is not None and choice.take is not Take.LIVE:
-                kept = q.kept or r.store.find(q.path, q.digest)
-                if kept is None:
-                    return "its loser is not in the store any more"
-                path = q.path
-                if choice.take is Take.BOTH:
-                    path = self._free_path(q)
-                reason = "conflict resolved: the kept version was taken"
-                over_directory = q.kind == ConflictKind.TYPE.value
-                restorer.put_back(kept, path, reason, over_directory=over_directory)
-        except PathError as error:
-            return error.reason
-        except OSError as error:
-            return error.strerror or str(error)
-        return ""
-
-    def _settle_copy(self, restorer: Restorer, q: Quarrel, take: Take) -> None:
-        """Both versions are in the tree; the one that was not taken leaves it.
-
-        May be done again after it was stopped anywhere: what is live is looked at first.
-        """
-        assert q.kept_as is not None
-        if take is Take.BOTH:
-            return
-        restorer.refuse_writers(q.path, q.kept_as)
-        if take is Take.KEPT and not self._is_live(q):
-            restorer.swap(q.path, q.kept_as)
-        restorer.retire(q.kept_as, "conflict resolved: the other version was taken")
-
-    def _is_live(self, q: Quarrel) -> bool:
-        """Whether the loser has the name already."""
-        if q.digest is None:
-            return False
-        with parent_of(self.replica.root.fd, q.path) as (dir_fd, name):
-            return read_version(dir_fd, name).digest.hex() == q.digest
-
-    def _free_path(self, q: Quarrel) -> bytes:
-        """Where the loser can stay beside the winner."""
-        folder, slash, name = q.path.rpartition(b"/")
-        attempt = 0
-        while True:
-            copy = conflict_name(name, q.loser_replica[:7], q.mtime_ns, attempt)
-            path = folder + slash + copy
-            with parent_of(self.replica.root.fd, path) as (dir_fd, base):
-                try:
-                    os.stat(base, dir_fd=dir_fd, follow_symlinks=False)
-                except FileNotFoundError:
-                    return path
-            attempt += 1
+        """Bring the chosen version to its name; the next scan carries it over."""
+        return Decided(self.replica, archive.pair).carry_out(choice)
 
     def add_conflicts(self, archive: AgreedCopy, rows: list[Quarrel]) -> None:
         """Put conflicts on the list."""

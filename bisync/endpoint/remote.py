@@ -20,6 +20,7 @@ from bisync.endpoint.service import ContentOnly, FarContent
 from bisync.endpoint.watching import listener
 from bisync.errors import EndpointError
 from bisync.fs.archive import Chain, Commit, PairState
+from bisync.fs.claim import Claim
 from bisync.fs.conflicts import Choice, Quarrel
 from bisync.fs.content import Chunk, ContentSource, Expected, Version
 from bisync.fs.recovery import Recovered
@@ -231,6 +232,10 @@ class RemoteEndpoint:
         """Settle what an earlier run left half done."""
         found: Recovered = self._far("recover", archive.pair)
         return found
+
+    def drive(self, archive: AgreedCopy, who: str) -> Claim | str:
+        """Claim the pair, until the connection ends."""
+        return self._far("drive", archive.pair, who) or Claim()
 
     # -- observing -----------------------------------------------------------
 

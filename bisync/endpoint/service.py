@@ -38,6 +38,7 @@ from bisync.endpoint.local import LocalEndpoint
 from bisync.endpoint.watching import Teller
 from bisync.errors import EndpointError, Interrupted, UsageError
 from bisync.fs.archive import Archive, Chain, Commit
+from bisync.fs.claim import Claim
 from bisync.fs.conflicts import Quarrel
 from bisync.fs.content import ContentSource
 from bisync.fs.database import translated
@@ -134,6 +135,7 @@ class RootService:
         self._policy = policy
         self._side: LocalEndpoint | None = None
         self._opening: Opening | None = None
+        self._claims: list[Claim] = []
         self._watcher: Watcher | None = None
         self._teller: Teller | None = None
         self._resting = False  # nothing is in hand, and whoever wants the root may have it
@@ -218,6 +220,13 @@ class RootService:
         self._watcher = watch(chosen, self.side.scope(poll_ms / 1000), self._teller)
         return self._watcher.coverage()
 
+    def _drive(self, pair: int, who: str) -> str:
+        found = self.side.drive(self._archive_of(pair), who)
+        if isinstance(found, str):
+            return found
+        self._claims.append(found)
+        return ""
+
     def _token(self, number: int) -> bool:
         return self._watcher is not None and self._watcher.send_token(number)
 
@@ -232,6 +241,8 @@ class RootService:
             self._watcher.close()
         if self._teller is not None:
             self._teller.close()
+        for each in self._claims:
+            each.close()
         self.close()
 
     # -- turns ---------------------------------------------------------------

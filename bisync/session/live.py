@@ -19,7 +19,14 @@ from bisync.core.node import SIDES
 from bisync.endpoint.interface import Endpoint
 from bisync.endpoint.local import LocalEndpoint
 from bisync.endpoint.remote import RemoteEndpoint
-from bisync.errors import BisyncError, EndpointError, HaltError, Interrupted, UsageError
+from bisync.errors import (
+    BisyncError,
+    DrivenError,
+    EndpointError,
+    HaltError,
+    Interrupted,
+    UsageError,
+)
 from bisync.session.report import Event, Progress, Report
 from bisync.session.run import Manner
 from bisync.session.session import Session
@@ -119,7 +126,7 @@ class Live:
         self._last = Report()
         self._withheld = 0  # deletions; a run that leaves removals for later does not count them
         self._totals = _Totals()
-        session.opened = self._opened
+        session.opened, session.drives = self._opened, True
 
     # -- what others may ask ---------------------------------------------------
 
@@ -297,7 +304,7 @@ class Live:
                 now = time.monotonic()
                 if self._is_cut():
                     self._all_at = now
-                if self._phase == "halted":
+                if self._phase in ("halted", "following"):
                     self._refuse_requests()
                 due = self._due(now)
                 if due is not None and due <= now:
@@ -335,9 +342,10 @@ class Live:
         )
 
     def _refuse_requests(self) -> None:
-        """Nobody waits for what needs a person."""
+        """Nobody waits for what needs a person, or another session."""
+        code = HaltError.exit_code if self._phase == "halted" else DrivenError.exit_code
         for request in self._requests:
-            request.answer(HaltError.exit_code, self._reason)
+            request.answer(code, self._reason)
         self._requests.clear()
 
     def _send_tokens(self) -> None:
@@ -401,6 +409,8 @@ class Live:
             self._failed(error, "halted")  # it did work: a root is not there just now
         except HaltError as error:
             self._failed(error, "halted")
+        except DrivenError as error:
+            self._failed(error, "following")
         except BisyncError as error:
             self._failed(error, "reconnecting")
         else:
@@ -466,13 +476,19 @@ class Live:
             times.append(now + _PROBLEMS_S)
         return min(times, default=None)
 
+    @property
+    def was_tried(self) -> bool:
+        """Whether a run ended, well or not."""
+        return self._totals.runs > 0 or self._failures > 0
+
     def failed(self, error: BisyncError) -> None:
         """:meth:`run` ended with an error that a person has to see."""
         self._set(_phase="failed", _reason=str(error), _last_error=str(error))
 
     def _failed(self, error: BisyncError, phase: str) -> None:
         """Try again later, at everything: nobody knows what was missed."""
-        log.warning("%s", error)
+        if str(error) != self._reason:
+            log.warning("%s", error)
         self.session.close()
         self._drop_watchers()
         with self._changed:
@@ -486,7 +502,7 @@ class Live:
                 self._open_since = now
             for request in self._requests:
                 request.sent = False  # whoever would have told of its token is gone
-            if phase == "halted":
+            if phase != "reconnecting":
                 self._refuse_requests()
 
     # -- watchers --------------------------------------------------------------

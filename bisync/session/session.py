@@ -19,6 +19,7 @@ from bisync.endpoint.local import LocalEndpoint
 from bisync.endpoint.remote import RemoteEndpoint
 from bisync.errors import (
     BisyncError,
+    DrivenError,
     HaltError,
     HeldSilentlyError,
     HeldTooLongError,
@@ -26,6 +27,7 @@ from bisync.errors import (
     RootLockedError,
     UsageError,
 )
+from bisync.fs.claim import Claim
 from bisync.fs.database import StateDamagedError, translated
 from bisync.fs.replica import Options
 from bisync.fs.root import enclosing_root
@@ -71,6 +73,8 @@ class Session:
         self.listener = listener
         # Called with each side that was opened.
         self.opened: Callable[[int, Endpoint], None] = lambda _number, _side: None
+        self.drives = False  # it is the one that carries everything, or says who is
+        self._claims: list[Claim] = []
         self._id = os.urandom(16).hex()
         self._stays_open = False
         self._in_hand = threading.RLock()
@@ -92,9 +96,12 @@ class Session:
         with self._in_hand:
             sides, self._open_sides = self._open_sides, [None, None]
             links, self._links = self._links, [None, None]
+            claims, self._claims = self._claims, []
             self._pairing = None
             self._counted = (0, 0)
             with contextlib.ExitStack() as stack:  # each is closed, whatever the others say
+                for claim in claims:
+                    stack.callback(claim.close)
                 for side, link in zip(sides, links, strict=True):
                     if side is not None:
                         stack.callback(side.close)  # and its connection
@@ -182,6 +189,8 @@ class Session:
                 run, pairing = self._meet(run, report, dry=dry)
                 only = None if pairing.relation.start.value != "go on" else only
             self._pairing = pairing
+            if self.drives and not self._claims:
+                self._claim(run.sides, pairing)
             run.go(pairing, only, manner)
         except BaseException:
             self._count_traffic(report)
@@ -193,6 +202,19 @@ class Session:
         else:
             self._rest(run.sides)
             self._count_traffic(report)
+
+    def _claim(self, sides: tuple[Endpoint, Endpoint], pairing: Pairing) -> None:
+        """Be the session that drives this pair.
+
+        Raises:
+            DrivenError: another one is.
+        """
+        who = f"process {os.getpid()} on {os.uname().nodename}"
+        for side, archive in zip(sides, pairing.ledger.archives, strict=True):
+            found = side.drive(archive, who)
+            if isinstance(found, str):
+                raise DrivenError(f"{found} drives this pair already")
+            self._claims.append(found)
 
     def _meet(self, run: Run, report: Report, *, dry: bool) -> tuple[Run, Pairing]:
         """Relate the sides; again, if somebody else began with one in the same moment."""

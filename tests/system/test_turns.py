@@ -10,14 +10,17 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bisync import Config, EndpointError, HeldTooLongError, Reach, RootLockedError, Session
+from tests.system.live import Watching, ready, watching
 from tests.trees import ELSEWHERE, assert_equal, command, environment, look, put, run, sync
 
 Pair = tuple[Path, Path]
 AGENT = shlex.join(map(str, command()))
+REACH = ("-e", ELSEWHERE, "--agent-command", AGENT)
 HOLD = """
 import sys
 from bisync import Session
@@ -300,3 +303,51 @@ def test_many_descriptors(here: Pair):
     finally:
         for fd in taken:
             os.close(fd)
+
+
+def status_of(it: Watching, wanted: str) -> dict[str, Any]:
+    """Its status, once it is in a phase."""
+    return it.shows(lambda status: status.get("phase") == wanted)
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_two_sessions_of_one_pair(here: Pair, far: bool):
+    """One drives, whichever end it is at; the other one says so, and goes on when that is gone."""
+    a, b = here
+    put(a / "f", b"1")
+    there = f"elsewhere:{b}" if far else b
+    back = f"elsewhere:{a}" if far else a
+    one, two = a.parent / "one", a.parent / "two"
+    with watching(a, there, *REACH, runtime=one) as first:
+        ready(first)
+        with watching(b, back, *REACH, runtime=two) as second:
+            status = status_of(second, "following")
+            assert f"process {first.process.pid} on" in status["reason"]
+            assert "drives this pair already" in second.ask("wait", check=3).stdout
+            put(b / "g", b"2")
+            first.wait()
+            assert_equal(a, b)
+            sync(a, b)  # a command has its turn all the same
+            first.process.kill()
+            first.process.wait()
+            ready(second)
+            put(a / "h", b"3")
+            second.wait()
+            assert_equal(a, b)
+        first.said.clear()
+
+
+def test_a_star_has_a_driver_for_each_pair(here: Pair):
+    """A claim is a pair's, not a root's."""
+    a, b = here
+    c = roots(a.parent, "C")[0]
+    put(a / "f", b"1")
+    one, two = a.parent / "one", a.parent / "two"
+    with watching(a, b, runtime=one) as first, watching(a, c, runtime=two) as second:
+        ready(first)
+        ready(second)
+        put(c / "g", b"2")
+        second.wait()
+        first.wait()
+        assert_equal(a, b)
+        assert_equal(a, c)

@@ -95,6 +95,11 @@ class _Running:
         self._thread.join()
 
     @property
+    def has_begun(self) -> bool:
+        """Whether it was complete once, or said why not: the peer of a service may be down."""
+        return self.settled.is_set() or self.live.was_tried
+
+    @property
     def is_alive(self) -> bool:
         """Whether its thread runs."""
         return self._thread.is_alive()
@@ -158,7 +163,7 @@ class Daemon:
             if self._reload:
                 self._reload = False
                 self._read_again()
-            if not told and all(each.settled.is_set() for each in self._sessions.values()):
+            if not told and all(each.has_begun for each in self._sessions.values()):
                 told = True
                 notify("READY=1")
             alive = all(each.is_alive for each in self._sessions.values())
