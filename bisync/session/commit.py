@@ -152,7 +152,8 @@ class Ledger:
         """The rows of a log that count: of a far one, those that the other side's index bears out.
 
         A log can only speak for its own side. What it says of the other one's content is what
-        that side has, or it is left to be found out.
+        that side has, or it is left to be found out. What that side does not have any more was
+        deleted there since: believed, it goes from the side whose log it is, and comes back if not.
         """
         if not sides[side].is_far:
             return set(found.updates)
@@ -162,9 +163,12 @@ class Ledger:
         believed = set()
         for key, (update, versions) in found.updates.items():
             node = there.get(ids[key] or 0)
-            same = node is not None and node.version == versions[column]
-            same = same and node is not None and node.content.known
-            if not update.names or (same and node is not None and node.content == update.content):
+            same = node is None or (
+                node.version == versions[column]
+                and node.content.known
+                and node.content == update.content
+            )
+            if not update.names or same:
                 believed.add(key)
         return believed
 

@@ -24,6 +24,7 @@ from bisync.endpoint.local import LocalEndpoint
 from bisync.errors import EndpointError
 from bisync.fs.replica import Options
 from bisync.fs.walk import ScanRules
+from bisync.session.commit import Ledger
 from bisync.session.run import Manner
 from tests.trees import ELSEWHERE, command, put
 
@@ -223,3 +224,37 @@ def test_a_change_takes_few_ways(
         ways.clear()
         session.run(only=([], []), manner=Manner(tend=False))
         assert ways == ["glance", "probe_displaced", "finish", "rest"]
+
+
+def test_what_was_deleted_before_it_was_agreed_on_stays_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The connection is lost after a new file was made there, and its user deleted it here."""
+    a, b = tmp_path / "A", tmp_path / "B"
+    put(a / "other", b"1")
+    b.mkdir()
+    reach = Reach(rsh=str(ELSEWHERE), agent_command=shlex.join(map(str, command())))
+    with Session(a, f"elsewhere:{b}", reach=reach) as session:
+        session.run()
+        put(a / "f", b"2")
+        put(a / "g", b"3")
+
+        def lost(*_: object) -> None:
+            (a / "f").unlink()
+            side = session._open_sides[0]
+            assert side is not None
+            side.scan()
+            raise EndpointError("the connection was lost")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Ledger, "commit", lost)
+            with pytest.raises(EndpointError):
+                session.run()
+        assert (b / "f").exists()
+        session.run()
+    assert sorted(p.name for p in b.iterdir() if p.name[0] != ".") == [
+        "g",
+        "other",
+        "rsync-rollback",
+    ]
+    assert sorted(p.name for p in a.iterdir() if p.name[0] != ".") == ["g", "other"]
