@@ -159,7 +159,11 @@ class LocalEndpoint:
 
     def drive(self, archive: AgreedCopy, who: str) -> Claim | str:
         """Claim the pair; it is not given back with the root."""
-        return claim(self.replica.folder.fd, archive.pair, who)
+        try:
+            return claim(self.replica.folder.fd, archive.state().peer, who)
+        except OSError as error:
+            text = f"{display(self.replica.path)}: cannot claim the pair: {error.strerror}"
+            raise EndpointError(text) from error
 
     def scan(
         self, nodes: set[NodeId] | None = None, progress: Callable[[int], None] = lambda _n: None

@@ -135,7 +135,7 @@ class RootService:
         self._policy = policy
         self._side: LocalEndpoint | None = None
         self._opening: Opening | None = None
-        self._claims: list[Claim] = []
+        self._claims: dict[int, Claim] = {}
         self._watcher: Watcher | None = None
         self._teller: Teller | None = None
         self._resting = False  # nothing is in hand, and whoever wants the root may have it
@@ -221,11 +221,23 @@ class RootService:
         return self._watcher.coverage()
 
     def _drive(self, pair: int, who: str) -> str:
+        if pair in self._claims:
+            return ""
         found = self.side.drive(self._archive_of(pair), who)
         if isinstance(found, str):
             return found
-        self._claims.append(found)
+        if not self._claims:
+            threading.Thread(target=self._drop_claims, name="bisync-claims", daemon=True).start()
+        self._claims[pair] = found
         return ""
+
+    def _drop_claims(self) -> None:
+        """Who drives may come again on another connection before this one is known to be dead."""
+        while not (self._channel.broken or self._channel.unheard_s > _UNHEARD_S):
+            time.sleep(_LOOK_S)
+        claims, self._claims = self._claims, {}
+        for each in claims.values():
+            each.close()
 
     def _token(self, number: int) -> bool:
         return self._watcher is not None and self._watcher.send_token(number)
@@ -241,7 +253,7 @@ class RootService:
             self._watcher.close()
         if self._teller is not None:
             self._teller.close()
-        for each in self._claims:
+        for each in list(self._claims.values()):
             each.close()
         self.close()
 

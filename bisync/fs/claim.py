@@ -10,6 +10,7 @@ import fcntl
 import os
 
 from bisync.core.path import display
+from bisync.delta.digest import digest_of
 
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
@@ -28,18 +29,22 @@ class Claim:
             os.close(fd)
 
 
-def claim(folder_fd: int, pair: int, who: str) -> Claim | str:
+def claim(folder_fd: int, peer: str, who: str) -> Claim | str:
     """Claim a pair of a root.
 
     Args:
         folder_fd: the root's state folder.
-        pair: its number there.
+        peer: the other replica of the pair.
         who: drives, for people.
 
     Returns:
         The claim, or who has it.
+
+    Raises:
+        OSError: the lock cannot be had here.
     """
-    fd = os.open(b"driver.%d" % pair, _FLAGS, 0o600, dir_fd=folder_fd)
+    name = b"driver." + digest_of(peer.encode())[:8].hex().encode()  # an id may hold anything
+    fd = os.open(name, _FLAGS, 0o600, dir_fd=folder_fd)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

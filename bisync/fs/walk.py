@@ -96,6 +96,7 @@ class Scanner:
         self._now = 0
         self._lost: dict[NodeId, list[Place]] = {}
         self._partial = False  # only some directories are listed
+        self._covered = False  # something is mounted over what is known
         self._renamed: dict[NodeId, Place] = {}  # known nodes, and where else they were found
         self._news = 0  # names found that were not known to lead to their node
         self._fresh = index.node(ROOT) is None  # nothing to look up yet
@@ -108,7 +109,7 @@ class Scanner:
         """Scan the whole tree."""
         self._now = self._clock()
         self._look_at_root()
-        self._walk(self.root.fd, ROOT, b"")
+        self._walk_all()
         self._prove_vanished()
         return self.result
 
@@ -161,19 +162,43 @@ class Scanner:
             try:
                 os.close(os.open(b".", OPEN_DIR, dir_fd=directories.open(each)))
             except (StaleError, FileNotFoundError):
-                self._lose(place, each)
+                if self._is_covered(directories, place):
+                    self._cover(each, self.index.path(each) or place[1])
+                else:
+                    self._lose(place, each)
                 return
             except OSError:
                 return  # it is frozen
 
+    def _is_covered(self, directories: Directories, place: Place) -> bool:
+        """Whether something is mounted at a place; what is below that is still there."""
+        try:
+            fd = directories.open(place[0])
+            info = os.stat(place[1], dir_fd=fd, follow_symlinks=False)
+            return self._is_boundary(fd, place[1], info)
+        except (StaleError, OSError):
+            return False
+
+    def _is_boundary(self, fd: int, name: bytes, info: os.stat_result) -> bool:
+        root = self.root
+        return info.st_dev != root.device or root.handles.mount_id(fd, name) != root.mount
+
+    def _cover(self, node: NodeId, path: bytes) -> None:
+        """Nobody can say what is under a mount: that stays, and so does what may be there now."""
+        self.result.problems.append(Problem(path, "something is mounted there", "boundary"))
+        self.result.frozen[node] = "something is mounted there"
+        self._covered = True
+
     # -- walking -------------------------------------------------------------
 
+    def _walk_all(self) -> None:
+        self._walk(os.open(b".", OPEN_DIR, dir_fd=self.root.fd), ROOT, b"")
+
     def _walk(self, fd: int, node: NodeId, path: bytes) -> None:
-        """Depth first; one descriptor per level is held."""
-        stack: list[tuple[int, list[tuple[Place, NodeId, bytes]]]] = []
-        own = os.open(b".", OPEN_DIR, dir_fd=fd)
+        """Depth first; one descriptor per level is held, the first one is given."""
+        stack: list[tuple[int, list[tuple[Place, NodeId, bytes]]]] = [(fd, [])]
         try:
-            stack.append((own, self._list(own, node, path)))
+            stack[0] = (fd, self._list(fd, node, path))
             while stack:
                 parent, todo = stack[-1]
                 if not todo:
@@ -198,6 +223,7 @@ class Scanner:
             # must not count as known here.
             self._lose(place, node)
             return
+        self.index.put_name(place, node, NO_STAMP)  # it is looked into as soon as that works
         self._freeze(node, path, f"cannot open directory: {error.strerror}", "problem")
 
     def _freeze(self, node: NodeId, path: bytes, reason: str, kind: str = "boundary") -> None:
@@ -236,10 +262,7 @@ class Scanner:
             except OSError as error:
                 self._cannot_open(error, place, child, child_path)
                 continue
-            try:
-                self._walk(below, child, child_path)
-            finally:
-                os.close(below)
+            self._walk(below, child, child_path)
         return []
 
     def _is_closed(self, fd: int, node: NodeId, path: bytes) -> bool:
@@ -299,10 +322,11 @@ class Scanner:
                 at.foreign = True
                 if row is not None and is_dir:
                     self.result.frozen[row[0]] = "something is mounted there"
+                    self._covered = True
                 elif row is not None:
                     self._lose((at.node, name), row[0])  # a skipped kind took its name
                 return
-        if is_dir and not (only_new and row is not None and row[0] == child):
+        if is_dir and not (only_new and row and row[0] == child and row[1] != NO_STAMP):
             at.subdirs.append(((at.node, name), child, path))
 
     def _is_ours(self, name: bytes, at: _Listing) -> bool:
@@ -358,10 +382,7 @@ class Scanner:
         if kind in (Kind.CHAR, Kind.BLOCK) and not self.rules.devices:
             self.result.problems.append(Problem(path, "device skipped", "skipped"))
             return None
-        if kind is Kind.DIR and (
-            info.st_dev != self.root.device
-            or self.root.handles.mount_id(fd, name) != self.root.mount
-        ):
+        if kind is Kind.DIR and self._is_boundary(fd, name, info):
             reason = "another file system or subvolume begins here; left alone"
             self.result.problems.append(Problem(path, reason, "boundary"))
             return None
@@ -527,12 +548,12 @@ class Scanner:
                 return
             before = self._news
             self._lost = {node: places for node, (places, _) in unproven.items()}
-            self._walk(self.root.fd, ROOT, b"")
+            self._walk_all()
             if self._news != before:
                 continue
             # A whole round found nothing new and the old names are still free: whatever
             # could not be asked by handle is gone, unless it may sit where nobody can look.
-            blind = any(p.kind == "problem" for p in self.result.problems)
+            blind = self._covered or any(p.kind == "problem" for p in self.result.problems)
             unproven = self._settle_lost()
             todo = [(n, p) for n, (p, alive) in unproven.items() if not alive and not blind]
             if blind and unproven:

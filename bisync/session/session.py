@@ -20,6 +20,7 @@ from bisync.endpoint.remote import RemoteEndpoint
 from bisync.errors import (
     BisyncError,
     DrivenError,
+    EndpointError,
     HaltError,
     HeldSilentlyError,
     HeldTooLongError,
@@ -75,6 +76,7 @@ class Session:
         self.opened: Callable[[int, Endpoint], None] = lambda _number, _side: None
         self.drives = False  # it is the one that carries everything, or says who is
         self._claims: list[Claim] = []
+        self._claimed: tuple[str, str] | None = None  # the replicas of the pair
         self._id = os.urandom(16).hex()
         self._stays_open = False
         self._in_hand = threading.RLock()
@@ -96,12 +98,10 @@ class Session:
         with self._in_hand:
             sides, self._open_sides = self._open_sides, [None, None]
             links, self._links = self._links, [None, None]
-            claims, self._claims = self._claims, []
             self._pairing = None
             self._counted = (0, 0)
             with contextlib.ExitStack() as stack:  # each is closed, whatever the others say
-                for claim in claims:
-                    stack.callback(claim.close)
+                stack.callback(self._drop_claims)
                 for side, link in zip(sides, links, strict=True):
                     if side is not None:
                         stack.callback(side.close)  # and its connection
@@ -187,10 +187,10 @@ class Session:
             pairing = self._pairing
             if pairing is None:
                 run, pairing = self._meet(run, report, dry=dry)
+                if self.drives:
+                    self._claim(run.sides, pairing)
                 only = None if pairing.relation.start.value != "go on" else only
             self._pairing = pairing
-            if self.drives and not self._claims:
-                self._claim(run.sides, pairing)
             run.go(pairing, only, manner)
         except BaseException:
             self._count_traffic(report)
@@ -209,12 +209,25 @@ class Session:
         Raises:
             DrivenError: another one is.
         """
-        who = f"process {os.getpid()} on {os.uname().nodename}"
+        pair = (pairing.hellos[0].replica, pairing.hellos[1].replica)
+        if self._claimed == pair:
+            return
+        self._drop_claims()
+        me = f"session {self._id[:8]}"
+        who = f"process {os.getpid()} on {os.uname().nodename}, {me},"
         for side, archive in zip(sides, pairing.ledger.archives, strict=True):
             found = side.drive(archive, who)
             if isinstance(found, str):
+                if me in found:
+                    raise EndpointError("the other end still waits for a connection that was lost")
                 raise DrivenError(f"{found} drives this pair already")
             self._claims.append(found)
+        self._claimed = pair
+
+    def _drop_claims(self) -> None:
+        claims, self._claims, self._claimed = self._claims, [], None
+        for each in claims:
+            each.close()
 
     def _meet(self, run: Run, report: Report, *, dry: bool) -> tuple[Run, Pairing]:
         """Relate the sides; again, if somebody else began with one in the same moment."""

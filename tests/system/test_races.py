@@ -760,3 +760,26 @@ def test_a_new_file_whose_second_name_cannot_be_made(here: Pair, moment: Moment)
     _settle(here)
     assert len(look(a)) == 2
     assert b"somebody else's" in look(a).values()
+
+
+@pytest.mark.parametrize("only", [[""], ["d"], ["d/e"], ["d", ""], None])
+def test_a_mount_over_what_is_known(here: Pair, mount: Callable[..., None], only: list[str] | None):
+    """Nothing below it was deleted, whichever directories are looked at; nor what went there."""
+    a, b = here
+    for name in ("d/f", "d/e/g", "x/h", *(f"z{n}" for n in range(40))):
+        put(a / name, name.encode())
+    with Session(a, b) as session:
+        session.run()
+        (a / "x/h").rename(a / "d/h")
+        mount(a / "d", "-t", "tmpfs", "none")
+        put(a / "z1", b"changed")
+        where = None if only is None else ([*only, "x", ""], [])
+        for _ in range(2):
+            assert session.run(only=where).deleted == 0
+        assert {"d/f", "d/e/g"} <= look(b).keys()
+        assert b"x/h" in look(b).values()
+        assert look(b)["z1"] == b"changed"
+        subprocess.run(["umount", a / "d"], check=True)
+        session.run()
+    _settle(here)
+    assert look(a)["d/h"] == b"x/h"

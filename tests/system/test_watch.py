@@ -695,3 +695,31 @@ def test_a_link_in_a_directory_that_moved(here: Pair):
         session.run(only=(["", "d1"], []))
     assert set(look(b)) == {"d1", "e2", "e2/f", "d3", "d3/f"}
     assert_equal(a, b)
+
+
+LISTED_ONLY = """
+import os, sys
+from bisync import Session
+a, b = sys.argv[1:]
+with Session(a, b) as session:
+    session.run()
+    os.mkdir(a + "/x")
+    open(a + "/x/f", "w").close()
+    os.chmod(a + "/x", 0o444)
+    assert session.run(only=([""], [])).exit_code == 23
+    os.chmod(a + "/x", 0o755)
+    assert session.run(only=(["x"], [])).exit_code == 0
+    assert os.path.exists(b + "/x/f")
+"""
+
+
+def test_a_directory_that_may_only_be_listed(here: Pair):
+    """A problem of that directory, and nothing else."""
+    words = [sys.executable, "-c", LISTED_ONLY, *map(str, here)]
+    if os.geteuid() == 0:
+        for root in here:
+            os.chown(root, 65534, 65534)
+        words = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *words]
+    put(here[0] / "f", b"1")
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
