@@ -223,13 +223,14 @@ class Scanner:
             # must not count as known here.
             self._lose(place, node)
             return
-        self.index.put_name(place, node, NO_STAMP)  # it is looked into as soon as that works
         self._freeze(node, path, f"cannot open directory: {error.strerror}", "problem")
 
     def _freeze(self, node: NodeId, path: bytes, reason: str, kind: str = "boundary") -> None:
         """What is known of a node and of everything below it stays as it is, on both sides."""
         self.result.problems.append(Problem(path, reason, kind))
         self.result.frozen[node] = reason
+        for place in self.index.places(node) if kind == "problem" else ():
+            self.index.set_stamp(place, NO_STAMP)  # it is looked into as soon as that works
         self._set_foreign(node, foreign=True)
 
     def _list(
