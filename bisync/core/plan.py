@@ -240,6 +240,8 @@ class Plan:
     conflicts: list[Conflict] = field(default_factory=list)
     directory_times: list[DirectoryTime] = field(default_factory=list)
     withheld: tuple[dict[NodeId, int], dict[NodeId, int]] = field(default_factory=lambda: ({}, {}))
+    postponed: tuple[set[NodeId], set[NodeId]] = field(default_factory=lambda: (set(), set()))
+    # what waits for a removal, to be decided anew after it
     # per side: nodes whose removal waits, and how many entries each stands for
     held: dict[int, str] = field(default_factory=dict)  # archive number or negative key
     held_nodes: tuple[set[NodeId], set[NodeId]] = field(default_factory=lambda: (set(), set()))

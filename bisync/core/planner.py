@@ -453,6 +453,10 @@ class _Planner:
             assert isinstance(step, Remove)
             self.unfinished.update(k for k, _ in step.members)
             self.result.withheld[side][step.node] = 1 + len(step.members)
+            return
+        for s, seen in zip(SIDES, self.join.nodes[op.key].seen, strict=True):
+            if seen is not None:
+                self.result.postponed[s].add(seen.id)
 
     def _touch(self, side: Side, before: dict[Place, int], after: dict[Place, int]) -> None:
         for place in before.keys() | after.keys():

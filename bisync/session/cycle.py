@@ -118,6 +118,7 @@ class Cycle:
         self.stale: tuple[dict[NodeId, str], dict[NodeId, str]] = ({}, {})
         self.unfinished: tuple[dict[NodeId, str], dict[NodeId, str]] = ({}, {})  # for the next run
         self.withheld: tuple[dict[NodeId, int], dict[NodeId, int]] = ({}, {})
+        self.postponed: tuple[set[NodeId], set[NodeId]] = (set(), set())  # until removals are done
         self.times: dict[int, DirectoryTime] = {}
         self.frozen: tuple[dict[NodeId, str], dict[NodeId, str]] = ({}, {})
         self.waiting: list[Conflict] = []  # conflicts that nobody decided
@@ -184,12 +185,17 @@ class Cycle:
             todo = {n for n in batch if n not in self.settled[side]}
             if todo:
                 self.chunk(side, todo, removals=True)
+        waiting, self.postponed = self.postponed, (set(), set())
+        for s in SIDES:
+            self.settled[s].clear()
+        self.run(waiting)
 
     def leave_removals(self) -> None:
-        """Removals that are still not done are for the next run."""
+        """Removals that are still not done, and what waits for them, are for the next run."""
         for side in SIDES:
-            for node in self.withheld[side]:
-                self.unfinished[side].setdefault(node, "its removal waits")
+            left = dict.fromkeys(self.withheld[side], "its removal waits")
+            left |= dict.fromkeys(self.postponed[side], "it waits for a removal")
+            self.unfinished[side].update(left | self.unfinished[side])
 
     # -- one chunk -----------------------------------------------------------
 
@@ -209,8 +215,8 @@ class Cycle:
         plan = self._plan(joined, held, removals=removals)
         for s in SIDES:
             self.settled[s].update(joined.parts[s].names_of)
-            for node, count in plan.withheld[s].items():
-                self.withheld[s][node] = count
+            self.withheld[s].update(plan.withheld[s])
+            self.postponed[s].update(plan.postponed[s])
         self._note_plan(plan, joined)
         if self.dry:
             self._list(plan)

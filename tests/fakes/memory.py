@@ -421,6 +421,8 @@ class MemoryPair:
                 both = [set(), set()]
                 both[side] = waiting
                 self.cycle(tuple(both))
+        if any(plan.postponed):
+            self.cycle(plan.postponed)
 
     def cycle(
         self,

@@ -190,7 +190,7 @@ def assert_moves_are_free(plan) -> None:
     for side in SIDES:
         for step in plan.steps[side]:
             if isinstance(step, Make):
-                assert plan.ids[step.key][side] is None, f"{step} is on {side.label} already"
+                assert plan.ids[step.key][side] == step.node, f"{step} is on {side.label} already"
 
 
 OPS = st.lists(
@@ -205,6 +205,13 @@ OPS = st.lists(
     beta=OPS,
     stop=st.none() | st.integers(0, 12),
     guarded=st.booleans(),
+)
+@example(
+    start=[("mkdir", 0, 0), ("mkdir", 0, 1)],
+    alpha=[("rmdir", 1, 0), ("rename", 0, 1), ("mkdir", 0, 0), ("make", 1, 2)],
+    beta=[],
+    stop=None,
+    guarded=True,
 )
 def test_laws(start, alpha, beta, stop, guarded):
     check_laws(start, alpha, beta, stop, guarded=guarded)

@@ -20,6 +20,7 @@ from bisync import Session
 from bisync.core.node import Node, NodeId
 from bisync.endpoint.local import LocalEndpoint
 from bisync.fs import perform
+from tests.system.live import AGENT
 from tests.trees import (
     NOON,
     assert_equal,
@@ -783,3 +784,42 @@ def test_a_mount_over_what_is_known(here: Pair, mount: Callable[..., None], only
         session.run()
     _settle(here)
     assert look(a)["d/h"] == b"x/h"
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_what_waits_for_a_removal_is_done_after_it(here: Pair, far: bool):
+    """A name that is taken by what goes: the move, and what is new where it came from."""
+    a, b = here
+    (a / "d").mkdir()
+    (a / "dN").mkdir()
+    put(a / "dN2/gone", b"1")
+    put(a / "e/kept", b"2")
+    ends = (a, Path(f"elsewhere:{b}"), *AGENT) if far else (a, b)
+    sync(*ends)
+    (a / "dN").rmdir()
+    (a / "d").rename(a / "dN")
+    put(a / "d/e", b"new")
+    put(a / "d/sub/f", b"new, too")
+    shutil.rmtree(a / "dN2")
+    (a / "e").rename(a / "dN2")
+    put(a / "e/more", b"3")
+    sync(*ends)
+    assert_equal(a, b)
+    done = sync(*ends).summary
+    assert (done["created"], done["moves"], done["deleted"]) == (0, 0, 0)
+
+
+def test_what_waits_for_a_withheld_removal_is_not_forgotten(here: Pair):
+    """Approved in a later run, all of it is done."""
+    a, b = here
+    for number in range(40):
+        put(a / f"dN/{number}", b"%d" % number)
+    put(a / "d/kept", b"1")
+    sync(a, b)
+    shutil.rmtree(a / "dN")
+    (a / "d").rename(a / "dN")
+    put(a / "d/e", b"new")
+    sync(a, b, check=25)
+    sync(a, b, check=25)
+    sync(a, b, "--yes")
+    assert_equal(a, b)
