@@ -25,6 +25,9 @@ Taken = Callable[[Side, Place], bool]
 """Whether a side holds anything at a place (in keys); used to find free conflict names."""
 
 
+HIDDEN = "a filter hid it on alpha, so nobody can say whether it was deleted there; it stays"
+
+
 @dataclass(slots=True)
 class Verdict:
     """What one node should become on both sides.
@@ -116,7 +119,8 @@ class _Merge:
         """Only alpha counts; what a filter hides there is not known, and waits."""
         edit = self._beta_edit(joined)
         if joined.forgotten[Side.ALPHA] and joined.names[Side.BETA]:
-            self._hold(joined, verdict, "a filter hides it on alpha")
+            self._hold(joined, verdict, HIDDEN)
+            self.strays.append((self.path(joined), HIDDEN))
         elif edit and self.rules.one_way is OneWay.REPORT:
             self._hold(joined, verdict, edit)
             self.strays.append((self.path(joined), f"{edit}; it stays"))
@@ -136,13 +140,16 @@ class _Merge:
     def _beta_edit(self, joined: Joined) -> str:
         """What beta's users did to a node that alpha does not have like that; empty: nothing."""
         here, there = joined.names[Side.ALPHA], joined.names[Side.BETA]
+        a, b = joined.seen
+        equal = presumed = False
+        if a is not None and b is not None:
+            equal = joined.is_dir or same_content(a.content, b.content)
+            presumed = self.rules.presume and presumed_equal(a, b)
         if joined.agreed is None:
-            return "" if here else "made on beta"
+            return "made on beta" if there and not (equal or presumed) else ""
         if not there:
             return "deleted on beta" if here and not self.rules.amnesia[Side.BETA] else ""
         if not joined.is_dir and not unchanged(joined, Side.BETA):
-            a, b = joined.seen
-            equal = a is not None and b is not None and same_content(a.content, b.content)
             return "" if equal else "edited on beta"
         if joined.claims(Side.BETA) not in (joined.base, here):
             return "renamed on beta"

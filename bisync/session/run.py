@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from bisync.core.conflict import Conflict
 from bisync.core.node import ROOT, SIDES, NodeId, Side
+from bisync.core.path import display
 from bisync.core.plan import Update
 from bisync.core.resolve import Rules
 from bisync.core.safety import HOUR_NS, Wanted, withhold
@@ -210,7 +211,13 @@ class Run:
                 here = side
                 if quarrel.loser_replica == hellos[side.other].replica and quarrel.kept_as is None:
                     here = side.other
-                why_not = self.sides[here].carry_out(ledger.archives[here], choice)
+                if self.config.one_way is not None and here is Side.ALPHA:
+                    self._say(
+                        f"{display(quarrel.path)}: what was chosen would change alpha; dropped"
+                    )
+                    why_not = ""
+                else:
+                    why_not = self.sides[here].carry_out(ledger.archives[here], choice)
                 if why_not:
                     self._meet(Met(here.label, "problem", quarrel.path, f"conflict: {why_not}"))
                     continue

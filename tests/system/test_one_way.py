@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.live import AGENT, ready, watching
-from tests.trees import assert_equal, kept, look, put, snapshot, sync
+from tests.trees import assert_equal, kept, look, put, run, snapshot, sync
 
 Pair = tuple[Path, Path]
 
@@ -153,3 +153,29 @@ def test_words_that_make_no_sense(here: Pair):
     a, b = here
     assert "ALPHA counts" in sync(a, b, "--one-way", "--conflict", "newest", check=2).said
     assert "--one-way" in sync(a, b, "--leave-edits", check=2).said
+
+
+def test_what_else_must_not_surprise(here: Pair):
+    """A file made on both sides, a choice that would change alpha, what a filter hid."""
+    a, b = here
+    put(a / "f", b"1", t=1_700_000_000)
+    sync(a, b)
+    put(a / "f", b"of alpha", t=1_700_000_010)
+    put(b / "f", b"of beta!!", t=1_700_000_020)
+    sync(a, b)
+    run("conflicts", "resolve", "f", "--take", "kept", "--root", b)
+    put(a / "n", b"alpha's")
+    put(b / "n", b"beta's, longer")
+    before = snapshot(a)
+    sync(a, b, "--one-way", "--leave-edits", check=23)
+    assert snapshot(a) == before
+    assert look(b)["n"] == b"beta's, longer"
+    sync(a, b, "--one-way")
+    assert snapshot(a) == before
+    assert_equal(a, b)
+    sync(a, b, "--one-way", "--exclude", "n")
+    (a / "n").unlink()
+    assert "nobody can say" in sync(a, b, "--one-way", check=23).said
+    (b / "n").unlink()
+    sync(a, b, "--one-way")
+    assert_equal(a, b)
