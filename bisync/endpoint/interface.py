@@ -24,6 +24,8 @@ from bisync.fs.source import Listed
 from bisync.fs.walk import ScanResult
 from bisync.watch.interface import Spot
 
+MOVED_ON = "it was moved, or a directory above it, while its time was set"
+
 
 @dataclass(frozen=True, slots=True)
 class Hello:
@@ -262,7 +264,8 @@ class Endpoint(ContentSource, Protocol):
         """Set times, in the given order.
 
         Returns:
-            What each directory then has, and the reason for each that could not be set now.
+            What each directory then has, and the reason for each that could not be set now
+            (``MOVED_ON``: it will be where it is looked for in a moment).
             Those that may never be set (another owner, a read-only place) are in neither.
         """
         ...

@@ -17,7 +17,7 @@ from bisync.core.plan import Transition
 from bisync.core.retention import Retention
 from bisync.core.safety import HOUR_NS
 from bisync.endpoint.decided import Decided
-from bisync.endpoint.interface import AgreedCopy, Ending, Hello, Read
+from bisync.endpoint.interface import MOVED_ON, AgreedCopy, Ending, Hello, Read
 from bisync.endpoint.spots import directories_of, scope_of
 from bisync.errors import BusyError, EndpointError, HaltError, PathError, StaleError
 from bisync.fs.apply import Applier, Tools
@@ -329,6 +329,9 @@ class LocalEndpoint:
         for node, mtime_ns in times:
             try:
                 attributes = applier.set_directory_time(node, mtime_ns)
+            except StaleError:
+                failed[node] = MOVED_ON
+                continue
             except OSError as error:
                 if error.errno not in (errno.EPERM, errno.EACCES, errno.EROFS):
                     failed[node] = error.strerror or str(error)

@@ -457,16 +457,17 @@ class Applier:
 
         Returns:
             ``None`` if the directory is not there any more.
+
+        Raises:
+            StaleError: it, or one above it, was moved meanwhile.
+            OSError: it cannot be set.
         """
         places = self.t.index.places(node)
         row = self.t.index.node(node)
         if row is None or (node != ROOT and not places):
             return None
-        try:
-            looked = self.look.at(places[0] if places else (0, b""), node)
-            fd = self.t.directories.open(node)
-        except StaleError:
-            return None
+        looked = self.look.at(places[0] if places else (0, b""), node)
+        fd = self.t.directories.open(node)
         if looked.info.st_mtime_ns != mtime_ns:
             os.utime(fd, ns=(mtime_ns, mtime_ns))
         self.t.db.begin()

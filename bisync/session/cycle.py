@@ -48,7 +48,7 @@ from bisync.core.plan import (
 from bisync.core.planner import PENDING_TIME, Numbers, make_plan
 from bisync.core.reconcile import Outcome, reconcile
 from bisync.core.resolve import Rules
-from bisync.endpoint.interface import Endpoint, Read
+from bisync.endpoint.interface import MOVED_ON, Endpoint, Read
 from bisync.fs.result import Failed, Result, Status
 from bisync.fs.walk import ScanResult
 from bisync.session.batches import batches, slices
@@ -71,6 +71,7 @@ from bisync.session.report import (
     Progress,
     Report,
     met_from,
+    reasons,
 )
 
 _ROUNDS = 4  # how often what moved under our hands is looked at again
@@ -409,24 +410,8 @@ class Cycle:
             # The first one counts, before the engine touched anything; for what is there now.
             first = self.times.get(time_.key, time_)
             self.times[time_.key] = replace(first, ids=time_.ids)
-        self.ledger.commit(self._rows(updates), self._reasons(plan, results))
+        self.ledger.commit(self._rows(updates), reasons(plan, results))
         self._note_conflicts(plan, [*itertools.chain(*results)])
-
-    @staticmethod
-    def _reasons(plan: Plan, results: tuple[list[Result], list[Result]]) -> dict[int, str]:
-        """What was decided about each node, and by which rule."""
-        found: dict[int, str] = {}
-        for conflict in plan.conflicts:
-            if conflict.winner is not None:
-                key = plan.archived.get(conflict.key, conflict.key)
-                found[key] = f"conflict: {conflict.reason}; {conflict.winner.label} wins"
-        for side in SIDES:
-            for result in results[side]:
-                step = result.step
-                action = ACTIONS.get(type(step), "attributes")
-                why = step.reason or f"changed on {side.other.label}"
-                found.setdefault(step.key, f"{side.label} <- {action}: {why}")
-        return found
 
     def _note_conflicts(self, plan: Plan, results: list[Result]) -> None:
         """Put what is decided on the lists; once more with what came of it."""
@@ -472,6 +457,12 @@ class Cycle:
         attributes = [a.attributes, b.attributes]
         if a.kind is Kind.DIR and update.key in self.times:
             attributes = [replace(x, mtime_ns=PENDING_TIME) for x in attributes]
+        elif a.kind is Kind.DIR and update.key != ROOT:
+            for s, node, wanted in zip(SIDES, (a, b), update.attributes, strict=True):
+                if wanted is not None and node.attributes.mtime_ns != wanted.mtime_ns:
+                    # Its user did something in it that was not observed, before it was moved.
+                    attributes[s] = replace(attributes[s], mtime_ns=wanted.mtime_ns)
+                    self.stale[s][node.id] = "its time changed meanwhile"
         return replace(update, content=content, attributes=(attributes[0], attributes[1]))
 
     def set_times(self) -> None:
@@ -490,7 +481,7 @@ class Cycle:
             found, failed = self.sides[side].set_directory_times(times)
             held.append(found)
             for node, reason in failed.items():
-                self._met(side, "problem", node, reason)
+                self._met(side, "busy" if reason == MOVED_ON else "problem", node, reason)
                 self.unfinished[side][node] = reason
         rows = []
         names = self.ledger.lead.names_of(keys)

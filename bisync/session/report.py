@@ -6,9 +6,21 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from bisync.core.conflict import Conflict
-from bisync.core.node import Side
+from bisync.core.node import SIDES, Side
 from bisync.core.path import display
-from bisync.core.plan import Exchange, Link, Make, Move, Park, Remove, Replace, Transition, Unlink
+from bisync.core.plan import (
+    Exchange,
+    Link,
+    Make,
+    Move,
+    Park,
+    Plan,
+    Remove,
+    Replace,
+    Transition,
+    Unlink,
+)
+from bisync.fs.result import Result
 from bisync.fs.walk import Problem
 
 _WORST_FIRST = (1, 2, 3, 12, 30, 25, 23, 40, 24, 0)
@@ -199,3 +211,19 @@ ACTIONS: dict[type[Transition], str] = {
     Unlink: "unlink",
     Remove: "delete",
 }
+
+
+def reasons(plan: Plan, results: tuple[list[Result], list[Result]]) -> dict[int, str]:
+    """What was decided about each node, by archive number, and by which rule."""
+    found: dict[int, str] = {}
+    for conflict in plan.conflicts:
+        if conflict.winner is not None:
+            key = plan.archived.get(conflict.key, conflict.key)
+            found[key] = f"conflict: {conflict.reason}; {conflict.winner.label} wins"
+    for side in SIDES:
+        for result in results[side]:
+            step = result.step
+            action = ACTIONS.get(type(step), "attributes")
+            why = step.reason or f"changed on {side.other.label}"
+            found.setdefault(step.key, f"{side.label} <- {action}: {why}")
+    return found

@@ -823,3 +823,44 @@ def test_what_waits_for_a_withheld_removal_is_not_forgotten(here: Pair):
     sync(a, b, check=25)
     sync(a, b, "--yes")
     assert_equal(a, b)
+
+
+def test_a_directory_above_moves_while_times_are_set(here: Pair, monkeypatch: pytest.MonkeyPatch):
+    """The time that could not be set is set by a later run."""
+    a, b = here
+    put(a / "top/d/f", b"1")
+    bisync.sync(a, b)
+    put(a / "top/d/g", b"2")
+    real, times = LocalEndpoint.set_directory_times, list[object]()
+
+    def hooked(self: LocalEndpoint, todo: list[tuple[NodeId, int]]) -> object:
+        times.append(todo)
+        away = not (len(times) - 1) // 2  # in the first run
+        if away:
+            (b / "top").rename(b / "pot")
+            self.replica.directories.close()  # as where there are too many to hold them all
+        try:
+            return real(self, todo)
+        finally:
+            if away:
+                (b / "pot").rename(b / "top")
+
+    monkeypatch.setattr(LocalEndpoint, "set_directory_times", hooked)
+    assert bisync.sync(a, b).exit_code == 24
+    assert (b / "top/d").stat().st_mtime_ns != (a / "top/d").stat().st_mtime_ns
+    _settle(here)
+
+
+def test_something_done_in_a_directory_just_before_it_is_moved(here: Pair, moment: Moment):
+    """Its time is not agreed on as one that nobody carried over."""
+    a, b = here
+    put(a / "d/f", b"1")
+    bisync.sync(a, b)
+    (a / "d").rename(a / "e")
+
+    def act() -> None:
+        put(b / "d/g", b"2").unlink()
+
+    moment.sync(here, "rename_noreplace", act)
+    _settle(here)
+    assert look(a) == {"e": None, "e/f": b"1"}
