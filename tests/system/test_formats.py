@@ -1,6 +1,6 @@
 """State directories as earlier versions left them: taken over with all that they know.
 
-``tests/data/format-N.tar.xz`` is a pair of roots after three runs of the last version that wrote
+``tests/data/format-N.tar.gz`` is a pair of roots after three runs of the last version that wrote
 format N: files made, one edited, one deleted, one moved, one that both sides had made. Extracting
 makes new objects; what the state says of their identities is written anew, nothing else.
 """
@@ -64,8 +64,8 @@ def _settle(root: Path, roots: dict[str, str]) -> None:
 @pytest.fixture(params=FORMATS)
 def old(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
     """A pair of roots as that format's last version left it."""
-    data = DATA / f"format-{request.param}.tar.xz"
-    subprocess.run(["tar", "-C", tmp_path, "-xJf", data], check=True)  # times to the nanosecond
+    data = DATA / f"format-{request.param}.tar.gz"
+    subprocess.run(["tar", "-C", tmp_path, "-xzf", data], check=True)  # times to the nanosecond
     pair = tmp_path / "A", tmp_path / "B"
     for root in pair:
         with closing(sqlite3.connect(root / ".bisync/state.db")) as db:
