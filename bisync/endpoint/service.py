@@ -226,15 +226,18 @@ class RootService:
         found = self.side.drive(self._archive_of(pair), who)
         if isinstance(found, str):
             return found
-        if not self._claims:
-            threading.Thread(target=self._drop_claims, name="bisync-claims", daemon=True).start()
         self._claims[pair] = found
+        if len(self._claims) == 1:
+            threading.Thread(target=self._drop_claims, name="bisync-claims", daemon=True).start()
         return ""
 
     def _drop_claims(self) -> None:
         """Who drives may come again on another connection before this one is known to be dead."""
-        while not (self._channel.broken or self._channel.unheard_s > _UNHEARD_S):
+        while self._claims and not (self._channel.broken or self._channel.unheard_s > _UNHEARD_S):
             time.sleep(_LOOK_S)
+        self._give_up_claims()
+
+    def _give_up_claims(self) -> None:
         claims, self._claims = self._claims, {}
         for each in claims.values():
             each.close()
@@ -253,8 +256,7 @@ class RootService:
             self._watcher.close()
         if self._teller is not None:
             self._teller.close()
-        for each in list(self._claims.values()):
-            each.close()
+        self._give_up_claims()
         self.close()
 
     # -- turns ---------------------------------------------------------------

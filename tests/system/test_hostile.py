@@ -96,6 +96,7 @@ class NoChannel:
 
     stop_asked: bool = False
     broken: bool = False
+    unheard_s: float = 0.0
     asked: list[int] = field(default_factory=list)
     pace: Callable[[int], None] | None = None
 
@@ -161,7 +162,7 @@ def test_any_calls(here: tuple[Path, Path], policy: Policy):
             for name, body in calls:
                 allowed(lambda name=name, body=body: ask(made, name, body, wrap=False))
         finally:
-            made.close()
+            made.end()
         assert frozen(base / "outside") == beside
         after = contents(root) | {content for _, content in kept(root)}
         assert mine <= after | waiting(root), calls
