@@ -189,7 +189,8 @@ class Cycle:
         waiting, self.postponed = self.postponed, (set(), set())
         for s in SIDES:
             self.settled[s].clear()
-        self.run(waiting)
+        if any(waiting):
+            self.run(waiting)
 
     def leave_removals(self) -> None:
         """Removals that are still not done, and what waits for them, are for the next run."""
