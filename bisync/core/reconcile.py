@@ -104,7 +104,7 @@ class _Merge:
                 self._hold(joined, verdict, self.held[key])
                 continue
             present = [bool(joined.names[side]) for side in SIDES]
-            if self.rules.one_way is not None:
+            if self.rules.one_way is not None and any(present):
                 self._as_on_alpha(joined, verdict)
             elif all(present) or joined.agreed is None:
                 self._merge_names(joined, verdict)
@@ -128,14 +128,10 @@ class _Merge:
             verdict.alive = True
             verdict.names = joined.claims(Side.ALPHA) or joined.names[Side.ALPHA]
             verdict.reason = edit
-        elif joined.names[Side.BETA]:
+        else:
             verdict.names = joined.names[Side.BETA]
             verdict.conflict = bool(edit)
             verdict.reason = edit if joined.agreed is None else "deleted on alpha"
-        else:
-            verdict.forget = True
-            verdict.hidden = any(joined.forgotten)
-            verdict.reason = "deleted on both sides"
 
     def _beta_edit(self, joined: Joined) -> str:
         """What beta's users did to a node that alpha does not have like that; empty: nothing."""

@@ -185,8 +185,7 @@ class Scanner:
 
     def _cover(self, node: NodeId, path: bytes) -> None:
         """Nobody can say what is under a mount: that stays, and so does what may be there now."""
-        self.result.problems.append(Problem(path, "something is mounted there", "boundary"))
-        self.result.frozen[node] = "something is mounted there"
+        self._freeze(node, path, "something is mounted there")
         self._covered = True
 
     # -- walking -------------------------------------------------------------

@@ -1,12 +1,11 @@
 """Groups as a file says them: a TOML table ``[[group]]`` for each declared directory."""
 
-import difflib
 import os
 from typing import Any
 
 from bisync.core.declared import Declared, Hooks, postgresql
 from bisync.errors import UsageError
-from bisync.session.tomlfile import read_toml
+from bisync.session.tomlfile import meant, read_toml
 
 _KINDS = ("files", "postgresql")
 _KEYS: dict[str, type | tuple[type, ...]] = {
@@ -52,8 +51,7 @@ def groups_from(tables: object) -> tuple[Declared, ...]:
 def _group(table: dict[str, Any]) -> Declared:
     for key, value in table.items():
         if key not in _KEYS:
-            near = difflib.get_close_matches(key, _KEYS, 1)
-            raise UsageError(f"{key} is not known" + (f"; {near[0]}?" if near else ""))
+            raise UsageError(f"{key} is not known{meant(key, _KEYS)}")
         if not isinstance(value, _KEYS[key]) or isinstance(value, bool):
             raise UsageError(f"{key} = {value!r} is not understood")
     if "directory" not in table:

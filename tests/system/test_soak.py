@@ -13,7 +13,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -191,34 +190,30 @@ def test_soak(two_hosts: tuple[str, str], tmp_path: Path, here: tuple[Path, Path
         far, prefix = f"192.0.2.2:{soak.b}", ("ip", "netns", "exec", one)
         ends = itertools.cycle(("agent", "driver"))
         began = time.monotonic()
-        with contextlib.ExitStack() as stack:
-            said = stack.enter_context(soak.writers())
-            cut_at, kill_at = began + CUT_S, began + KILL_S
-            it = _start(soak, far, words, prefix)
-            while (now := time.monotonic()) - began < SECONDS:
-                soak.look_at_image()
-                if now > cut_at:
-                    _cut(one)
-                    soak.cuts += 1
-                    cut_at = time.monotonic() + CUT_S
-                if now > kill_at:
-                    soak.kills += 1
-                    kill_at = time.monotonic() + KILL_S
-                    if next(ends) == "agent":
-                        for pid in _agents(there.port):
-                            with contextlib.suppress(ProcessLookupError):
-                                os.kill(pid, signal.SIGKILL)
-                    else:
-                        it.process.kill()
-                        _end(it)
-                        it = _start(soak, far, words, prefix)
-                it.changed.acquire()
-                it.changed.wait(0.1)
-                it.changed.release()
-        try:
+        with contextlib.ExitStack() as running:
+            it = running.enter_context(watching(soak.a, far, *words, prefix=prefix))
+            with soak.writers() as said:
+                cut_at, kill_at = began + CUT_S, began + KILL_S
+                while (now := time.monotonic()) - began < SECONDS:
+                    soak.look_at_image()
+                    if now > cut_at:
+                        _cut(one)
+                        soak.cuts += 1
+                        cut_at = time.monotonic() + CUT_S
+                    if now > kill_at:
+                        soak.kills += 1
+                        kill_at = time.monotonic() + KILL_S
+                        if next(ends) == "agent":
+                            for pid in _agents(there.port):
+                                with contextlib.suppress(ProcessLookupError):
+                                    os.kill(pid, signal.SIGKILL)
+                        else:
+                            it.process.kill()
+                            running.close()
+                            it = running.enter_context(watching(soak.a, far, *words, prefix=prefix))
+                    with it.changed:
+                        it.changed.wait(0.1)
             _quiet(it)
-        finally:
-            _end(it)
     assert not soak.torn, soak.torn
     assert_equal(*here)
     _as_said(soak, said)
@@ -232,24 +227,10 @@ def test_soak(two_hosts: tuple[str, str], tmp_path: Path, here: tuple[Path, Path
     assert len(soak.images) >= 2
 
 
-_CONTEXTS: dict[int, contextlib.AbstractContextManager[Watching]] = {}
-
-
-def _start(soak: Soak, far: str, words: tuple[str, ...], prefix: tuple[str, ...]) -> Watching:
-    context = watching(soak.a, far, *words, prefix=prefix)
-    it = context.__enter__()
-    _CONTEXTS[id(it)] = context
-    return it
-
-
-def _end(it: Watching) -> None:
-    _CONTEXTS.pop(id(it)).__exit__(None, None, None)
-
-
 def _cut(host: str) -> None:
-    """The wire is down for longer than anybody waits."""
+    """The wire is down for longer than anybody waits: that is what the sleep is, not a hope."""
     ip("-n", host, "link", "set", "wire", "down")
-    threading.Event().wait(6)
+    time.sleep(6)
     ip("-n", host, "link", "set", "wire", "up")
 
 
