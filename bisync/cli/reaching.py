@@ -2,9 +2,11 @@
 
 import argparse
 import os
+from collections.abc import Callable, Sequence
 
 from bisync.cli.rsyncwords import size
-from bisync.endpoint.connect import Reach
+from bisync.core.location import location
+from bisync.endpoint.connect import Connection, Reach
 from bisync.errors import UsageError
 
 _KIB = 1024
@@ -23,3 +25,11 @@ def reach(options: argparse.Namespace, *, compress: bool = True) -> Reach:
         bwlimit=0 if limit is None else size(limit, "--bwlimit", unit=_KIB),
         compress=compress,
     )
+
+
+def connections(
+    roots: Sequence[str], over: Reach, stop: Callable[[], None]
+) -> list[Connection | None]:
+    """Connections to those roots that are elsewhere, on their way while more of us is loaded."""
+    places = [location(os.fsencode(root)) for root in roots]
+    return [Connection(each, over, stop) if each.is_remote else None for each in places]

@@ -4,13 +4,13 @@ The tables are the one place that knows: the parser, the help and the documentat
 """
 
 import argparse
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from bisync.errors import UsageError
 
 
-@dataclass(frozen=True, slots=True)
-class Word:
+class Word(Struct, frozen=True):
     """One option: its spellings, the field it sets, and what is to be said about it."""
 
     names: str  # separated by spaces

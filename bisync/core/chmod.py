@@ -1,7 +1,8 @@
 """rsync's ``--chmod``: changes of permission bits, for files or directories only if so marked."""
 
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from bisync.errors import UsageError
 
@@ -10,8 +11,7 @@ _SPECIAL = {"u": 0o4000, "g": 0o2000, "o": 0, "a": 0o6000}
 _STEP = re.compile(r"([DF]?)(?:([0-7]{1,4})|([ugoa]*)([-+=])([rwxXst]*))\Z")
 
 
-@dataclass(frozen=True, slots=True)
-class ChmodStep:
+class ChmodStep(Struct, frozen=True):
     dirs: bool
     files: bool
     clear: int  # bits that go
@@ -19,8 +19,7 @@ class ChmodStep:
     search: int  # of them those of X: where it is a directory or executable by somebody
 
 
-@dataclass(frozen=True, slots=True)
-class Chmod:
+class Chmod(Struct, frozen=True):
     """A list of changes, applied in order."""
 
     steps: tuple[ChmodStep, ...] = ()

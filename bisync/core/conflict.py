@@ -1,7 +1,8 @@
 """Conflict: changes on both sides that cannot both stand, and what was decided."""
 
-from dataclasses import dataclass
 from enum import Enum
+
+from msgspec import Struct
 
 from bisync.core.node import Content, Side
 
@@ -16,8 +17,7 @@ class ConflictKind(Enum):
     CYCLE = "cycle"  # two directory moves, each into the other
 
 
-@dataclass(frozen=True, slots=True)
-class Conflict:
+class Conflict(Struct, frozen=True):
     """One disagreement. ``winner`` is ``None`` while a person has to decide.
 
     ``loser`` is the content that left its name, ``None`` where no content was at stake;

@@ -4,7 +4,7 @@ The files of a database server belong together like those of SQLite, but no name
 directory is taken at one instant, decided on together and applied together.
 """
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from bisync.core.path import STATE_DIR, STORE_DIR, display, valid_name
 from bisync.errors import UsageError
@@ -12,8 +12,7 @@ from bisync.errors import UsageError
 _LONGEST_S = 86400.0
 
 
-@dataclass(frozen=True, slots=True)
-class Hooks:
+class Hooks(Struct, frozen=True):
     """Commands of a person's that let a program hold still while its files are read.
 
     They are given to ``/bin/sh`` on the machine whose files are read, with the directory's path in
@@ -39,8 +38,7 @@ class Hooks:
             raise UsageError(f"limit: give up to {_LONGEST_S:.0f} seconds")
 
 
-@dataclass(frozen=True, slots=True)
-class Declared:
+class Declared(Struct, frozen=True):
     """A directory that is one thing, and what proves that its copy is of one instant.
 
     Without ``stamp`` a copy counts if no file changed while it was taken. With it the program that

@@ -14,7 +14,8 @@ Succession, per side and name:
 
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from bisync.core.node import (
     ROOT,
@@ -33,8 +34,7 @@ from bisync.core.node import (
 _NOTHING: frozenset[Place] = frozenset()
 
 
-@dataclass(slots=True)
-class Joined:
+class Joined(Struct):
     """One node, seen from the ancestor and from both sides.
 
     ``key`` is its archive number, or a negative number for a node the ancestor does not

@@ -6,7 +6,9 @@ itself; those of the nearest directory are asked first.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from bisync.core.wildcard import Pattern
 from bisync.errors import UsageError
@@ -27,8 +29,7 @@ _WORDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(Struct, frozen=True):
     """One rule: what it is for, and where it acts."""
 
     include: bool
@@ -44,8 +45,7 @@ class Rule:
         return self.pattern.matches(self.prefix + path, is_dir=is_dir) is not self.negated
 
 
-@dataclass(frozen=True, slots=True)
-class PerDirectory:
+class PerDirectory(Struct, frozen=True):
     """Files of rules in the directories of the tree, and the rules of the one in hand."""
 
     name: bytes
@@ -54,8 +54,7 @@ class PerDirectory:
     rules: tuple["Rule | PerDirectory", ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Flags:
+class Flags(Struct, frozen=True):
     """What the letters behind a rule's first one say."""
 
     only: str = ""  # of merged files: "+" or "-", all their lines are patterns of that kind
@@ -68,8 +67,7 @@ class Flags:
     words: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Filters:
+class Filters(Struct, frozen=True):
     """A list of rules, as it stands in one directory."""
 
     rules: tuple[Rule | PerDirectory, ...] = ()

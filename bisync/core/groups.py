@@ -7,7 +7,9 @@ directory.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from bisync.core.conflict import Conflict, ConflictKind
 from bisync.core.declared import Declared
@@ -47,8 +49,7 @@ def names_of_group(name: bytes) -> list[bytes]:
     return [name, *(name + end for end in JOURNALS), name + SHARED]
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(Struct, frozen=True):
     """The files of one database: its place in keys, and its members as each side has them.
 
     Members are named; those of a declared directory by their paths below it.
@@ -63,8 +64,7 @@ class Group:
     top: int = 0  # key of a declared one
 
 
-@dataclass(frozen=True, slots=True)
-class Together:
+class Together(Struct, frozen=True):
     """Steps for these keys are done together or not; their content is one instant there."""
 
     keys: frozenset[int]

@@ -8,13 +8,13 @@ again.
 """
 
 import math
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 _SECOND = 10**9  # ns
 
 
-@dataclass(frozen=True, slots=True)
-class Allowance:
+class Allowance(Struct, frozen=True):
     """What a hot file may cost."""
 
     share: float = 0.05
@@ -33,8 +33,7 @@ class Allowance:
     """The longest interval."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
+class Cost(Struct, frozen=True):
     """What one version cost: seconds in all, those for the clone, and very many extents."""
 
     all_s: float
@@ -42,8 +41,7 @@ class Cost:
     many_extents: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Debt:
+class Debt(Struct, frozen=True):
     """What the versions of a hot file have cost so far.
 
     Attributes:

@@ -4,8 +4,9 @@ Only home of pathspec.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from bisync.core.path import STATE_DIR, STORE_DIR, TEMP_PREFIX
 from bisync.errors import UsageError
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
 _TEMP_LENGTH = len(TEMP_PREFIX) + 32
 
 
-@dataclass(frozen=True, slots=True)
-class Ignore:
+class Ignore(Struct, frozen=True):
     """The filter of a session. ``patterns`` in gitignore syntax, first to last.
 
     A directory that is ignored is not looked into; ``!pattern`` takes a path back in as

@@ -1,13 +1,12 @@
 """What is said of a change, in the letters of rsync's ``--itemize-changes``."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from bisync.core.node import Attributes, Kind
 from bisync.core.wish import Held, Seen, Wish
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(Struct, frozen=True):
     """One thing that is to happen to one entry, in rsync's eleven letters."""
 
     letters: str

@@ -1,7 +1,8 @@
 """Where a root is: a path on this machine, or one on another as ssh knows it."""
 
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from bisync.errors import UsageError
 
@@ -10,8 +11,7 @@ _URL = re.compile(rb"ssh://" + _MACHINE + rb"(?::([0-9]+))?(/.*)?", re.DOTALL)
 _SHORT = re.compile(_MACHINE + rb":(.*)", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
-class Location:
+class Location(Struct, frozen=True):
     """A path, and the machine that it is on."""
 
     path: bytes

@@ -1,8 +1,9 @@
 """The three-way merge of one aspect: places, or attributes one by one."""
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
+
+from msgspec import Struct
 
 from bisync.core.node import SIDES, Attributes, Node, Place, Side, XAttrs
 
@@ -41,8 +42,7 @@ def fates(
     return fate, frozenset(gained)
 
 
-@dataclass(frozen=True, slots=True)
-class MergedPlaces:
+class MergedPlaces(Struct, frozen=True):
     """Names both sides should have; ``disputes`` are (kept, dropped) of double renames."""
 
     places: frozenset[Place]
@@ -89,8 +89,7 @@ def merge_places(
     return MergedPlaces(frozenset(places), tuple(disputes))
 
 
-@dataclass(frozen=True, slots=True)
-class MergedAttributes:
+class MergedAttributes(Struct, frozen=True):
     """What each side should hold. ``disputes`` names attributes set on both sides."""
 
     alpha: Attributes

@@ -6,8 +6,10 @@ like anything else that is in the way.
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
 from typing import Protocol
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from bisync.core.diff import Join, Joined
 from bisync.core.items import Item, letters_of, link_letters
@@ -38,8 +40,7 @@ class Protects(Protocol):
     def __call__(self, path: bytes, *, is_dir: bool, deleting: bool) -> bool: ...
 
 
-@dataclass(slots=True)
-class Doomed:
+class Doomed(Struct):
     """One entry of the destination that no entry of the source stands for."""
 
     key: int
@@ -49,8 +50,7 @@ class Doomed:
     name: Place | None = None  # only this name of it
 
 
-@dataclass(slots=True)
-class MirrorPlan:
+class MirrorPlan(Struct):
     """What is to be done, and what it means for people and for the memory."""
 
     plan: Plan = field(default_factory=Plan)

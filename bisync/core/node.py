@@ -1,8 +1,9 @@
 """The model: nodes (kind, content, attributes) and names ((parent, name) -> node)."""
 
-from dataclasses import dataclass, field
 from enum import IntEnum, unique
 from typing import TypeAlias
+
+from msgspec import Struct, field
 
 NodeId: TypeAlias = int
 """A node's number: 64 bits, never reused on its replica."""
@@ -46,8 +47,7 @@ class Side(IntEnum):
 SIDES = (Side.ALPHA, Side.BETA)
 
 
-@dataclass(frozen=True, slots=True)
-class Content:
+class Content(Struct, frozen=True):
     """What a node holds, apart from its attributes.
 
     ``digest`` is the content digest of a regular file, or ``None`` where nobody has read
@@ -74,8 +74,7 @@ XAttrs: TypeAlias = tuple[tuple[bytes, bytes], ...]
 ACL_NAMES = (b"system.posix_acl_access", b"system.posix_acl_default")
 
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
+class Attributes(Struct, frozen=True):
     """Everything a node has beside content and names. ``None`` as a whole means unknown."""
 
     mode: int  # 12 permission bits
@@ -86,8 +85,7 @@ class Attributes:
     acl: XAttrs = ()  # POSIX ACLs as the kernel stores them; one unit with ``mode``
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(Struct, frozen=True):
     """One node as one replica last observed it."""
 
     id: NodeId
@@ -103,8 +101,7 @@ class Node:
         return self.content.kind
 
 
-@dataclass(frozen=True, slots=True)
-class Agreed:
+class Agreed(Struct, frozen=True):
     """One node of the ancestor: content once, attributes as each side really holds them."""
 
     id: NodeId  # of the archive
@@ -115,8 +112,7 @@ class Agreed:
     presumed: bool = False  # equal by size and mtime only; nobody read it
 
 
-@dataclass(slots=True)
-class Part:
+class Part(Struct):
     """The part of a tree that a cycle looks at. Not hashable: it grows while it is closed.
 
     ``names`` maps a place to its node, or to ``None`` where the place is known to be free.
@@ -132,8 +128,7 @@ class Part:
     halfway: dict[NodeId, Place] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
-class AgreedPart:
+class AgreedPart(Struct):
     """The part of the ancestor that belongs to a closure."""
 
     nodes: dict[NodeId, Agreed] = field(default_factory=dict)

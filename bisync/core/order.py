@@ -9,7 +9,9 @@ cannot break (a directory and its own ancestor) go through a parking place.
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from bisync.core.node import NodeId, Place
 from bisync.core.plan import Exchange, Link, Make, Move, Park, Remove, Replace, Transition, Unlink
@@ -18,8 +20,7 @@ NEW, VISITING, DONE, FAILED, POSTPONED = range(5)
 _OPEN = (NEW, VISITING, POSTPONED)
 
 
-@dataclass(slots=True, eq=False)
-class Op:
+class Op(Struct, eq=False):
     """One wanted change of names, not yet ordered. ``src``/``dst`` are places in keys."""
 
     kind: str  # make | link | keep | move | unlink | remove
@@ -35,8 +36,7 @@ class Op:
     origin: int | None = None  # keep: the key whose object is kept under the new name
 
 
-@dataclass(slots=True)
-class Names:
+class Names(Struct):
     """A side's names in keys, as they stand after the operations emitted so far."""
 
     at: dict[Place, int]
@@ -55,8 +55,7 @@ class Names:
         return False
 
 
-@dataclass(slots=True)
-class Ordered:
+class Ordered(Struct):
     """The transitions in order, and the operations that could not be placed."""
 
     steps: list[Transition] = field(default_factory=list)

@@ -6,8 +6,9 @@ a name that is nowhere else is replaced, one that lives elsewhere moves there.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Protocol
+
+from msgspec import Struct, field
 
 from bisync.core.node import ROOT, NodeId, Place
 from bisync.core.wish import Held, Seen, Wish
@@ -45,8 +46,7 @@ class Source(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Pairs:
+class Pairs(Struct):
     """What came of it."""
 
     seen: dict[int, Seen] = field(default_factory=dict)  # by key; of hard links the first

@@ -1,13 +1,13 @@
 """Earlier states of a tree: the present one, and what each operation since found before it."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from bisync.core.node import ROOT, Attributes, Content, Kind, Place
 
 
-@dataclass(frozen=True, slots=True)
-class Past:
+class Past(Struct, frozen=True):
     """One node as it was: where, with what content and attributes."""
 
     names: frozenset[Place]

@@ -5,22 +5,21 @@ places are the side's own, so a side can perform its list without knowing the ot
 """
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass, field
 from typing import TypeAlias
+
+from msgspec import Struct, field
 
 from bisync.core.conflict import Conflict
 from bisync.core.node import ROOT, Attributes, Content, NodeId, Place, Side
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Step:
+class _Step(Struct, frozen=True, kw_only=True):
     key: int  # archive number, for grouping results
     node: NodeId  # the side's own number
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Remove(_Step):
+class Remove(_Step, frozen=True, kw_only=True):
     """Displace a node into the rollback store, a directory with all its ``members``."""
 
     place: Place
@@ -28,8 +27,7 @@ class Remove(_Step):
     conflict: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Make(_Step):
+class Make(_Step, frozen=True, kw_only=True):
     """A new node. ``source`` is the other side's node that has a file's content."""
 
     place: Place
@@ -39,16 +37,14 @@ class Make(_Step):
     displaces: Remove | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Link(_Step):
+class Link(_Step, frozen=True, kw_only=True):
     """One more name for a node that has one."""
 
     place: Place
     displaces: Remove | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Move(_Step):
+class Move(_Step, frozen=True, kw_only=True):
     """One rename. ``old`` is ``None`` for a node that was parked before.
 
     ``displaces`` sits at the new name: the two are exchanged, so that the name is never
@@ -60,8 +56,7 @@ class Move(_Step):
     displaces: Remove | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exchange(_Step):
+class Exchange(_Step, frozen=True, kw_only=True):
     """Two nodes swap their places in one step: neither name is ever missing."""
 
     old: Place
@@ -70,15 +65,13 @@ class Exchange(_Step):
     other_key: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Park(_Step):
+class Park(_Step, frozen=True, kw_only=True):
     """Take a node out of the way, where an exchange cannot break a knot of names."""
 
     old: Place
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Replace(_Step):
+class Replace(_Step, frozen=True, kw_only=True):
     """New content for a node under all its names; what it displaces is kept.
 
     ``keep`` gives the displaced object a name of its own in the tree instead (a save by
@@ -95,15 +88,13 @@ class Replace(_Step):
     keep_key: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unlink(_Step):
+class Unlink(_Step, frozen=True, kw_only=True):
     """One name less for a node that keeps another."""
 
     place: Place
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetAttributes(_Step):
+class SetAttributes(_Step, frozen=True, kw_only=True):
     """Change attributes in place.
 
     ``successor`` is the node whose old object this one is (a save by backup): agreed on alone,
@@ -153,8 +144,7 @@ def nodes_of(step: Transition) -> tuple[NodeId, ...]:
     return tuple(nodes)
 
 
-@dataclass(slots=True)
-class Placed:
+class Placed(Struct):
     """Where a run took a node, over all its steps."""
 
     key: int
@@ -186,8 +176,7 @@ class Placements(dict[NodeId, Placed]):
             self[node] = Placed(key, old, new)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Update:
+class Update(Struct, frozen=True, kw_only=True):
     """What the ancestor says about one node once its transitions are done.
 
     ``names`` are in archive numbers; none means the node is no longer part of the
@@ -219,8 +208,7 @@ def homeless(updates: Mapping[int, Update], known: Container[int]) -> set[int]:
     return updates.keys() - left.keys()
 
 
-@dataclass(frozen=True, slots=True)
-class DirectoryTime:
+class DirectoryTime(Struct, frozen=True):
     """A directory whose modification time is set when nothing is pending below it."""
 
     key: int
@@ -228,8 +216,7 @@ class DirectoryTime:
     mtime_ns: tuple[int, int]
 
 
-@dataclass(slots=True)
-class Plan:
+class Plan(Struct):
     """Both sides' transitions for one closure and what they add up to."""
 
     steps: tuple[list[Transition], list[Transition]] = field(default_factory=lambda: ([], []))

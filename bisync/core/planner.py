@@ -2,7 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from bisync.core.diff import Join, Joined
 from bisync.core.merge import fates
@@ -28,8 +30,7 @@ from bisync.core.reconcile import Outcome, Verdict
 PENDING_TIME = -1  # an mtime no agreement vouches for yet
 
 
-@dataclass(frozen=True, slots=True)
-class Numbers:
+class Numbers(Struct, frozen=True):
     """Where new numbers come from: each side's nodes, and the archive's."""
 
     nodes: tuple[Iterator[NodeId], Iterator[NodeId]]

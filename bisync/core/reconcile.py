@@ -6,7 +6,8 @@ transitions.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from bisync.core.conflict import Conflict, ConflictKind
 from bisync.core.diff import (
@@ -28,8 +29,7 @@ Taken = Callable[[Side, Place], bool]
 HIDDEN = "a filter hid it on alpha, so nobody can say whether it was deleted there; it stays"
 
 
-@dataclass(slots=True)
-class Verdict:
+class Verdict(Struct):
     """What one node should become on both sides.
 
     ``content`` comes from ``source`` (``None``: both sides hold it). ``attributes`` are
@@ -53,8 +53,7 @@ class Verdict:
     # per side: the key of the node whose present object holds this node's content
 
 
-@dataclass(slots=True)
-class Outcome:
+class Outcome(Struct):
     """The verdicts of one closure."""
 
     verdicts: dict[int, Verdict]

@@ -1,9 +1,10 @@
 """Who wins a conflict. Decided by values, never by which side happens to drive."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
+
+from msgspec import Struct, field
 
 from bisync.core.node import Node, Side
 from bisync.core.path import shorten
@@ -27,8 +28,7 @@ class OneWay(Enum):
     REPORT = "report"  # they stay, and are told as problems
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
+class Rules(Struct, frozen=True):
     """How a session settles what the values alone do not.
 
     ``replicas`` are short names of the two replicas for conflict copies, alpha first.

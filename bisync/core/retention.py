@@ -1,13 +1,13 @@
 """How long displaced versions are kept."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 RECENT_BYTES = 64 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Retention:
+class Retention(Struct, frozen=True):
     """How old a kept version may get, and how many of the engine's own are kept."""
 
     days: int | None = 90
@@ -22,8 +22,7 @@ class Retention:
     later: what went wrong a few minutes ago can be undone step by step."""
 
 
-@dataclass(frozen=True, slots=True)
-class Thinnable:
+class Thinnable(Struct, frozen=True):
     """A kept version that the engine had installed itself: name, size, time of keeping."""
 
     kept: bytes

@@ -3,15 +3,14 @@
 A guard withholds deletions, never transfers. Moves are not deletions.
 """
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 _DEFAULT_PERCENT = 50
 _DEFAULT_MINIMUM = 20
 HOUR_NS = 3600 * 10**9
 
 
-@dataclass(frozen=True, slots=True)
-class DeleteLimit:
+class DeleteLimit(Struct, frozen=True):
     """What ``--max-delete`` says. Default: 50 % of the entries and more than 20."""
 
     count: int | None = None  # absolute
@@ -25,8 +24,7 @@ class DeleteLimit:
         return wanted > self.minimum and wanted * 100 > entries * self.percent
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(Struct, frozen=True):
     """The deletions that one side's tree asks of the other."""
 
     count: int  # entries that would go now

@@ -6,7 +6,9 @@ components, one with ``**`` inside with the rest behind any slash.
 """
 
 import re
-from dataclasses import dataclass, field
+
+from msgspec import Struct
+from msgspec.structs import force_setattr
 
 _CLASSES = {
     b"alnum": b"0-9A-Za-z",
@@ -24,20 +26,20 @@ _CLASSES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Pattern:
+class Pattern(Struct, frozen=True):
     """One pattern, ready to match. Compare with :meth:`matches`."""
 
     text: bytes
-    only_dirs: bool = field(init=False)
-    _plain: bytes | None = field(init=False)
-    _expression: re.Pattern[bytes] | None = field(init=False)
-    anchored: bool = field(init=False)
-    _components: int = field(init=False)  # compared from the end; 0: the whole path
-    _after_slash: bool = field(init=False)
-    _base_only: bool = field(init=False)
-    _slash_before: bool = field(init=False)
-    _slash_behind: bool = field(init=False)
+    # What follows is made of the text.
+    only_dirs: bool = False
+    _plain: bytes | None = None
+    _expression: re.Pattern[bytes] | None = None
+    anchored: bool = False
+    _components: int = 0  # compared from the end; 0: the whole path
+    _after_slash: bool = False
+    _base_only: bool = False
+    _slash_before: bool = False
+    _slash_behind: bool = False
 
     def __post_init__(self) -> None:
         text = self.text
@@ -49,17 +51,16 @@ class Pattern:
         wild2 = wild and b"**" in text
         prefix2 = wild2 and text.startswith(b"**")
         body = text[1:] if anchored else text
-        put = object.__setattr__
-        put(self, "only_dirs", only_dirs)
-        put(self, "anchored", anchored)
-        put(self, "_plain", None if wild else body)
-        put(self, "_expression", _compile(body) if wild else None)
+        force_setattr(self, "only_dirs", only_dirs)
+        force_setattr(self, "anchored", anchored)
+        force_setattr(self, "_plain", None if wild else body)
+        force_setattr(self, "_expression", _compile(body) if wild else None)
         trailing = not anchored and slashes > 0 and not wild2
-        put(self, "_components", slashes + 1 if trailing else 0)
-        put(self, "_after_slash", not anchored and wild2 and not prefix2)
-        put(self, "_base_only", slashes == 0 and not wild2)
-        put(self, "_slash_before", prefix2)
-        put(self, "_slash_behind", wild2 and text.endswith(b"***"))
+        force_setattr(self, "_components", slashes + 1 if trailing else 0)
+        force_setattr(self, "_after_slash", not anchored and wild2 and not prefix2)
+        force_setattr(self, "_base_only", slashes == 0 and not wild2)
+        force_setattr(self, "_slash_before", prefix2)
+        force_setattr(self, "_slash_behind", wild2 and text.endswith(b"***"))
 
     def matches(self, path: bytes, *, is_dir: bool) -> bool:
         """Whether a path below the root of the transfer matches."""

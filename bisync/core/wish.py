@@ -1,7 +1,9 @@
 """What a mirror is asked to carry: rsync's options as values, and what follows for one entry."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from bisync.core.chmod import Chmod
 from bisync.core.node import Attributes, Content, Kind, Node
@@ -10,8 +12,7 @@ _PERMISSIONS = 0o777
 _SETGID = 0o2000
 
 
-@dataclass(frozen=True, slots=True)
-class Remembered:
+class Remembered(Struct, frozen=True):
     """What the destination remembers of the source of one of its nodes."""
 
     handle: bytes
@@ -23,8 +24,7 @@ class Remembered:
     digest: bytes | None
 
 
-@dataclass(slots=True)
-class Seen:
+class Seen(Struct):
     """One entry of the source, as a walk met it."""
 
     key: int
@@ -47,8 +47,7 @@ class Seen:
         return self.content.kind is Kind.DIR
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(Struct, frozen=True):
     """One node of the destination."""
 
     node: Node
@@ -63,8 +62,7 @@ Digest = Callable[[Seen], bytes | None]
 """Reads a file of the source; ``None`` if that cannot be done now."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class Wish(Struct, frozen=True, kw_only=True):
     """The options of one mirror run that decide about single entries."""
 
     recursive: bool = False

@@ -13,11 +13,11 @@ are differences of one running sum: ``sum(i) = (P[i + n] - P[i]) / M**i``. The l
 sum say little; its upper 56 are used.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from bisync.delta.digest import BLOCK_SIZE
@@ -36,8 +36,7 @@ _TILE = 1 << 19  # offsets per step: what a step needs stays in the cache
 _SPARSE = 20  # bits of the table that sorts out offsets with no known sum
 
 
-@dataclass(frozen=True, slots=True)
-class SumTable:
+class SumTable(Struct, frozen=True):
     """Rolling sums of known blocks, ready to be looked up.
 
     Attributes:

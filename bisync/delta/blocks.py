@@ -10,11 +10,11 @@ but zeros is not kept at all, so a huge file of holes has a small list.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
 import xxhash
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
 from bisync.delta.digest import (
@@ -29,16 +29,14 @@ FIND_SIZE = 16  # bytes
 Rows = NDArray[np.uint8]
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(Struct, frozen=True):
     """Up to 1 024 blocks: ``find`` is (n, 16) and ``prove`` (n, 32), one row per block."""
 
     find: Rows
     prove: Rows
 
 
-@dataclass(frozen=True, slots=True)
-class Entries:
+class Entries(Struct, frozen=True):
     """Digests of some blocks: ``block`` (n) ascending, ``find`` (n, 16), ``prove`` (n, 32)."""
 
     block: NDArray[np.int64]
@@ -55,8 +53,7 @@ class Entries:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Blocks:
+class Blocks(Struct, frozen=True):
     """The digests of all blocks of one version of a file.
 
     Attributes:

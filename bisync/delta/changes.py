@@ -7,11 +7,11 @@ differ, content may have moved: see :mod:`bisync.delta.search`.
 
 import bisect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from operator import itemgetter
 from typing import Protocol, TypeAlias
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from bisync.delta.backend import Backend
@@ -24,8 +24,7 @@ from bisync.errors import StaleError
 SHORTEST_RUN = 4  # blocks in a row that differ before moved content is looked for
 
 
-@dataclass(frozen=True, slots=True)
-class Moved:
+class Moved(Struct, frozen=True):
     """A piece that the old version has: ``length`` bytes from ``old`` on."""
 
     old: int

@@ -9,9 +9,9 @@ digests.
 """
 
 import struct
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 
 from bisync.delta.blocks import FIND_SIZE, Blocks, Entries, Group, rows_in
 from bisync.delta.digest import BLOCK_SIZE, DIGEST_SIZE, block_digest
@@ -23,8 +23,7 @@ _ENTRY = np.dtype([("block", "<u8"), ("find", "u1", (16,)), ("prove", "u1", (32,
 _LARGEST = 1 << 50  # bytes of a file; a list that speaks of more is damaged
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(Struct, frozen=True):
     """A list that was read.
 
     Attributes:

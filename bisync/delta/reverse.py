@@ -11,8 +11,10 @@ import hashlib
 import json
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import asdict, replace
 
 from bisync.delta.blocks import Blocks
 from bisync.delta.listfile import from_proofs, proofs
@@ -27,8 +29,7 @@ _SEAL = 32  # bytes
 _END = _LENGTHS.size + _SEAL
 
 
-@dataclass(frozen=True, slots=True)
-class About:
+class About(Struct, frozen=True):
     """Which version of which file this restores, and what it has to be applied to.
 
     Attributes:
@@ -52,8 +53,7 @@ class About:
     record: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Stretch:
+class Stretch(Struct, frozen=True):
     """One stretch that was written over.
 
     Attributes:
@@ -73,8 +73,7 @@ class Stretch:
     pages: tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ReverseDelta:
+class ReverseDelta(Struct, frozen=True):
     """A delta that was read; ``blocks`` proves the version it restores, and finds nothing."""
 
     about: About

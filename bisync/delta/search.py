@@ -19,10 +19,10 @@ prints and sums one is kept, and what failed to prove is not tried again.
 import bisect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
 from bisync.delta.backend import PRINT_SPAN, Backend, Offsets, Sums, SumTable
@@ -40,8 +40,7 @@ _MOST_ANCHORS = 4_096  # looked at per step; 256 are to be expected
 _FAILURES = 8  # proofs that may fail per block of the new version
 
 
-@dataclass(frozen=True, slots=True)
-class Anchors:
+class Anchors(Struct, frozen=True):
     """Anchors of the old version: ``offset`` (n) and ``print`` (n), one of each print."""
 
     offset: Offsets
@@ -101,8 +100,7 @@ def sums_of(
     return np.concatenate(found)
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Copy:
+class Copy(Struct, frozen=True, order=True):
     """A stretch of the new version, ``start`` to ``end``, that the old one has at ``old``."""
 
     start: int
@@ -120,8 +118,7 @@ class Copy:
         return self.start - self.old
 
 
-@dataclass(slots=True)
-class _Tried:
+class _Tried(Struct):
     """What was tried and found not to be so, and how much more may fail."""
 
     pairs: set[tuple[int, int]] = field(default_factory=set)

@@ -1,6 +1,6 @@
 """What one end may ask of the other: every call, with what it takes and gives."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from bisync.core.method import Apply
 from bisync.core.node import Place
@@ -132,8 +132,7 @@ _RECOVERED = Record(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Done:
+class Done(Struct, frozen=True, kw_only=True):
     """How one step ended. ``path`` and ``old`` are where its node is and was, for output."""
 
     position: int  # in the list that was asked for
@@ -201,8 +200,7 @@ CHAIN = Record(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Opening:
+class Opening(Struct, frozen=True, kw_only=True):
     """Which root, and how it is to be worked on. The end that has it may know better."""
 
     path: bytes
@@ -262,8 +260,7 @@ MARKED = Each(
 """What an end that watches tells of its own accord."""
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(Struct, frozen=True):
     """One call: its number on the wire, what it takes, gives, and gives piece by piece."""
 
     number: int

@@ -13,7 +13,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from bisync.endpoint.faults import error_from, number_of
 from bisync.endpoint.talk import MARKS, MOST_PATIENCE_S, PATIENCE, STOP, Service
@@ -46,8 +47,7 @@ _STOPS_S = 30.0  # for the other end to end what is in hand
 _DEEPEST = 8  # things in hand for the other end, one in the other
 
 
-@dataclass(slots=True)
-class _Call:
+class _Call(Struct):
     """A call that waits for its answer."""
 
     parts: deque[Plain] = field(default_factory=deque)

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from bisync.core.location import Location
 from bisync.endpoint.channel import Channel
@@ -24,11 +25,10 @@ _MOST_SAID = 64 << 10  # bytes of the other end's messages that are shown
 _LONGEST_LINE = 1000
 _GONE_S = 5.0  # for ssh to end after the goodbye
 _LATER_S = 5  # the other end gives up after us: who drives says what happened
-_AT_ONCE_S = 0.5  # for one whose connection is lost already
+_AT_ONCE_S = 0.5  # for one whose connection is lost already, or has not begun
 
 
-@dataclass(frozen=True, slots=True)
-class Reach:
+class Reach(Struct, frozen=True):
     """How other machines are reached."""
 
     rsh: str = "ssh"  # a program and its first words, as a shell would split them
@@ -42,8 +42,10 @@ class Reach:
 class Connection:
     """A child that leads to another machine, and the channel through it.
 
+    It is on its way from the start; :meth:`begun` waits until it is there.
+
     Raises:
-        EndpointError: it cannot be reached, or there is no bisync that is understood.
+        EndpointError: the child cannot be started.
     """
 
     def __init__(self, where: Location, reach: Reach, stop: Callable[[], None]) -> None:
@@ -61,8 +63,7 @@ class Connection:
         assert self._child.stdout is not None
         self._relay = threading.Thread(target=self._say, name="bisync-stderr", daemon=True)
         self._relay.start()
-        timeout_s = min(reach.timeout_s, MOST_PATIENCE_S - _LATER_S)
-        silence = float(timeout_s or SILENCE_S)
+        self._timeout_s = timeout_s = min(reach.timeout_s, MOST_PATIENCE_S - _LATER_S)
         self.channel = Channel(
             os.dup(self._child.stdout.fileno()),
             os.dup(self._child.stdin.fileno()),
@@ -70,15 +71,26 @@ class Connection:
             compress=reach.compress,
             stop=stop,
             patience=float(timeout_s or _PATIENCE_S),
-            silence=silence,
+            silence=float(timeout_s or SILENCE_S),
             pace=_pace(reach.bwlimit),
         )
         self._child.stdin.close()
         self._child.stdout.close()
+        self._has_begun = False
+
+    def begun(self) -> Channel:
+        """The channel, as soon as the other end has begun.
+
+        Raises:
+            EndpointError: it cannot be reached, or there is no bisync that is understood. The
+                connection is closed then.
+        """
+        if self._has_begun:
+            return self.channel
         try:
             self.channel.begun()
-            if timeout_s:
-                self.channel.tell(PATIENCE, timeout_s + _LATER_S)
+            if self._timeout_s:
+                self.channel.tell(PATIENCE, self._timeout_s + _LATER_S)
         except TimedOutError:
             self.close()
             raise
@@ -88,6 +100,8 @@ class Connection:
         except BaseException:
             self.close()
             raise
+        self._has_begun = True
+        return self.channel
 
     def _say(self) -> None:
         """Relay what the other end says to people, line by line, and not without end."""
@@ -124,7 +138,7 @@ class Connection:
 
     def close(self) -> None:
         """Say goodbye and let the child end."""
-        lost = self.channel.broken or self.channel.is_silent
+        lost = self.channel.broken or self.channel.is_silent or not self._has_begun
         self.channel.close()
         try:
             self._child.wait(_AT_ONCE_S if lost else _GONE_S)

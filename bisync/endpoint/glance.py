@@ -1,7 +1,8 @@
 """What the other end says ahead, so that what will be asked next needs no way there and back."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from bisync.core.closure import View
 from bisync.core.node import Node, NodeId, Place
@@ -12,8 +13,7 @@ AT_A_TIME = 5000  # things that are asked about in one message
 MOST_AROUND = 4 * AT_A_TIME  # nodes in one answer, those that were asked for included
 
 
-@dataclass(frozen=True, slots=True)
-class Around:
+class Around(Struct, frozen=True):
     """Some nodes of a side's index, with all directories above them."""
 
     nodes: dict[NodeId, Node] = field(default_factory=dict)
@@ -22,8 +22,7 @@ class Around:
     forgotten: set[NodeId] = field(default_factory=set)  # of them: a filter hides them
 
 
-@dataclass(frozen=True, slots=True)
-class Glance:
+class Glance(Struct, frozen=True):
     """What a run over a few directories begins with; see :meth:`RemoteEndpoint.wake`."""
 
     choices: list[Choice]

@@ -4,8 +4,9 @@ Calls take and return values in batches; content is pulled by the side that need
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
+
+from msgspec import Struct
 
 from bisync.core.closure import AgreedView, View
 from bisync.core.declared import Declared
@@ -27,8 +28,7 @@ from bisync.watch.interface import Spot
 MOVED_ON = "it was moved, or a directory above it, while its time was set"
 
 
-@dataclass(frozen=True, slots=True)
-class Hello:
+class Hello(Struct, frozen=True):
     """Who a side is; exchanged before anything is written."""
 
     path: str
@@ -43,8 +43,7 @@ class Hello:
     became_link: bool = False  # a symlink stands where the root itself was
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
+class Read(Struct, frozen=True):
     """What came of reading one file for its digest."""
 
     node: NodeId
@@ -52,8 +51,7 @@ class Read:
     reason: str = ""  # of a file that was read: why it has to be looked at again
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(Struct, frozen=True):
     """How a run ended, for one side."""
 
     time_ns: int

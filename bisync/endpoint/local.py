@@ -6,8 +6,9 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from bisync.core.declared import Declared
 from bisync.core.groups import MAGIC, Together, stem

@@ -3,8 +3,9 @@
 import json
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from bisync.core.declared import Declared
 from bisync.core.groups import Together

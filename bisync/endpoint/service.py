@@ -10,8 +10,10 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from bisync.core.declared import Declared
 from bisync.core.hot import Allowance
@@ -100,8 +102,7 @@ class FarContent(RemoteContent):
         return bool(call.gives.unpack(answer))
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(Struct, frozen=True):
     """What the other end may ask for, whatever it wants."""
 
     changes: bool = True  # anything at all

@@ -5,8 +5,10 @@ one name, and no listing goes on for ever.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from bisync.core.groups import JOURNALS, stem
 from bisync.core.node import ROOT, Kind
@@ -46,8 +48,7 @@ _PATH = LONG_PATH
 _ACCOUNTS = Table(Int(0, 2**32 - 1), Bytes(256, 1), 65536)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class Order(Struct, frozen=True, kw_only=True):
     """What to walk, and how."""
 
     sources: tuple[bytes, ...]  # as on rsync's command line
@@ -87,8 +88,7 @@ ORDER = Record(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Some:
+class _Some(Struct, frozen=True):
     """Part of a listing: of one directory, perhaps not all of it."""
 
     key: int
@@ -111,8 +111,7 @@ _PART = Record(
 _PARTS = Several(_PART, 1 << 16, list)
 
 
-@dataclass(frozen=True, slots=True)
-class Walked:
+class Walked(Struct, frozen=True):
     """What else there is to say of a walk."""
 
     root: Seen | None

@@ -1,7 +1,8 @@
 """Stage a new version of which only what is new is there, with the undo of writing it."""
 
 import os
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from bisync.core.node import Attributes, Kind
 from bisync.delta.blocks import finding
@@ -15,8 +16,7 @@ MOST = 4  # of a file at most this part is written over; of more, a new file cos
 MOST_BYTES = 256 << 20  # nor more: who opens the file meanwhile has to wait so long
 
 
-@dataclass(frozen=True, slots=True)
-class Apart:
+class Apart(Struct, frozen=True):
     """A new version of which the stage has only what is new, and the undo of writing it."""
 
     patch: Patch

@@ -11,8 +11,10 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from bisync.core.groups import Together
 from bisync.core.ignore import Matcher, reserved
@@ -59,8 +61,7 @@ MARKER = b"replica"  # in a folder of state: makes a directory a root
 _FSYNC_EACH = 64  # directories made durable one by one; more by one flush
 
 
-@dataclass(frozen=True, slots=True)
-class Tools:
+class Tools(Struct, frozen=True):
     """What a replica lends to its applier."""
 
     root: Root

@@ -7,8 +7,9 @@ so that after any crash both can say which commits count.
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from bisync.core.node import ROOT, Agreed, Content, Kind, NodeId, Place, Side
 from bisync.core.past import Past
@@ -28,8 +29,7 @@ _HISTORY = 1000  # links of the chain that are remembered
 _ROWS = 1000  # at a time
 
 
-@dataclass(frozen=True, slots=True)
-class Epoch:
+class Epoch(Struct, frozen=True):
     """One link of the chain."""
 
     number: int = 0
@@ -37,8 +37,7 @@ class Epoch:
     predecessor: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class PairState:
+class PairState(Struct, frozen=True):
     """What a replica knows about one of its pairs, without its peer."""
 
     pair: int
@@ -54,16 +53,14 @@ class PairState:
     complete_ns: int | None  # when a run last ended with nothing left to do
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(Struct, frozen=True):
     """One commit of the archive: rows, and its place in the chain."""
 
     epoch: Epoch
     payload: bytes  # JSON list of update rows, in columns 0 and 1
 
 
-@dataclass(frozen=True, slots=True)
-class Chain:
+class Chain(Struct, frozen=True):
     """Where an archive stands, for another one that becomes its copy."""
 
     epoch: Epoch

@@ -6,9 +6,10 @@ pair carries it out, because the version that is wanted may lie at the other sid
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
+
+from msgspec import Struct
 
 from bisync.core.path import display, parse
 from bisync.errors import UsageError
@@ -23,8 +24,7 @@ class Take(Enum):
     BOTH = "both"  # the loser beside the winner, under a conflict name
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Quarrel:
+class Quarrel(Struct, frozen=True, kw_only=True):
     """One conflict as the list keeps it."""
 
     id: str
@@ -71,8 +71,7 @@ def _from_json(row: dict[str, Any]) -> Quarrel:
     return Quarrel(**values)
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(Struct, frozen=True):
     """What a person chose for one conflict."""
 
     quarrel: Quarrel

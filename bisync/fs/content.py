@@ -10,8 +10,9 @@ import functools
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from msgspec import Struct
 
 from bisync.core.node import NodeId
 from bisync.delta.digest import BLOCK_SIZE, ContentHasher
@@ -32,8 +33,7 @@ _TICK_NS = (
 _FIRST_WAIT = 0.02  # seconds between tries, doubled each time
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(Struct, frozen=True):
     """A stretch of a file: bytes, or a hole of ``length`` zeros. Valid until the next one."""
 
     offset: int
@@ -41,8 +41,7 @@ class Chunk:
     data: memoryview | None
 
 
-@dataclass(frozen=True, slots=True)
-class Version:
+class Version(Struct, frozen=True):
     """One state of a file that was read as a whole."""
 
     size: int
@@ -52,8 +51,7 @@ class Version:
     instant: bool = False  # of a file that was being written to
 
 
-@dataclass(frozen=True, slots=True)
-class Expected:
+class Expected(Struct, frozen=True):
     """A small file that will be asked for."""
 
     node: NodeId

@@ -6,8 +6,9 @@ everything was last complete, which files were busy. Failover decides by it.
 
 import json
 import os
-from dataclasses import asdict, dataclass
 from typing import Any
+
+from msgspec import Struct, to_builtins
 
 from bisync.core.path import STATE_DIR
 from bisync.errors import UsageError
@@ -15,8 +16,7 @@ from bisync.errors import UsageError
 FILE = "facts.json"
 
 
-@dataclass(frozen=True, slots=True)
-class PairFacts:
+class PairFacts(Struct, frozen=True):
     """One pair that a root belongs to."""
 
     peer: str  # replica id
@@ -30,8 +30,7 @@ class PairFacts:
     left: int = 0  # nodes that the next run must look at again
 
 
-@dataclass(frozen=True, slots=True)
-class RootFacts:
+class RootFacts(Struct, frozen=True):
     """One root."""
 
     path: str
@@ -42,7 +41,8 @@ class RootFacts:
 
     def to_json(self) -> dict[str, Any]:
         """The facts for programs."""
-        return asdict(self)
+        found: dict[str, Any] = to_builtins(self)
+        return found
 
     def with_pair(self, pair: PairFacts) -> "RootFacts":
         """The same facts with one pair brought up to date."""

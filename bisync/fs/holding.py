@@ -9,7 +9,8 @@ nothing: who opens the copy makes it anew.
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from bisync.core.groups import SHARED
 from bisync.core.node import NodeId
@@ -22,8 +23,7 @@ from bisync.linux.lease import Lease, probed
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-@dataclass(frozen=True, slots=True)
-class _Group:
+class _Group(Struct, frozen=True):
     parent: NodeId
     names: list[bytes]
     nodes: dict[bytes, NodeId]

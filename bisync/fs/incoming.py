@@ -6,9 +6,11 @@ import secrets
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from bisync.core.method import Apply
 from bisync.core.node import Attributes, Content, Kind, Node, NodeId, XAttrs
@@ -41,16 +43,14 @@ def not_told(_name: bytes, _done: int, _total: int, _literal: int) -> None:
     """Nobody wants to know."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Watch:
+class _Watch(Struct, frozen=True):
     """Who is asked whether to go on, and told how far a file is."""
 
     stop: Callable[[], None]
     arrived: Callable[[int, int], None]  # bytes done, bytes that had to come
 
 
-@dataclass(slots=True)
-class Staged:
+class Staged(Struct):
     """A new object waiting for its name: in the stage, or beside its target (see ``near``)."""
 
     dir_fd: int
@@ -350,8 +350,7 @@ class Builder:
         return tuple(apply_attributes(fd, name, kind, attributes_of(info, *inherited), wanted))
 
 
-@dataclass(frozen=True, slots=True)
-class _Filled:
+class _Filled(Struct, frozen=True):
     """How a file got its content."""
 
     version: Version

@@ -8,7 +8,8 @@ remembers how far it has read.
 import os
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from bisync.core.node import ROOT, Attributes, Content, Kind, Node, NodeId, Place
 from bisync.core.rows import xattrs_from_text, xattrs_to_text
@@ -26,8 +27,7 @@ _COLUMNS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(Struct, frozen=True):
     """What the kernel says about one object: enough to tell whether it is the same.
 
     ``ctime_ns`` moves with renames and attribute changes, so it proves nothing after our

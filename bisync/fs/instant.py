@@ -13,7 +13,8 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from bisync.core.declared import Declared
 from bisync.core.ignore import reserved
@@ -36,8 +37,7 @@ Stamp = tuple[int, int, int, int]
 Known = Callable[[NodeId | None], Stamp | None]
 
 
-@dataclass(frozen=True, slots=True)
-class HeldFile:
+class HeldFile(Struct, frozen=True):
     """One file: its frozen clone, where there is one, and what it was when it was held."""
 
     fd: int  # -1: it is read where it is
@@ -63,8 +63,7 @@ def stamp(info: os.stat_result) -> Stamp:
     return info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
 
 
-@dataclass(slots=True)
-class Listing:
+class Listing(Struct):
     """What is below a directory: regular files with what they are, and directories."""
 
     files: dict[bytes, os.stat_result] = field(default_factory=dict)
@@ -77,8 +76,7 @@ class Listing:
         return {path: stamp(info) for path, info in (self.files | self.links).items()}
 
 
-@dataclass(frozen=True, slots=True)
-class Taker:
+class Taker(Struct, frozen=True):
     """Takes one directory.
 
     Args:
@@ -280,8 +278,7 @@ class Taker:
         return found
 
 
-@dataclass(frozen=True, slots=True)
-class Still:
+class Still(Struct, frozen=True):
     """A directory that is read where it is: what was read counts as long as nothing moved."""
 
     taker: Taker

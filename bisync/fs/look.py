@@ -5,7 +5,8 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from bisync.core.ignore import Matcher, reserved
 from bisync.core.node import ROOT, Kind, Node, NodeId, Place
@@ -18,8 +19,7 @@ from bisync.linux.lease import Lease, is_breaking, probed
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE)
 
 
-@dataclass(frozen=True, slots=True)
-class Looked:
+class Looked(Struct, frozen=True):
     """A name in a held directory and what stood there."""
 
     dir_fd: int
@@ -147,8 +147,7 @@ class Looker:
                 raise StaleError("something of it is gone")
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(Struct, frozen=True):
     """The lease on a name's object; no descriptor where it is no file or not readable."""
 
     fd: int
@@ -165,8 +164,7 @@ def hold(dir_fd: int, name: bytes) -> Iterator[Held]:
         yield Held(fd, lease)
 
 
-@dataclass(frozen=True, slots=True)
-class Guard:
+class Guard(Struct, frozen=True):
     """An object about to be displaced, and the lease that holds writers off."""
 
     looked: Looked

@@ -6,7 +6,9 @@ import os
 import stat
 import tempfile
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from bisync.core.node import Attributes, Kind
 from bisync.core.past import Past
@@ -32,8 +34,7 @@ log = logging.getLogger(__name__)
 _PRIVATE = 0o700
 
 
-@dataclass(slots=True)
-class Origin:
+class Origin(Struct):
     """A root and its store, where contents may be."""
 
     root: bytes

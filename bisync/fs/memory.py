@@ -4,7 +4,8 @@ It saves work and finds renames; losing it costs a comparison by size and time, 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from bisync.core.node import Kind, Node, NodeId, Place
 from bisync.core.wish import Held, Remembered, Seen
@@ -19,8 +20,7 @@ _JOINED = (
 _COLUMNS = "handle, ino, size, mtime, ctime, version, digest"
 
 
-@dataclass(frozen=True, slots=True)
-class Lesson:
+class Lesson(Struct, frozen=True):
     """One thing to remember: an entry of the source and the node it is equal to now."""
 
     seen: Seen

@@ -7,7 +7,8 @@ mirrors into a root (pair 0) by what they applied, keyed by node numbers.
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from bisync.core.node import ROOT, Content, Kind
 from bisync.core.past import Past, State
@@ -26,8 +27,7 @@ from bisync.fs.index import Index
 MIRRORS = 0  # the pair number of what mirrors did
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
+class Operation(Struct, frozen=True):
     """One change of one node, as it was found before."""
 
     time_ns: int

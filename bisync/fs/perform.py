@@ -10,8 +10,9 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from bisync.core.ignore import Matcher
 from bisync.core.node import ROOT, Kind, Node, NodeId, Place

@@ -5,7 +5,8 @@ The database transaction is opened here and ended by the batch.
 
 import contextlib
 import os
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from bisync.core.node import ROOT, Attributes, Kind, Node, NodeId, Place
 from bisync.core.plan import Remove, Replace

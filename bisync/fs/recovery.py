@@ -9,8 +9,9 @@ import json
 import logging
 import os
 import time
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from bisync.core.node import Attributes, Content, Kind, Node, NodeId, Place
 from bisync.core.path import display
@@ -36,8 +37,7 @@ STORE_NAME = "store"  # in the state: the path of the store that the last run us
 _NO_PAIR = 0
 
 
-@dataclass(slots=True)
-class Recovered:
+class Recovered(Struct):
     """What one side's log says about the time before a crash."""
 
     updates: dict[int, tuple[Update, tuple[int, int]]] = field(default_factory=dict)
@@ -50,8 +50,7 @@ class Recovered:
     stuck: list[tuple[bytes, str]] = field(default_factory=list)  # what the store did not take
 
 
-@dataclass(frozen=True, slots=True)
-class _Intent:
+class _Intent(Struct, frozen=True):
     """One step that a run was about to take, or took."""
 
     pair: int

@@ -10,7 +10,9 @@ import os
 import stat
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from bisync.core.hot import Allowance
 from bisync.core.ignore import Matcher, reserved
@@ -42,8 +44,7 @@ _LOST_LOG = "lost_log"
 _SAMPLE = 200  # names looked at to tell whether a tree is still the one the index knows
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(Struct, frozen=True):
     """How a replica is opened."""
 
     rules: ScanRules

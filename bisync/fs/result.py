@@ -1,8 +1,9 @@
 """How one transition ended."""
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from enum import Enum
+
+from msgspec import Struct
 
 from bisync.core.node import Place
 from bisync.core.plan import Transition, keys_of
@@ -18,8 +19,7 @@ class Status(Enum):
     SKIPPED = "skipped"  # deliberately left, e.g. a directory that holds ignored files
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(Struct, frozen=True):
     """One transition and how it ended."""
 
     step: Transition

@@ -10,7 +10,8 @@ import json
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from bisync.core.path import DELTA_SUFFIX, parse
 from bisync.core.retention import Retention, Thinnable, period, settled, surplus
@@ -26,8 +27,7 @@ HAS_DELTAS = "has_deltas"  # in the state: some version was kept as what was wri
 _TOGETHER = 16  # deltas that leave a period that is not over
 
 
-@dataclass(slots=True)
-class Dropped:
+class Dropped(Struct):
     """What was removed, and what refused to go."""
 
     versions: int = 0

@@ -11,9 +11,10 @@ import errno
 import logging
 import os
 from collections.abc import Callable, Container, Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from bisync.core.path import TEMP_PREFIX, display
 from bisync.fs.content import Chunk, chunks_of
@@ -29,16 +30,14 @@ _BUFFER = 1 << 20  # bytes
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
+class Kept(Struct, frozen=True):
     """A version, and the store it is in."""
 
     version: Version
     store: Store
 
 
-@dataclass(frozen=True, slots=True)
-class Chain:
+class Chain(Struct, frozen=True):
     """How a version is made: deltas, the newest first, and what the first of them is laid over.
 
     Attributes:
@@ -160,8 +159,7 @@ def open_version(store: Store, version: Version) -> int:
         os.close(fd)
 
 
-@dataclass(slots=True)
-class Bridged:
+class Bridged(Struct):
     """What was done before some versions go."""
 
     needed: set[bytes] = field(default_factory=set)  # these may not go: a delta leads to them

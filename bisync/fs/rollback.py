@@ -8,7 +8,8 @@ import re
 import stat
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from bisync.core.path import TEMP_PREFIX, display, numbered
 from bisync.errors import PathError
@@ -27,8 +28,7 @@ _MODES = b".locked.json"  # what unlocking gives back, where flags are not to be
 _WRITE = 0o222
 
 
-@dataclass(slots=True)
-class Day:
+class Day(Struct):
     """One day of a store, as it lies there."""
 
     name: bytes
@@ -38,8 +38,7 @@ class Day:
     locked: bool = False
 
 
-@dataclass(slots=True)
-class Done:
+class Done(Struct):
     """What a change of the store came to."""
 
     entries: int = 0

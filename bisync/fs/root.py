@@ -10,7 +10,8 @@ import os
 import resource
 import stat
 from collections import OrderedDict
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from bisync.core.node import ROOT, NodeId, Place
 from bisync.core.path import STATE_DIR
@@ -24,8 +25,7 @@ _HELD_DIRS = 256
 _MARKER = STATE_DIR + b"/replica"
 
 
-@dataclass(frozen=True, slots=True)
-class RootIdentity:
+class RootIdentity(Struct, frozen=True):
     """What a root is, wherever it is mounted. The marker's nonce is kept beside it."""
 
     fs: str  # file system uuid, "" where there is none

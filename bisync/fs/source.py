@@ -11,9 +11,11 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from bisync.core.filters import Filters
 from bisync.core.groups import JOURNALS, MAGIC, names_of_group, stem
@@ -41,8 +43,7 @@ _HELD = 64  # descriptors of directories
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE)
 
 
-@dataclass(slots=True)
-class Listed:
+class Listed(Struct):
     """What the source holds in one directory."""
 
     key: int
@@ -52,16 +53,14 @@ class Listed:
     passed: list[bytes] = field(default_factory=list)  # names of kinds that are not carried
 
 
-@dataclass(frozen=True, slots=True)
-class _Origin:
+class _Origin(Struct, frozen=True):
     """Where a directory lies: in which source, below which path."""
 
     start: int
     path: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
+class Rules(Struct, frozen=True):
     """How sources are walked."""
 
     wish: Wish

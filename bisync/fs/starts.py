@@ -2,7 +2,8 @@
 
 import os
 import stat
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from bisync.errors import UsageError
 from bisync.fs.stage import refuse_torn_above
@@ -10,8 +11,7 @@ from bisync.linux.filesystem import fs_uuid, subvolume
 from bisync.linux.handle import HandleReader
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(Struct, frozen=True):
     """One source of the command line."""
 
     text: bytes

@@ -4,7 +4,9 @@ import errno
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from bisync.core.path import STATE_DIR
 from bisync.delta.digest import digest_of
@@ -27,8 +29,7 @@ _NOW = Patience(seconds=0)
 _ACLS = ("system.posix_acl_default", "system.posix_acl_access")
 
 
-@dataclass(frozen=True, slots=True)
-class Marker:
+class Marker(Struct, frozen=True):
     """``.bisync/replica``: who this replica is, and which root it was made for."""
 
     format: int

@@ -14,8 +14,9 @@ import re
 import stat
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from bisync.core.path import NAME_MAX, delta_name, display, numbered, parse
 from bisync.errors import PathError
@@ -35,8 +36,7 @@ _CAPABILITY = b"security.capability"
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
+class Kept(Struct, frozen=True):
     """Where a displaced object went, below the store's folder."""
 
     path: bytes
@@ -44,8 +44,7 @@ class Kept:
     copied: bool  # the object itself is gone
 
 
-@dataclass(frozen=True, slots=True)
-class Fresh:
+class Fresh(Struct, frozen=True):
     """A version that the engine had installed itself, and replaced by the next one."""
 
     path: bytes
@@ -53,8 +52,7 @@ class Fresh:
     time_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class Version:
+class Version(Struct, frozen=True):
     """One line of a manifest: an object that was kept."""
 
     time_ns: int

@@ -9,8 +9,9 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, field
 
 from bisync.core.node import NodeId
 from bisync.core.path import STATE_DIR, display
@@ -30,8 +31,7 @@ _PATIENCE_S = 2.0  # who only reads is soon done
 _OPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-@dataclass(slots=True)
-class Mended:
+class Mended(Struct):
     """What became of the files that a crash had left half-written."""
 
     old: list[bytes] = field(default_factory=list)  # paths: the old version again
@@ -252,8 +252,7 @@ class Mender:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class _Spot:
+class _Spot(Struct, frozen=True):
     """A held directory and a name in it."""
 
     fd: int

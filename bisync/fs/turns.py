@@ -18,7 +18,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from bisync.errors import (
     EndpointError,
@@ -42,8 +43,7 @@ _SAY_AGAIN_S = 60.0
 _HANDED_S = 1.0  # for who waited to take what was given away
 
 
-@dataclass(frozen=True, slots=True)
-class Patience:
+class Patience(Struct, frozen=True):
     """How to wait for a root that another engine works on."""
 
     session: str = ""  # whoever holds the other root for the same one waits for us

@@ -13,7 +13,9 @@ import errno
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from bisync.core.ignore import Matcher, reserved
 from bisync.core.node import ROOT, Content, Kind, Node, NodeId, Place
@@ -30,8 +32,7 @@ _RACY_COARSE_NS = 2_000_000_000  # where times are kept in whole seconds
 _ROUNDS = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(Struct, frozen=True):
     """One path that could not be handled; everything else goes on."""
 
     path: bytes
@@ -39,8 +40,7 @@ class Problem:
     kind: str = "problem"  # problem | busy | skipped | boundary
 
 
-@dataclass(frozen=True, slots=True)
-class ScanRules:
+class ScanRules(Struct, frozen=True):
     """What a scan leaves alone."""
 
     matcher: Matcher
@@ -49,8 +49,7 @@ class ScanRules:
     devices: bool = False
 
 
-@dataclass(slots=True)
-class ScanResult:
+class ScanResult(Struct):
     """What a scan met."""
 
     entries: int = 0
@@ -60,8 +59,7 @@ class ScanResult:
     frozen: dict[NodeId, str] = field(default_factory=dict)  # known, but not to be looked at now
 
 
-@dataclass(slots=True)
-class _Listing:
+class _Listing(Struct):
     """One directory while it is listed."""
 
     fd: int

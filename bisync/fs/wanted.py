@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from bisync.errors import UsageError
 
 
-@dataclass(slots=True)
-class Wanted:
+class Wanted(Struct):
     """A node of ``--files-from``: itself, and what is asked for below it."""
 
     below: dict[bytes, "Wanted"] = field(default_factory=dict)

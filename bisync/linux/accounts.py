@@ -4,7 +4,8 @@ import contextlib
 import grp
 import os
 import pwd
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from bisync.core.wish import Wish
 

@@ -8,7 +8,8 @@ import ctypes
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from bisync.linux.libc import check, function
 
@@ -32,8 +33,7 @@ _mark = function(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(Struct, frozen=True):
     """What happened to some names. Several things that happened to one may be one event."""
 
     mask: int

@@ -2,8 +2,9 @@
 
 import json
 import os
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from bisync.core.node import ROOT, SIDES, NodeId, Side
 from bisync.core.plan import Placements, Update, homeless
@@ -18,8 +19,7 @@ _MOST = 8 << 20  # bytes of one commit; what crosses to another machine has to f
 _KEEP_SIDES = "run again with --after-restore forward, keep or merge (see the documentation)"
 
 
-@dataclass(frozen=True, slots=True)
-class Ledger:
+class Ledger(Struct, frozen=True):
     """Both sides' copies of one ancestor."""
 
     archives: tuple[AgreedCopy, AgreedCopy]

@@ -1,8 +1,9 @@
 """How a session behaves. One frozen value travels through everything."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from enum import Enum
+
+from msgspec import Struct, field
 
 from bisync.core.declared import Declared
 from bisync.core.hot import Allowance
@@ -31,8 +32,7 @@ class Fsync(Enum):
     NEVER = "never"  # leave it to the kernel; a power cut may cost what was applied
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
+class Config(Struct, frozen=True, kw_only=True):
     """Everything a person may choose about a session; the defaults are the safe ones."""
 
     conflict: Policy = Policy.NEWEST

@@ -1,7 +1,8 @@
 """What who drives an agent may not go beyond, whatever is asked for."""
 
 import os
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from bisync.core.filters import Filters, PerDirectory
 from bisync.core.path import STATE_DIR, valid_name
@@ -10,8 +11,7 @@ from bisync.errors import UsageError
 from bisync.fs.root import enclosing_root
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Confinement:
+class Confinement(Struct, frozen=True, kw_only=True):
     """What the one who drives may not go beyond, whatever is asked for."""
 
     root: bytes | None = None  # only this directory; None: any that the user may go to

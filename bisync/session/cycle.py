@@ -8,8 +8,10 @@ the guard has seen how many they are.
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from bisync.core.closure import close
 from bisync.core.conflict import Conflict
@@ -77,8 +79,7 @@ from bisync.session.report import (
 _ROUNDS = 4  # how often what moved under our hands is looked at again
 
 
-@dataclass(frozen=True, slots=True)
-class Noted:
+class Noted(Struct, frozen=True):
     """A conflict for the lists: where its loser is kept, or that it was not carried out."""
 
     conflict: Conflict

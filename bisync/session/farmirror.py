@@ -6,7 +6,9 @@ crosses: its list, and the content that is missing.
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from bisync.core.chmod import Chmod, ChmodStep
 from bisync.core.filters import Filters
@@ -48,8 +50,7 @@ _COUNT = Int(0)
 _SOME = 2000  # items in one part
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
+class _Asked(Struct, frozen=True, kw_only=True):
     """What is asked of a run at the other end."""
 
     destination: bytes

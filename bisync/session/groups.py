@@ -1,7 +1,8 @@
 """Databases in several files, in one run: read at one instant, decided and applied together."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from bisync.core.declared import Declared
 from bisync.core.diff import Join, same_version

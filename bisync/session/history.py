@@ -9,8 +9,9 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from bisync.core.filters import Filters
 from bisync.core.ignore import Matcher
@@ -33,8 +34,7 @@ from bisync.session.mirrorplace import MirrorPlace
 from bisync.session.report import Listener, Report
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
+class Moment(Struct, frozen=True):
     """One thing that happened to a path's node."""
 
     time_ns: int
@@ -63,8 +63,7 @@ class Moment:
         }
 
 
-@dataclass(slots=True)
-class Restored:
+class Restored(Struct):
     """What a restore did."""
 
     entries: int = 0

@@ -11,9 +11,11 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from bisync.core.node import SIDES
 from bisync.endpoint.interface import Endpoint
@@ -46,8 +48,7 @@ _MOST_GAP_S = 1.0  # between two runs that follow each other
 _SHOWN = 100  # busy files and problems in the status
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LiveConfig:
+class LiveConfig(Struct, frozen=True, kw_only=True):
     """How changes are noticed."""
 
     watcher: Kind = Kind.AUTO
@@ -55,8 +56,7 @@ class LiveConfig:
     rescan_s: float = 3600.0  # between two looks at everything, whatever the watchers say
 
 
-@dataclass(slots=True)
-class _Request:
+class _Request(Struct):
     """Somebody wants to know when all that happened until now is done."""
 
     number: int
@@ -71,8 +71,7 @@ class _Request:
         self.done.set()
 
 
-@dataclass(slots=True)
-class _Totals:
+class _Totals(Struct):
     """What was done since the start."""
 
     runs: int = 0
@@ -91,7 +90,7 @@ class _Totals:
 
     def add(self, report: Report) -> None:
         self.runs += 1
-        for name in self.__slots__[1:]:
+        for name in self.__struct_fields__[1:]:
             setattr(self, name, getattr(self, name) + getattr(report, name))
 
 
@@ -203,14 +202,14 @@ class Live:
                     }
                     for seen in self._coverage
                 ],
-                "totals": {name: getattr(totals, name) for name in totals.__slots__},
+                "totals": {name: getattr(totals, name) for name in totals.__struct_fields__},
             }  # fmt: skip
 
     def report(self) -> Report:
         """What was done since the start, as one report."""
         report = Report(elapsed_s=time.monotonic() - self._began)
         with self._changed:
-            for name in _Totals.__slots__[1:]:
+            for name in _Totals.__struct_fields__[1:]:
                 setattr(report, name, getattr(self._totals, name))
         return report
 

@@ -1,7 +1,8 @@
 """What a mirror run is asked to do, and what it tells afterwards."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from bisync.core.filters import Filters
 from bisync.core.items import Item
@@ -13,8 +14,7 @@ from bisync.fs.wanted import Wanted
 from bisync.session.report import Report
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MirrorConfig:
+class MirrorConfig(Struct, frozen=True, kw_only=True):
     """What a mirror run is asked to do. The defaults carry nothing but names and contents."""
 
     wish: Wish = field(default_factory=Wish)
@@ -41,7 +41,6 @@ class MirrorConfig:
     stop: Callable[[], None] = lambda: None
 
 
-@dataclass(slots=True)
 class MirrorReport(Report):
     """A report, and what is to be told of single entries."""
 

@@ -1,15 +1,12 @@
 """``destination := source``, wherever both are: the library's front door to mirrors."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from bisync.core.location import Location, location
 from bisync.endpoint.connect import Connection, Reach
 from bisync.errors import BisyncError, UsageError
-from bisync.session.farmirror import push
-from bisync.session.mirror import mirror_from
 from bisync.session.mirrorconfig import MirrorConfig, MirrorReport
-from bisync.session.origin import FarOrigin, LocalOrigin, Origin
 from bisync.session.report import Listener
 
 
@@ -42,18 +39,31 @@ def mirror(
     froms = [location(os.fsencode(source)) for source in sources]
     to = location(os.fsencode(destination))
     config, reach = config or MirrorConfig(), reach or Reach()
+    if len({(where.host, where.user, where.port) for where in froms}) > 1:
+        raise UsageError("all sources of a mirror have to be on one machine")
     open_now: list[Connection] = []
 
-    def connected(where: Location) -> Connection:
+    def reached(where: Location) -> Connection | None:
+        if not where.is_remote:
+            return None
         open_now.append(Connection(where, reach, config.stop))
         return open_now[-1]
 
     report: MirrorReport | None = None
     try:
-        origin = _origin(froms, connected)
-        if to.is_remote:
-            channel = connected(to).channel
-            report = push(channel, origin, to.path, config, listener, dry=dry)
+        source = reached(froms[0]) if froms else None
+        target = reached(to)
+        # These load most of the engine, while the connections are on their way.
+        from bisync.session.farmirror import push  # noqa: PLC0415
+        from bisync.session.mirror import mirror_from  # noqa: PLC0415
+        from bisync.session.origin import FarOrigin, LocalOrigin, Origin  # noqa: PLC0415
+
+        paths = [where.path for where in froms]
+        origin: Origin = LocalOrigin(paths)
+        if source is not None:
+            origin = FarOrigin(source.begun(), paths, froms[0].machine)
+        if target is not None:
+            report = push(target.begun(), origin, to.path, config, listener, dry=dry)
         else:
             report = mirror_from(origin, to.path, config, listener, dry=dry)
     except BisyncError as error:
@@ -66,13 +76,3 @@ def mirror(
             report.bytes_sent = sum(each.channel.sent for each in open_now)
             report.bytes_received = sum(each.channel.received for each in open_now)
     return report
-
-
-def _origin(froms: list[Location], connected: Callable[[Location], Connection]) -> Origin:
-    machines = {(where.host, where.user, where.port) for where in froms}
-    if len(machines) > 1:
-        raise UsageError("all sources of a mirror have to be on one machine")
-    paths = [where.path for where in froms]
-    if froms and froms[0].is_remote:
-        return FarOrigin(connected(froms[0]).channel, paths, froms[0].machine)
-    return LocalOrigin(paths)

@@ -2,7 +2,8 @@
 
 import os
 import stat
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from bisync.core.path import STORE_DIR, valid_name
 from bisync.endpoint.interface import Tree
@@ -12,8 +13,7 @@ from bisync.fs.starts import identity_of
 from bisync.session.mirrorconfig import MirrorConfig
 
 
-@dataclass(frozen=True, slots=True)
-class MirrorPlace:
+class MirrorPlace(Struct, frozen=True):
     """Where the destination is: a folder of a root, and the name of a single file in it."""
 
     root: bytes

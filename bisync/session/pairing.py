@@ -5,8 +5,9 @@ root without state merges and deletes nothing; another root at the recorded loca
 likelier a lost mount than a wish.
 """
 
-from dataclasses import dataclass, field
 from enum import Enum
+
+from msgspec import Struct, field
 
 from bisync.core.node import SIDES, Side
 from bisync.endpoint.interface import Hello
@@ -22,8 +23,7 @@ class Start(Enum):
     FIRST = "first contact"
 
 
-@dataclass(slots=True)
-class Relation:
+class Relation(Struct):
     """The decision, and what each side has to do before the run."""
 
     start: Start = Start.FIRST

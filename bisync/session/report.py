@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, TypeAlias
+
+from msgspec import Struct, field
 
 from bisync.core.conflict import Conflict
 from bisync.core.node import SIDES, Side
@@ -26,8 +27,7 @@ from bisync.fs.walk import Problem
 _WORST_FIRST = (1, 2, 3, 12, 30, 25, 23, 40, 24, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(Struct, frozen=True):
     """One applied (or planned) transition, for people."""
 
     side: str  # where it is applied: alpha | beta
@@ -38,8 +38,7 @@ class Change:
     size: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Met:
+class Met(Struct, frozen=True):
     """A path that was not handled, or something a person should hear about it."""
 
     side: str
@@ -48,8 +47,7 @@ class Met:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(Struct, frozen=True):
     """How far the run is; ``phase`` is scan, read, apply, or file: one large file.
 
     ``done`` counts entries. Of a file, ``name`` is its name, ``bytes`` what of ``total`` is done,
@@ -67,8 +65,7 @@ class Progress:
 Event: TypeAlias = Change | Met | Conflict | Progress
 
 
-@dataclass(slots=True)
-class Report:
+class Report(Struct):
     """The outcome of one run. Counts are entries unless the name says bytes."""
 
     files_scanned: int = 0

@@ -3,7 +3,9 @@
 import itertools
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from bisync.core.conflict import Conflict
 from bisync.core.node import ROOT, SIDES, NodeId, Side
@@ -28,8 +30,7 @@ _REMOVAL_ROUNDS = 2  # a removal that went stale gets another chance
 _PROBE_NS = 10**9  # a writer caught while a file was displaced shows within this time
 
 
-@dataclass(frozen=True, slots=True)
-class Pairing:
+class Pairing(Struct, frozen=True):
     """What two sides agreed on when they met; good for as long as both stay open."""
 
     relation: Relation
@@ -37,8 +38,7 @@ class Pairing:
     ledger: Ledger
 
 
-@dataclass(frozen=True, slots=True)
-class Manner:
+class Manner(Struct, frozen=True):
     """What a run does; one of many that follow each other closely leaves some to the others."""
 
     removals: bool = True  # else what became free may get a new owner first

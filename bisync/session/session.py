@@ -5,9 +5,10 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
 from typing import Self
+
+from msgspec.structs import replace
 
 from bisync.core.ignore import Matcher
 from bisync.core.location import Location, location
@@ -59,6 +60,7 @@ class Session:
         *,
         listener: Listener = lambda _event: None,
         reach: Reach | None = None,
+        links: Sequence[Connection | None] = (None, None),
     ) -> None:
         """
         Args:
@@ -67,6 +69,7 @@ class Session:
             config: how they are kept equal.
             listener: gets every event.
             reach: how other machines are reached.
+            links: connections to them that are on their way already; the session's from now on.
         """
         self.locations = (location(os.fsencode(alpha)), location(os.fsencode(beta)))
         self.reach = reach or Reach()
@@ -82,7 +85,7 @@ class Session:
         self._in_hand = threading.RLock()
         self._counted = (0, 0)  # bytes that crossed in earlier runs over the same connections
         self._open_sides: list[Endpoint | None] = [None, None]
-        self._links: list[Connection | None] = [None, None]
+        self._links: list[Connection | None] = list(links)
         self._pairing: Pairing | None = None
 
     def __enter__(self) -> Self:
@@ -180,7 +183,7 @@ class Session:
         *,
         dry: bool,
     ) -> None:
-        if dry:
+        if dry and any(self._open_sides):
             self.close()  # a dry run looks with eyes of its own
         try:
             run = Run(self._open(only, dry=dry), self.config, report, self.listener, dry=dry)
@@ -258,6 +261,9 @@ class Session:
             _refuse_nested((self.locations[0].path, self.locations[1].path))
         elif self.config.state_dir is not None:
             raise UsageError("--state-dir: it cannot be said for another machine")
+        for number, where in enumerate(self.locations):  # on their way while the other one opens
+            if where.is_remote and self._links[number] is None:
+                self._links[number] = Connection(where, self.reach, self.config.stop)
         wait_s = self.config.wait_s
         end = None if wait_s is None else time.monotonic() + wait_s
         silent_since: float | None = None
@@ -303,8 +309,8 @@ class Session:
             side = LocalEndpoint(where.path, options, dry=dry, machine=name)
         else:
             link = self._links[number]
-            if link is None:
-                link = self._links[number] = Connection(where, self.reach, self.config.stop)
+            assert link is not None
+            link.begun()
             opening = replace(self._opening(where, dry=dry), wait_ms=wait_ms, session=self._id)
             side = RemoteEndpoint(link, opening, where.machine)
         self._open_sides[number] = side
@@ -395,6 +401,7 @@ class Session:
         for where in self.locations:
             if where.is_remote:
                 connection = Connection(where, self.reach, self.config.stop)
+                connection.begun()
                 opening = self._opening(where, dry=False, set_aside=True)
                 far = RemoteEndpoint(connection, opening, where.machine)
                 try:

@@ -5,7 +5,8 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from bisync.core.ignore import Matcher
 from bisync.core.node import Content, Kind

@@ -5,7 +5,8 @@ import os
 import random
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from bisync.core.filters import Filters
 from bisync.core.method import Apply
@@ -23,8 +24,7 @@ from bisync.session.mirrorplace import MirrorPlace
 from bisync.session.report import Listener, Met, Progress
 
 
-@dataclass(slots=True)
-class Verified:
+class Verified(Struct):
     """What a check found. Paths are below the root."""
 
     checked: int = 0

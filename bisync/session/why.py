@@ -1,8 +1,9 @@
 """Why a path is as it is: the last decisions about it, and what still waits."""
 
 import os
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from bisync.core.node import Kind
 from bisync.core.past import find, path_of
@@ -11,8 +12,7 @@ from bisync.fs.conflicts import Quarrel
 from bisync.session.history import looking_back
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(Struct, frozen=True):
     """One agreed change of a path's node."""
 
     time_ns: int
@@ -20,8 +20,7 @@ class Decision:
     text: str  # what was decided, where, and by which rule
 
 
-@dataclass(slots=True)
-class Explanation:
+class Explanation(Struct):
     """What is known of a path."""
 
     path: bytes

@@ -11,8 +11,8 @@ import logging
 import os
 import threading
 import time
-from dataclasses import dataclass, field
 
+from msgspec import Struct, field
 from watchdog.observers.inotify_c import (
     CallbackId,
     InotifyEvent,
@@ -53,8 +53,7 @@ _ID = CallbackId(1)
 _HALF_S = 1.0  # the other half of a move comes within
 
 
-@dataclass(slots=True)
-class _Watched:
+class _Watched(Struct):
     """A directory with a watch."""
 
     parent: int | None  # the watch of the directory above; None: not below the root just now

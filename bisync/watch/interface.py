@@ -1,12 +1,12 @@
 """What every watcher is, whatever the kernel lends it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Protocol
 
+from msgspec import Struct, field
 
-@dataclass(frozen=True, slots=True)
-class Spot:
+
+class Spot(Struct, frozen=True):
     """A directory in which something may have changed.
 
     Its path is where it was when that was noticed; by the time that somebody looks, it or one above
@@ -34,8 +34,7 @@ class Sink(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
+class Pace(Struct, frozen=True):
     """How soon to look at a directory."""
 
     due_s: float = 0.0  # a sooner one of the same directory wins
@@ -48,8 +47,7 @@ WRITTEN = Pace(due_s=0.3)  # it is still open
 VACATED = Pace(not_before_s=0.2)  # a name that became free may get a new owner
 
 
-@dataclass(slots=True)
-class Coverage:
+class Coverage(Struct):
     """What a watcher sees, for people."""
 
     kind: str  # fanotify | inotify | poll
@@ -58,8 +56,7 @@ class Coverage:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
+class Scope(Struct, frozen=True):
     """What to watch."""
 
     root: bytes  # an absolute path

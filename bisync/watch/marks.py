@@ -3,7 +3,8 @@
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from bisync.watch.interface import Pace, Spot
 
@@ -11,8 +12,7 @@ _MOST = 20_000  # directories; beyond, looking at everything is cheaper
 _HELD_S = 10.0  # the longest that a mark is held back by others
 
 
-@dataclass(slots=True)
-class _Mark:
+class _Mark(Struct):
     first: float
     due: float
     not_before: float
@@ -22,8 +22,7 @@ class _Mark:
         return min(max(self.due, self.not_before), self.first + _HELD_S)
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(Struct, frozen=True):
     """What to look at now."""
 
     directories: frozenset[Spot] = frozenset()

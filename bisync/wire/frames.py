@@ -15,12 +15,12 @@ checked before anything is read or made room for.
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
 import msgpack
 import zstandard
+from msgspec import Struct
 
 from bisync.errors import ProtocolError
 from bisync.wire.schema import Plain, refuse
@@ -48,8 +48,7 @@ class Lane(IntEnum):
     BULK = 2  # content
 
 
-@dataclass(frozen=True, slots=True)
-class Preamble:
+class Preamble(Struct, frozen=True):
     """How an end begins."""
 
     lowest: int
@@ -107,8 +106,7 @@ def common_version(mine: Preamble, theirs: Preamble) -> int:
     return version
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(Struct, frozen=True):
     """One frame: a message as plain values, and the bulk that belongs to it."""
 
     lane: Lane

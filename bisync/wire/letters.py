@@ -6,10 +6,10 @@ content are never cut: each is a frame of the bulk lane, with a few values and t
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import IntEnum, unique
 
 import msgpack
+from msgspec import Struct
 
 from bisync.errors import ProtocolError
 from bisync.wire.frames import BULK, Frame, Lane, message_of
@@ -60,8 +60,7 @@ _WORD, _NUMBER = Int(0, max(Word)), Int(0, 2**63 - 1)
 _STREAM, _OP = Int(1, 2**62), Int(0, max(Op))
 
 
-@dataclass(frozen=True, slots=True)
-class Letter:
+class Letter(Struct, frozen=True):
     """One letter. ``about`` says what is asked for, or what kind of fault it is."""
 
     word: Word
@@ -70,8 +69,7 @@ class Letter:
     body: Plain
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(Struct, frozen=True):
     """One frame of content."""
 
     stream: int

@@ -10,8 +10,9 @@ Time is told from outside, in seconds of one clock that never goes back.
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TypeAlias
+
+from msgspec import Struct
 
 from bisync.errors import ProtocolError, TimedOutError
 from bisync.wire.frames import (
@@ -42,8 +43,7 @@ Packed: TypeAlias = tuple[bytes, int]
 """A frame's bytes, and what it takes of its lane's credit."""
 
 
-@dataclass(slots=True)
-class _Credit:
+class _Credit(Struct):
     """Of one lane."""
 
     window: int

@@ -6,9 +6,10 @@ and by nothing else: no name, number or list reaches the engine that its schema 
 
 import operator
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any, NoReturn, Protocol
+
+from msgspec import Struct
 
 from bisync.core.path import valid_name
 from bisync.errors import ProtocolError
@@ -39,8 +40,7 @@ def refuse(what: str) -> NoReturn:
     raise ProtocolError(f"the peer sent what no message holds: {what}")
 
 
-@dataclass(frozen=True, slots=True)
-class Int:
+class Int(Struct, frozen=True):
     """A whole number, both ends included."""
 
     low: int = -I64
@@ -57,8 +57,7 @@ class Int:
         return plain
 
 
-@dataclass(frozen=True, slots=True)
-class Time:
+class Time(Struct, frozen=True):
     """Nanoseconds since 1970; what does not fit 64 bits as seconds and nanoseconds."""
 
     def pack(self, value: int) -> Plain:
@@ -73,8 +72,7 @@ class Time:
         return Int().unpack(plain)
 
 
-@dataclass(frozen=True, slots=True)
-class Bool:
+class Bool(Struct, frozen=True):
     """Yes or no."""
 
     def pack(self, value: bool) -> Plain:
@@ -88,8 +86,7 @@ class Bool:
         return plain
 
 
-@dataclass(frozen=True, slots=True)
-class Bytes:
+class Bytes(Struct, frozen=True):
     """So many bytes."""
 
     most: int
@@ -106,8 +103,7 @@ class Bytes:
         return plain
 
 
-@dataclass(frozen=True, slots=True)
-class NoNul(Bytes):
+class NoNul(Bytes, frozen=True):
     """So many bytes, none of them zero: what the system takes for a path or a name."""
 
     def unpack(self, plain: Plain) -> bytes:
@@ -118,8 +114,7 @@ class NoNul(Bytes):
         return found
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
+class Text(Struct, frozen=True):
     """Text for people: so many characters. Never a name."""
 
     most: int = 4096
@@ -138,8 +133,7 @@ class Text:
         return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in one_line)
 
 
-@dataclass(frozen=True, slots=True)
-class OsText:
+class OsText(Struct, frozen=True):
     """Text that names files or is run, as the system has it: so many bytes."""
 
     most: int = 4096
@@ -153,8 +147,7 @@ class OsText:
         return Bytes(self.most).unpack(plain).decode("utf-8", "surrogateescape")
 
 
-@dataclass(frozen=True, slots=True)
-class Name:
+class Name(Struct, frozen=True):
     """One component of a path."""
 
     def pack(self, value: bytes) -> Plain:
@@ -168,8 +161,7 @@ class Name:
         return plain
 
 
-@dataclass(frozen=True, slots=True)
-class Path:
+class Path(Struct, frozen=True):
     """Names with slashes between them, below a root; empty: the root itself."""
 
     most: int = 4096
@@ -187,8 +179,7 @@ class Path:
         return plain
 
 
-@dataclass(frozen=True, slots=True)
-class Maybe:
+class Maybe(Struct, frozen=True):
     """A value, or none."""
 
     of: Schema
@@ -202,8 +193,7 @@ class Maybe:
         return None if plain is None else self.of.unpack(plain)
 
 
-@dataclass(frozen=True, slots=True)
-class Several:
+class Several(Struct, frozen=True):
     """Up to so many values of one kind, in order unless ``into`` has none."""
 
     of: Schema
@@ -222,8 +212,7 @@ class Several:
         return self.into(map(self.of.unpack, plain))
 
 
-@dataclass(frozen=True, slots=True)
-class Each:
+class Each(Struct, frozen=True):
     """One value of each kind: a tuple."""
 
     of: tuple[Schema, ...]
@@ -239,8 +228,7 @@ class Each:
         return tuple(schema.unpack(each) for schema, each in zip(self.of, plain, strict=True))
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(Struct, frozen=True):
     """Up to so many values by key, as a list of pairs: each key once."""
 
     key: Schema
@@ -265,8 +253,7 @@ class Table:
         return found
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(Struct, frozen=True):
     """One of an enumeration, by its value."""
 
     of: type[Enum]
@@ -284,16 +271,16 @@ class Member:
 
 
 class Record:
-    """A dataclass: its fields in order, each with its schema."""
+    """A class of values: its fields in order, each with its schema."""
 
-    def __init__(self, of: type[Any], **of_fields: Schema) -> None:
-        names = [field.name for field in fields(of) if field.init]
+    def __init__(self, of: type[Struct], **of_fields: Schema) -> None:
+        names = of.__struct_fields__
         if set(names) != set(of_fields):
             raise TypeError(f"{of.__name__}: {set(names) ^ set(of_fields)}")
         self.of = of
         self._fields = [(name, of_fields[name]) for name in names]
         self._schemas = [of_fields[name] for name in names]
-        self._by_name = any(field.kw_only for field in fields(of))
+        self._by_name = len(of.__match_args__) < len(names)  # some are not told by their place
 
     def pack(self, value: Any) -> Plain:
         """As a list."""
@@ -311,7 +298,7 @@ class Record:
 
 
 class OneOf:
-    """One of several dataclasses, each under its number."""
+    """One of several such classes, each under its number."""
 
     def __init__(self, of: Mapping[int, Record]) -> None:
         self._of = dict(of)

@@ -6,7 +6,9 @@ engine with :meth:`MemoryReplica.perform`. Whatever the engine displaces goes to
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from bisync.core.closure import close
 from bisync.core.diff import join, wanted_digests

@@ -3,10 +3,11 @@
 import argparse
 import os
 from collections.abc import Callable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from bisync.cli.output import Output
-from bisync.cli.reaching import reach
+from bisync.cli.reaching import connections, reach
 from bisync.cli.stopping import Stopper
 from bisync.cli.times import retention
 from bisync.core.declared import Declared, postgresql
@@ -19,7 +20,6 @@ from bisync.core.safety import DeleteLimit
 from bisync.errors import UsageError
 from bisync.linux.limits import workers
 from bisync.session.config import AfterRestore, Config, Fsync
-from bisync.session.session import Session
 
 
 def run(options: argparse.Namespace) -> int:
@@ -36,7 +36,12 @@ def run(options: argparse.Namespace) -> int:
         stats=options.stats,
     )
     with output:
-        session = Session(options.alpha, options.beta, config, listener=output.event, reach=over)
+        ahead = connections((options.alpha, options.beta), over, stopper.check)
+        from bisync.session.session import Session  # noqa: PLC0415 -- most of the engine
+
+        session = Session(
+            options.alpha, options.beta, config, listener=output.event, reach=over, links=ahead
+        )
         report = session.run(dry=dry)
     if dry:
         report.exit_code = 25 if report.withheld else 0

@@ -2,7 +2,8 @@
 
 import argparse
 import os
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from bisync.cli.commands.sync import config_of
 from bisync.cli.output import Output

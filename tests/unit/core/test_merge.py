@@ -1,10 +1,9 @@
 """The three-way merge of places and attributes, as tables and laws."""
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from bisync.core.merge import merge_attributes, merge_places
 from bisync.core.node import Attributes, Content, Kind, Node, Side

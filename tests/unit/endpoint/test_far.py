@@ -1,6 +1,5 @@
 """What the other end said is remembered exactly as long as it holds."""
 
-import dataclasses
 import os
 import shlex
 from collections.abc import Callable, Iterable
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from bisync import Reach, Session
 from bisync.core.ignore import Matcher
@@ -45,7 +45,7 @@ class Index:
         """Those with a name, and the root."""
         node = Node(0, Content(Kind.DIR), Attributes(0, 0, 0, 0, ()), version=self.version)
         some = {n for n in ids if self.tree.get(n) or n == ROOT}
-        return {n: dataclasses.replace(node, id=n) for n in some}
+        return {n: replace(node, id=n) for n in some}
 
     def names_of(self, ids: Iterable[NodeId]) -> dict[NodeId, frozenset[Place]]:
         """All names."""

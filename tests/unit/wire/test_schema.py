@@ -1,6 +1,5 @@
 """What a schema gives it takes; of what it does not give, it takes nothing."""
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -8,6 +7,7 @@ import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import Struct
 
 from bisync.errors import ProtocolError
 from bisync.wire import schema as s
@@ -19,15 +19,13 @@ class Colour(Enum):
     ONE = 1
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(Struct, frozen=True):
     x: int
     name: bytes
     also: "Point | None" = None
 
 
-@dataclass(frozen=True)
-class Other:
+class Other(Struct, frozen=True):
     flag: bool
 
 
