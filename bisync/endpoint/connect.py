@@ -5,6 +5,7 @@ ssh decides whom to trust; nothing here ever turns its checks off.
 
 import contextlib
 import os
+import select
 import shlex
 import signal
 import subprocess
@@ -140,9 +141,7 @@ class Connection:
         """Say goodbye and let the child end."""
         lost = self.channel.broken or self.channel.is_silent or not self._has_begun
         self.channel.close()
-        try:
-            self._child.wait(_AT_ONCE_S if lost else _GONE_S)
-        except subprocess.TimeoutExpired:
+        if not self._has_ended(_AT_ONCE_S if lost else _GONE_S):
             self._child.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._child.wait(1)
@@ -151,6 +150,18 @@ class Connection:
                 self._child.wait()
         self.channel.join()
         self._relay.join(1)
+
+    def _has_ended(self, most_s: float) -> bool:
+        """Wait for the child; told by the kernel, for ``Popen.wait`` looks only now and then."""
+        if self._child.poll() is None:
+            fd = os.pidfd_open(self._child.pid)
+            try:
+                waiting = select.poll()
+                waiting.register(fd, select.POLLIN)
+                waiting.poll(most_s * 1000)
+            finally:
+                os.close(fd)
+        return self._child.poll() is not None
 
 
 @contextlib.contextmanager

@@ -4,10 +4,7 @@ from collections.abc import Callable
 from enum import Enum
 
 from bisync.errors import UsageError
-from bisync.watch.fanotify import FanotifyWatcher
-from bisync.watch.inotify import InotifyWatcher
 from bisync.watch.interface import Scope, Sink, UnavailableError, Watcher
-from bisync.watch.poll import PollWatcher
 
 
 class Kind(Enum):
@@ -19,11 +16,17 @@ class Kind(Enum):
     POLL = "poll"
 
 
-_MAKERS: dict[Kind, Callable[[Scope, Sink], Watcher]] = {
-    Kind.FANOTIFY: FanotifyWatcher,
-    Kind.INOTIFY: InotifyWatcher,
-    Kind.POLL: PollWatcher,
-}
+def _makers() -> dict[Kind, Callable[[Scope, Sink], Watcher]]:
+    """The best first. Only who watches needs them."""
+    from bisync.watch.fanotify import FanotifyWatcher  # noqa: PLC0415
+    from bisync.watch.inotify import InotifyWatcher  # noqa: PLC0415
+    from bisync.watch.poll import PollWatcher  # noqa: PLC0415
+
+    return {
+        Kind.FANOTIFY: FanotifyWatcher,
+        Kind.INOTIFY: InotifyWatcher,
+        Kind.POLL: PollWatcher,
+    }
 
 
 def watch(kind: Kind, scope: Scope, sink: Sink) -> Watcher:
@@ -33,7 +36,7 @@ def watch(kind: Kind, scope: Scope, sink: Sink) -> Watcher:
         UsageError: the kind that was asked for does not work here.
     """
     reasons = []
-    for each, make in _MAKERS.items():
+    for each, make in _makers().items():
         if kind in (Kind.AUTO, each):
             try:
                 return make(scope, sink)
