@@ -12,7 +12,7 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from msgspec import Struct, field
 
@@ -27,14 +27,17 @@ from bisync.errors import (
     StaleError,
     TimedOutError,
 )
+from bisync.linux.pipe import widen
 from bisync.wire.frames import BULK, NONCE_SIZE, VERSIONS, Frame, Lane, Preamble
-from bisync.wire.letters import Assembler, Letter, Op, Piece, Word, parts_of, piece_of
+from bisync.wire.letters import Assembler, Letter, Op, Piece, Word, parts_of, piece_of, rows_of
 from bisync.wire.link import PREAMBLE_S, SILENCE_S, Link
 from bisync.wire.schema import Int, Plain, refuse
 
 log = logging.getLogger(__name__)
 _READ = 256 << 10  # bytes at a time
-_WRITE = 256 << 10
+_WRITE = 64 << 10  # what is shorter goes with others; joining more costs more than it saves
+_PIPE = 1 << 20  # bytes that a pipe to or from ssh may hold
+_NAP_S = 0.001  # in which it does not get empty
 _AHEAD = 2 << 20  # bytes that wait to be written before who makes more has to wait
 _MOST_WAITING = 8192  # things asked for that nobody has begun
 _MOST_ASKS = 4  # letters among them
@@ -182,6 +185,8 @@ class Channel:
         self._broken: BisyncError | None = None
         self._closing = self._closed = False
         os.set_blocking(writing, False)
+        widen(reading, _PIPE)
+        self._is_wide = widen(writing, _PIPE)
         self._threads = [
             threading.Thread(target=self._read, name="bisync-reader", daemon=True),
             threading.Thread(target=self._write, name="bisync-writer", daemon=True),
@@ -219,9 +224,11 @@ class Channel:
             while data := os.read(self._reading, _READ):
                 with self._changed:
                     self.received += len(data)
+                    before = self._link.came
                     for frame in self._link.received(data, time.monotonic()):
                         self._came(frame)
-                    self._changed.notify_all()
+                    if self._link.came != before:  # half a frame need not wake anybody
+                        self._changed.notify_all()
             with self._changed:
                 self._link.lost()
         except BisyncError as error:
@@ -263,11 +270,11 @@ class Channel:
             case Op.WANT | Op.WANT_CHANGES:
                 self._want_came(piece)
             case Op.WANTS:
-                for number, values in _rows(piece.values):
+                for number, values in rows_of(piece.values):
                     self._want_came(Piece(number, Op.WANT, values, piece.payload[:0]))
             case Op.BATCH:
                 at = 0
-                for number, values in _rows(piece.values):
+                for number, values in rows_of(piece.values):
                     size = Int(0, len(piece.payload) - at).unpack(values[0] if values else None)
                     known = self._streams.get(number)
                     part = Piece(number, Op.WHOLE, values, piece.payload[at : at + size])
@@ -344,6 +351,8 @@ class Channel:
             except BlockingIOError:
                 with self._changed:
                     wait = self._link.tick(time.monotonic()) - time.monotonic()
+                if self._is_wide:
+                    time.sleep(_NAP_S)  # it says that it has room as soon as a page is free
                 select.select([], [self._writing], [], max(wait, 0.01))
                 if self._broken is not None:
                     raise EndpointError("the connection was lost") from None
@@ -603,14 +612,3 @@ class Channel:
     def join(self) -> None:
         """Wait until the other end has gone."""
         self._threads[0].join(_GOODBYE_S)
-
-
-_STREAM = Int(1, 2**62)
-
-
-def _rows(values: list[Plain]) -> Iterator[tuple[int, list[Plain]]]:
-    """Streams and what is said of each."""
-    for row in values:
-        if type(row) is not list or not row:
-            refuse("a row of streams was due")
-        yield _STREAM.unpack(row[0]), row[1:]

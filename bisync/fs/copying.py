@@ -6,14 +6,18 @@ import stat
 
 from bisync.fs.content import Chunk, chunks_of
 from bisync.fs.meta import apply_attributes, attributes_of, kind_of, read_xattrs
-from bisync.linux.filesystem import clone
+from bisync.linux.filesystem import begin_flush, clone
 
 OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _BUFFER = 1 << 20  # bytes
+_GOES_OUT = 16 << 20  # bytes of a file at a time
 
 
 def write_chunk(fd: int, chunk: Chunk) -> None:
-    """Write one chunk at its offset; holes stay holes."""
+    """Write one chunk at its offset; holes stay holes.
+
+    What is whole of a long file goes out while the rest still comes.
+    """
     if chunk.data is None:
         return
     view, offset = chunk.data, chunk.offset
@@ -21,6 +25,9 @@ def write_chunk(fd: int, chunk: Chunk) -> None:
         n = os.pwrite(fd, view, offset)
         view = view[n:]
         offset += n
+    begin, end = chunk.offset // _GOES_OUT, offset // _GOES_OUT
+    if end > begin:
+        begin_flush(fd, begin * _GOES_OUT, (end - begin) * _GOES_OUT)
 
 
 def copy_object(from_fd: int, name: bytes, to_fd: int, to_name: bytes) -> None:

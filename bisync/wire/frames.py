@@ -132,16 +132,15 @@ class Packer:
         size = len(header) + len(frame.payload)
         if size > MOST:
             raise ProtocolError(f"a message of {size} bytes cannot be sent")
-        body = b"".join((header, frame.payload))
-        packing, stored = _PLAIN, body
+        packing, stored, parts = _PLAIN, size, (header, frame.payload)
         if self._zstd is not None and size >= _SMALLEST and self._is_worth_it(frame.lane):
-            smaller = self._zstd.compress(body)
+            smaller = self._zstd.compress(b"".join(parts))
             if frame.lane is Lane.BULK:
                 self._learn(len(smaller) * 16 < size * 15)
             if len(smaller) < size:
-                packing, stored = _ZSTD, smaller
-        head = _HEAD.pack(len(stored), len(header), len(frame.payload), frame.lane, packing)
-        return head + stored, HEAD_SIZE + size
+                packing, stored, parts = _ZSTD, len(smaller), (smaller, b"")
+        head = _HEAD.pack(stored, len(header), len(frame.payload), frame.lane, packing)
+        return b"".join((head, *parts)), HEAD_SIZE + size
 
     def _is_worth_it(self, lane: Lane) -> bool:
         if lane is not Lane.BULK or self._skip == 0:

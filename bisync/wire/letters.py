@@ -142,3 +142,15 @@ def piece_of(frame: Frame) -> Piece:
         payload = memoryview(payload)
     assert frame.lane is Lane.BULK
     return Piece(stream, op, message[2:], payload)
+
+
+def rows_of(values: list[Plain]) -> Iterator[tuple[int, list[Plain]]]:
+    """Streams and what is said of each, in a piece about several.
+
+    Raises:
+        ProtocolError: it is no such piece.
+    """
+    for row in values:
+        if type(row) is not list or not row:
+            refuse("a row of streams was due")
+        yield _STREAM.unpack(row[0]), row[1:]

@@ -94,6 +94,7 @@ class Link:
         self._closing = self._said_bye = False
         self._since = 0  # bytes since the last sign of life
         self.queued_size = 0  # bytes of frames that wait
+        self.came = 0  # frames, and how the other end began
 
     # -- sending -------------------------------------------------------------
 
@@ -194,10 +195,12 @@ class Link:
                 return
             self.theirs = Preamble.of(bytes(self._first[:PREAMBLE_SIZE]))
             self.version = common_version(self.mine, self.theirs)
+            self.came += 1
             data = bytes(self._first[PREAMBLE_SIZE:])
             self._first.clear()
         for frame in self._unpacker.feed(data):
             self._hear(now)
+            self.came += 1
             if frame.lane is Lane.CONTROL:
                 self._control_came(frame)
                 continue
