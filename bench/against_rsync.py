@@ -192,6 +192,17 @@ def pages(bench: Bench) -> dict[str, Figures]:
     return _image(bench, lambda root, n: scatter(root / "image", bench.options.pages, n))
 
 
+def met(bench: Bench) -> dict[str, Figures]:
+    """As before, and neither side remembers the other: a first contact of two versions."""
+
+    def forget(root: Path, number: int) -> None:
+        scatter(root / "image", bench.options.pages, number)
+        for side in (root, root.with_name("B")):
+            shutil.rmtree(side / ".bisync", ignore_errors=True)
+
+    return _image(bench, forget)
+
+
 def touched(bench: Bench) -> dict[str, Figures]:
     """An image has another time."""
     return _image(bench, lambda root, n: touch(root / "image", 0, n))
@@ -238,6 +249,7 @@ ROWS: dict[str, Callable[[Bench], dict[str, Figures]]] = {
     "directory-renamed": directory,
     "image-first": first_image,
     "image-pages": pages,
+    "image-met": met,
     "image-touched": touched,
     "image-inserted": inserted,
     "image-renamed": image_renamed,

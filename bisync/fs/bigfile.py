@@ -20,7 +20,7 @@ from bisync.delta.search import Anchors, anchors_among, sums_of
 from bisync.errors import StaleError
 from bisync.fs.bases import SMALLEST, Bases
 from bisync.fs.content import Chunk, chunks_of
-from bisync.fs.copying import write_chunk
+from bisync.fs.copying import write_at, write_chunk
 from bisync.linux.fiemap import extents
 from bisync.linux.filesystem import clone
 from bisync.linux.holes import punch
@@ -436,7 +436,7 @@ class Patch:
             if start < common:
                 old = memoryview(self._old_block(block))
                 at = block * BLOCK_SIZE
-                self._write(start, old[start - at : min(end, common) - at])
+                write_at(self._fd, old[start - at : min(end, common) - at], start)
         self.apart = False
 
     def _left(self, block: int) -> Iterator[tuple[int, int]]:
@@ -526,17 +526,12 @@ class Patch:
             if self._cloned or self.apart
             else [(0, length)]
         ):
-            self._write(offset + start, memoryview(data)[start:end])
+            write_at(self._fd, memoryview(data)[start:end], offset + start)
             if self.apart:
                 self.stretches.append((offset + start, end - start, False))
         self.literal += sum(len(piece) for _, piece in pieces if isinstance(piece, memoryview))
         self._arrived(offset + length, self.literal)
         self._changed.add(block, finding(data, self.old.seed), proof)
-
-    def _write(self, offset: int, data: memoryview) -> None:
-        while data:
-            done = os.pwrite(self._fd, data, offset)
-            data, offset = data[done:], offset + done
 
     def zero(self, block: int, proof: bytes) -> None:
         """Make a block a hole.

@@ -13,21 +13,21 @@ _BUFFER = 1 << 20  # bytes
 _GOES_OUT = 16 << 20  # bytes of a file at a time
 
 
-def write_chunk(fd: int, chunk: Chunk) -> None:
-    """Write one chunk at its offset; holes stay holes.
-
-    What is whole of a long file goes out while the rest still comes.
-    """
-    if chunk.data is None:
-        return
-    view, offset = chunk.data, chunk.offset
-    while view:
-        n = os.pwrite(fd, view, offset)
-        view = view[n:]
-        offset += n
-    begin, end = chunk.offset // _GOES_OUT, offset // _GOES_OUT
+def write_at(fd: int, data: memoryview, offset: int) -> None:
+    """Write all of some bytes. What is whole of a long file goes out while the rest still comes."""
+    begin = offset // _GOES_OUT
+    while data:
+        done = os.pwrite(fd, data, offset)
+        data, offset = data[done:], offset + done
+    end = offset // _GOES_OUT
     if end > begin:
         begin_flush(fd, begin * _GOES_OUT, (end - begin) * _GOES_OUT)
+
+
+def write_chunk(fd: int, chunk: Chunk) -> None:
+    """Write one chunk at its offset; holes stay holes."""
+    if chunk.data is not None:
+        write_at(fd, chunk.data, chunk.offset)
 
 
 def copy_object(from_fd: int, name: bytes, to_fd: int, to_name: bytes) -> None:
