@@ -27,6 +27,7 @@ from bisync.core.plan import (
 )
 from bisync.core.reconcile import Outcome, Verdict
 
+HELD_NAME = "its name is held by something that stays"
 PENDING_TIME = -1  # an mtime no agreement vouches for yet
 
 
@@ -123,9 +124,7 @@ class _Planner:
             self.unfinished.add(op.key)
             seen = self.join.nodes[op.key].seen
             nodes = tuple(None if node is None else node.id for node in seen)
-            self.result.blocked.append(
-                (side, (nodes[0], nodes[1]), "its name is held by something that stays")
-            )
+            self.result.blocked.append((side, (nodes[0], nodes[1]), HELD_NAME))
         for op in ordered.skipped:
             self._withhold(side, op)
         self._touch(side, before, names.at)

@@ -47,7 +47,7 @@ from bisync.core.plan import (
     keys_of,
     place_of,
 )
-from bisync.core.planner import PENDING_TIME, Numbers, make_plan
+from bisync.core.planner import HELD_NAME, PENDING_TIME, Numbers, make_plan
 from bisync.core.reconcile import Outcome, reconcile
 from bisync.core.resolve import Rules
 from bisync.endpoint.interface import MOVED_ON, Endpoint, Read
@@ -121,6 +121,7 @@ class Cycle:
         self.unfinished: tuple[dict[NodeId, str], dict[NodeId, str]] = ({}, {})  # for the next run
         self.withheld: tuple[dict[NodeId, int], dict[NodeId, int]] = ({}, {})
         self.postponed: tuple[set[NodeId], set[NodeId]] = (set(), set())  # until removals are done
+        self.stays: tuple[set[bytes], set[bytes]] = (set(), set())  # what had to go, and could not
         self.times: dict[int, DirectoryTime] = {}
         self.frozen: tuple[dict[NodeId, str], dict[NodeId, str]] = ({}, {})
         self.waiting: list[Conflict] = []  # conflicts that nobody decided
@@ -199,6 +200,9 @@ class Cycle:
             left = dict.fromkeys(self.withheld[side], "its removal waits")
             left |= dict.fromkeys(self.postponed[side], "it waits for a removal")
             self.unfinished[side].update(left | self.unfinished[side])
+            there = self.sides[side]
+            for path in self.stays[side.other] & {there.path(n) for n in self.postponed[side]}:
+                self._tell_met(Met(side.other.label, "problem", path, HELD_NAME))
 
     # -- one chunk -----------------------------------------------------------
 
@@ -565,6 +569,8 @@ class Cycle:
         kind = result.status.value
         path = self._path(side, step)
         self._tell_met(Met(side.label, kind, path, result.reason))
+        if result.status is Status.SKIPPED:
+            self.stays[side].add(path)
         for s, node in self._nodes_of(step):
             self.unfinished[s][node] = result.reason
 

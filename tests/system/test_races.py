@@ -436,6 +436,23 @@ def test_directory_replaced_by_a_file_is_guarded(pair: Pair):
     assert len(kept(b)) == 40
 
 
+def test_directory_with_ignored_files_where_another_one_moves_to(pair: Pair):
+    """It stays, so the other one cannot move: a problem that is said."""
+    a, b = pair
+    (a / "d").mkdir()
+    put(a / "e/f", b"one")
+    sync(a, b)
+    put(b / "d/s.tmp", b"scratch")
+    (a / "d").rmdir()
+    (a / "e").rename(a / "d")
+    outcome = sync(a, b, "--exclude", "*.tmp", check=23)
+    assert "its name is held by something that stays" in outcome.said
+    assert (b / "d/s.tmp").exists()
+    (b / "d/s.tmp").unlink()
+    sync(a, b, "--exclude", "*.tmp")
+    assert_equal(a, b)
+
+
 def test_directory_with_ignored_files_replaced_by_a_file(pair: Pair):
     """It stays, and this is a problem that is said; without the ignored file it goes."""
     a, b = pair
