@@ -233,10 +233,20 @@ class RootService:
         return ""
 
     def _drop_claims(self) -> None:
-        """Who drives may come again on another connection before this one is known to be dead."""
-        while self._claims and not (self._channel.broken or self._channel.unheard_s > _UNHEARD_S):
+        """Who drives may come again on another connection before this one is known to be dead.
+
+        If it is heard again it has to come again, too: somebody else may drive now.
+        """
+        channel = self._channel
+        while self._claims and not (channel.broken or channel.unheard_s > _UNHEARD_S):
             time.sleep(_LOOK_S)
+        if not self._claims:
+            return
         self._give_up_claims()
+        while not channel.broken and channel.unheard_s > _UNHEARD_S:
+            time.sleep(_LOOK_S)
+        if not channel.broken:
+            channel.give_up("another session may drive")
 
     def _give_up_claims(self) -> None:
         claims, self._claims = self._claims, {}

@@ -337,6 +337,23 @@ def test_two_sessions_of_one_pair(here: Pair, far: bool):
         first.said.clear()
 
 
+def test_a_driver_that_was_not_heard_for_long(here: Pair):
+    """Its claims are given up meanwhile; heard again, it makes them again, and nobody else's."""
+    a, b = here
+    put(a / "f", b"1")
+    one, two = a.parent / "one", a.parent / "two"
+    with watching(f"elsewhere:{a}", f"elsewhere:{b}", *REACH, runtime=one) as first:
+        ready(first)
+        first.process.send_signal(signal.SIGSTOP)
+        time.sleep(13)  # an agent gives a driver up that it has not heard for ten seconds
+        first.process.send_signal(signal.SIGCONT)
+        put(a / "g", b"2")
+        first.wait()
+        assert_equal(a, b)
+        with watching(a, b, runtime=two) as second:
+            assert "drives this pair already" in status_of(second, "following")["reason"]
+
+
 def test_a_star_has_a_driver_for_each_pair(here: Pair):
     """A claim is a pair's, not a root's."""
     a, b = here
