@@ -16,8 +16,8 @@ class Kind(Enum):
     POLL = "poll"
 
 
-def _makers() -> dict[Kind, Callable[[Scope, Sink], Watcher]]:
-    """The best first. Only who watches needs them."""
+def _makers(reasons: list[str]) -> dict[Kind, Callable[[Scope, Sink], Watcher]]:
+    """The best first; ``reasons``: why not the others. Only who watches needs them."""
     from bisync.watch.fanotify import FanotifyWatcher  # noqa: PLC0415
     from bisync.watch.inotify import InotifyWatcher  # noqa: PLC0415
     from bisync.watch.poll import PollWatcher  # noqa: PLC0415
@@ -25,7 +25,7 @@ def _makers() -> dict[Kind, Callable[[Scope, Sink], Watcher]]:
     return {
         Kind.FANOTIFY: FanotifyWatcher,
         Kind.INOTIFY: InotifyWatcher,
-        Kind.POLL: PollWatcher,
+        Kind.POLL: lambda scope, sink: PollWatcher(scope, sink, reasons),
     }
 
 
@@ -35,8 +35,8 @@ def watch(kind: Kind, scope: Scope, sink: Sink) -> Watcher:
     Raises:
         UsageError: the kind that was asked for does not work here.
     """
-    reasons = []
-    for each, make in _makers().items():
+    reasons: list[str] = []
+    for each, make in _makers(reasons).items():
         if kind in (Kind.AUTO, each):
             try:
                 return make(scope, sink)

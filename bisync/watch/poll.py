@@ -1,6 +1,7 @@
 """Where the kernel tells nothing: everything is looked at, again and again."""
 
 import threading
+from collections.abc import Sequence
 
 from bisync.watch.interface import Coverage, Scope, Sink
 
@@ -8,8 +9,9 @@ from bisync.watch.interface import Coverage, Scope, Sink
 class PollWatcher:
     """Says that anything may have changed, at intervals."""
 
-    def __init__(self, scope: Scope, sink: Sink) -> None:
-        self._scope, self._sink = scope, sink
+    def __init__(self, scope: Scope, sink: Sink, why: Sequence[str] = ()) -> None:
+        """``why``: nothing better works here."""
+        self._scope, self._sink, self._why = scope, sink, tuple(why)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="bisync-poll", daemon=True)
         self._thread.start()
@@ -26,7 +28,8 @@ class PollWatcher:
 
     def coverage(self) -> Coverage:
         """What it sees."""
-        return Coverage("poll", polled=1, notes=[f"all is looked at each {self._scope.poll_s:g} s"])
+        notes = [f"all is looked at each {self._scope.poll_s:g} s", *self._why]
+        return Coverage("poll", polled=1, notes=notes)
 
     def close(self) -> None:
         """Stop."""

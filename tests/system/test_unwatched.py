@@ -143,15 +143,16 @@ def test_stopped_for_a_while(here: Pair, kind: str, where: str):
         assert look(a) == look(b) == {"g": b"2", "h": b"3"}
 
 
-def test_no_watches_at_all(here: Pair):
-    """With a limit of no watches the tree is polled, and the status says why."""
+@pytest.mark.parametrize("limit", [0, 1])
+def test_too_few_watches(here: Pair, limit: int):
+    """With no watch at all, or one for the root only, the rest is polled, and that is said."""
     a, b = here
     put(a / "d/f", b"1")
-    inside = 'echo 0 > /proc/sys/user/max_inotify_watches && exec "$@"'
+    inside = f'echo {limit} > /proc/sys/user/max_inotify_watches && exec "$@"'
     prefix = ["unshare", "--user", "--map-root-user", "sh", "-c", inside, "sh"]
     if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no namespace of users here")
-    with watching(a, b, "--watcher", "inotify", "--poll", "0.5s", prefix=prefix) as it:
+    with watching(a, b, "--poll", "0.5s", prefix=prefix) as it:
         ready(it)
         put(a / "d/f", b"two")
         put(b / "e/g", b"3")
@@ -159,8 +160,13 @@ def test_no_watches_at_all(here: Pair):
         it.wait()
         assert look(a) == look(b) == {"d": None, "d/f": b"two", "e": None, "e/g": b"3"}
         shown = it.status()["watchers"]
-        assert all(each["polled"] for each in shown), shown
         assert any("watch" in note for each in shown for note in each["notes"]), shown
+        assert all(each["kind"] == "poll" or each["polled"] for each in shown), shown
+    if limit == 0:
+        with watching(a, b, "--watcher", "inotify", prefix=prefix) as it:
+            assert it.process.wait(60) == 2
+            it.until(lambda _e: False, 0.1)
+        assert "watch limit" in "".join(it.said)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts are for root")
