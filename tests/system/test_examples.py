@@ -1,10 +1,14 @@
 """The examples do what they say, and so does the README's first command."""
 
 import os
+import random
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+from tests.system.live import ready, watching
+from tests.system.sshd import program
 from tests.trees import assert_equal, edit, environment, look, put
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -94,3 +98,66 @@ def test_try():
     assert done.returncode == 0, done.stderr
     for wanted in ("is still inode", "conflict", "alpha's title", "the trees are equal"):
         assert wanted in done.stdout, done.stdout
+
+
+def test_05_delta(tmp_path: Path):
+    """The program makes a new version of an old one and little else."""
+    old = random.Random(1).randbytes(3 << 20)
+    (tmp_path / "old").write_bytes(old)
+    (tmp_path / "new").write_bytes(b"seven b" + old[: 2 << 20] + b"x" + old[2 << 20 :])
+    said = _run("05_delta.py", *(tmp_path / name for name in ("old", "new", "patched")))
+    assert (tmp_path / "patched").read_bytes() == (tmp_path / "new").read_bytes()
+    size, came = map(int, re.findall(r"\d+", said))
+    assert size == len(old) + 8
+    assert came < 256 << 10
+
+
+def test_06_conflict_policy(here: tuple[Path, Path]):
+    """The program decides for the longer log, and for both texts."""
+    a, b = here
+    put(a / "x.log", b"1")
+    put(a / "y.log", b"1")
+    put(a / "text", b"1")
+    _run("06_conflict_policy.py", a, b)
+    edit(a / "x.log", b"1 and more")
+    edit(b / "x.log", b"1 2")
+    edit(a / "y.log", b"1 2")
+    edit(b / "y.log", b"1 and more")
+    edit(a / "text", b"of a")
+    edit(b / "text", b"of b")
+    said = _run("06_conflict_policy.py", a, b)
+    assert sorted(said.splitlines()) == ["text: both", "x.log: live", "y.log: kept"]
+    assert_equal(a, b)
+    found = look(a)
+    assert found["x.log"] == found["y.log"] == b"1 and more"
+    assert sorted(data for name, data in found.items() if name.startswith("text")) == [
+        b"of a",
+        b"of b",
+    ]
+
+
+def test_07_gate(here: tuple[Path, Path], tmp_path: Path):
+    """The script starts its command where all has come, and nowhere else."""
+    a, b = here
+    put(b / "from there", b"1")
+    bins = program(tmp_path)
+
+    def gate(runtime: Path) -> subprocess.CompletedProcess[str]:
+        env = environment(BISYNC_RUNTIME_DIR=str(runtime), PATH=f"{bins}:{os.environ['PATH']}")
+        line = ["sh", _REPOSITORY / "examples/07_gate.sh", "pair", "ls", a]
+        return subprocess.run(line, capture_output=True, check=False, text=True, env=env)
+
+    with watching(a, b, "--name", "pair") as it:
+        ready(it)
+        put(b / "just now", b"2")
+        done = gate(it.runtime)
+        assert done.returncode == 0
+        assert done.stdout.splitlines()[-2:] == ["from there", "just now"]
+        with (a / "open").open("wb") as file:
+            file.write(b"half")
+            file.flush()
+            done = gate(it.runtime)
+            assert done.returncode == 24
+            assert "just now" not in done.stdout
+    (tmp_path / "nobody").mkdir()
+    assert gate(tmp_path / "nobody").returncode == 4
