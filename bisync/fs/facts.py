@@ -10,10 +10,20 @@ from typing import Any
 
 from msgspec import Struct, to_builtins
 
+from bisync.core.location import Location
 from bisync.core.path import STATE_DIR
 from bisync.errors import UsageError
 
 FILE = "facts.json"
+
+
+def _is_at(recorded: str, where: Location) -> bool:
+    """Whether a peer that was last reached there is the one that is meant."""
+    if not where.is_remote:
+        return recorded == os.path.realpath(os.fsdecode(where.path))
+    machine, _, path = recorded.rpartition(":")
+    asked = os.fsdecode(where.path).rstrip("/")  # may be below the home directory there
+    return machine == where.machine and (path == asked or path.endswith(f"/{asked}"))
 
 
 class PairFacts(Struct, frozen=True):
@@ -43,6 +53,11 @@ class RootFacts(Struct, frozen=True):
         """The facts for programs."""
         found: dict[str, Any] = to_builtins(self)
         return found
+
+    def complete_with(self, peer: Location) -> int | None:
+        """When the pair with a peer was last complete; ``None``: never, for all that is known."""
+        times = [p.complete_ns for p in self.pairs if _is_at(p.location, peer)]
+        return max((time for time in times if time is not None), default=None)
 
     def with_pair(self, pair: PairFacts) -> "RootFacts":
         """The same facts with one pair brought up to date."""

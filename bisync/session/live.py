@@ -5,6 +5,7 @@ those that are due and runs the session over them. A mark is never trusted, only
 may have been missed makes the next run look at everything.
 """
 
+import contextlib
 import itertools
 import logging
 import random
@@ -29,6 +30,7 @@ from bisync.errors import (
     Interrupted,
     UsageError,
 )
+from bisync.fs.facts import facts
 from bisync.session.report import Event, Progress, Report
 from bisync.session.run import Manner
 from bisync.session.session import Session
@@ -69,6 +71,17 @@ class _Request(Struct):
     def answer(self, code: int, said: str = "") -> None:
         self.code, self.said = code, said
         self.done.set()
+
+
+def _last_complete(session: Session) -> int | None:
+    """When all was done in an earlier life, as a root that is here remembers; ``None``: unknown."""
+    if session.config.state_dir is not None:
+        return None
+    times = []
+    for here, there in (session.locations, session.locations[::-1]):
+        with contextlib.suppress(UsageError):
+            times += [] if here.is_remote else [facts(here.path).complete_with(there)]
+    return max((time for time in times if time is not None), default=None)
 
 
 class _Totals(Struct):
@@ -119,9 +132,10 @@ class Live:
         self._gap_until = self._tended = 0.0
         self._guarded = now
         self._removals_wait: float | None = None  # since when
-        self._open_since: float | None = now  # since when something is not done, for all we know
         self._in_hand: float | None = None  # the oldest mark of the run in hand
-        self._complete_ns: int | None = None
+        self._complete_ns = complete = _last_complete(session)
+        age = 0.0 if complete is None else max(0.0, (time.time_ns() - complete) / 1e9)
+        self._open_since: float | None = now - age  # since when something may not be done
         self._last = Report()
         self._withheld = 0  # deletions; a run that leaves removals for later does not count them
         self._totals = _Totals()

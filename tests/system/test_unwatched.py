@@ -27,6 +27,29 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+# --- What a status remembers ---------------------------------------------------------------------
+
+
+def test_how_old_the_oldest_change_may_be(here: Pair):
+    """Started anew while the other side is away: as old as the last time that all was done."""
+    a, b = here
+    put(a / "f", b"1")
+    there = f"elsewhere:{b}"
+    with watching(a, there, *AGENT) as it:
+        ready(it)
+        it.wait()
+        assert it.status()["oldest_age_s"] is None
+        complete_ns = it.status()["complete_ns"]
+    with watching(a, there, "--rsh", "false") as it:
+        found = it.shows(lambda status: status.get("reason"))
+        assert abs(found["complete_ns"] - complete_ns) < 1e9
+        assert abs(found["oldest_age_s"] * 1e9 - (time.time_ns() - complete_ns)) < 10e9
+        assert found["oldest_age_s"] > 0
+    with watching(a, there, *AGENT) as it:
+        ready(it)
+        assert it.status()["oldest_age_s"] is None
+
+
 # --- Changes that nobody tells of ----------------------------------------------------------------
 
 
