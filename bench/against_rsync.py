@@ -23,6 +23,7 @@ from pathlib import Path
 
 from bench.images import MAKE, insert, mounted, scatter, touch
 from bench.trees import place, small_files
+from bisync import Reach, Session
 from tests.system.sshd import Machine, machine, program
 
 LAB = [
@@ -175,6 +176,11 @@ def directory(bench: Bench) -> dict[str, Figures]:
 
 
 def _image(bench: Bench, change: Callable[[Path, int], None]) -> dict[str, Figures]:
+    _make_image(bench)
+    return bench.rounds(change)
+
+
+def _make_image(bench: Bench) -> None:
     chance = random.Random(1)
     first = next(iter(bench.pairs.values()))[0] / "image"
     with first.open("wb") as file:
@@ -184,12 +190,36 @@ def _image(bench: Bench, change: Callable[[Path, int], None]) -> dict[str, Figur
         if source != first.parent:
             subprocess.run(["cp", "--reflink=never", first, source], check=True)
         bench.run(name, None)
-    return bench.rounds(change)
 
 
 def pages(bench: Bench) -> dict[str, Figures]:
     """So many pages of an image were written to."""
     return _image(bench, lambda root, n: scatter(root / "image", bench.options.pages, n))
+
+
+def running(bench: Bench) -> dict[str, Figures]:
+    """So many pages of an image were written to; ours is a session that stays open."""
+    _make_image(bench)
+    ours, *others = bench.pairs
+    found = {name: Figures() for name in bench.pairs}
+    source, target = bench.pairs[ours]
+    reach = Reach(rsh=bench.there.rsh)
+    with Session(source, f"localhost:{target}", reach=reach) as session:
+        session.run()
+        for number in range(-1, bench.options.rounds):
+            scatter(source / "image", bench.options.pages, number)
+            subprocess.run(["sync"], check=True)
+            cpu, began = spent(), time.monotonic()
+            report = session.run()
+            if number >= 0:
+                found[ours].wall.append(time.monotonic() - began)
+                found[ours].cpu.append(spent() - cpu)
+                found[ours].moved.append(report.bytes_sent + report.bytes_received)
+            assert report.exit_code == 0
+            for name in others:
+                scatter(bench.pairs[name][0] / "image", bench.options.pages, number)
+                bench.run(name, found[name] if number >= 0 else None)
+    return found
 
 
 def met(bench: Bench) -> dict[str, Figures]:
@@ -249,6 +279,7 @@ ROWS: dict[str, Callable[[Bench], dict[str, Figures]]] = {
     "directory-renamed": directory,
     "image-first": first_image,
     "image-pages": pages,
+    "image-running": running,
     "image-met": met,
     "image-touched": touched,
     "image-inserted": inserted,
