@@ -27,9 +27,8 @@ def reach(options: argparse.Namespace, *, compress: bool = True) -> Reach:
     )
 
 
-def connections(
-    roots: Sequence[str], over: Reach, stop: Callable[[], None]
-) -> list[Connection | None]:
-    """Connections to those roots that are elsewhere, on their way while more of us is loaded."""
+def set_out(roots: Sequence[str], over: Reach, stop: Callable[[], None]) -> list[Connection | None]:
+    """A connection to the first root that is elsewhere, on its way while more of us is loaded."""
     places = [location(os.fsencode(root)) for root in roots]
-    return [Connection(each, over, stop) if each.is_remote else None for each in places]
+    first = next((each for each in places if each.is_remote), None)
+    return [Connection(each, over, stop) if each is first else None for each in places]

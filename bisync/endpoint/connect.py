@@ -154,7 +154,12 @@ class Connection:
     def _has_ended(self, most_s: float) -> bool:
         """Wait for the child; told by the kernel, for ``Popen.wait`` looks only now and then."""
         if self._child.poll() is None:
-            fd = os.pidfd_open(self._child.pid)
+            try:
+                fd = os.pidfd_open(self._child.pid)
+            except OSError:  # not allowed here, or no descriptor left
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._child.wait(most_s)
+                return self._child.poll() is not None
             try:
                 waiting = select.poll()
                 waiting.register(fd, select.POLLIN)

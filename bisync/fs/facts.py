@@ -8,7 +8,7 @@ import json
 import os
 from typing import Any
 
-from msgspec import Struct, to_builtins
+from msgspec import Struct, ValidationError, convert, to_builtins
 
 from bisync.core.location import Location
 from bisync.core.path import STATE_DIR
@@ -21,9 +21,9 @@ def _is_at(recorded: str, where: Location) -> bool:
     """Whether a peer that was last reached there is the one that is meant."""
     if not where.is_remote:
         return recorded == os.path.realpath(os.fsdecode(where.path))
-    machine, _, path = recorded.rpartition(":")
+    path = recorded.removeprefix(f"{where.machine}:")
     asked = os.fsdecode(where.path).rstrip("/")  # may be below the home directory there
-    return machine == where.machine and (path == asked or path.endswith(f"/{asked}"))
+    return path != recorded and (path == asked or path.endswith(f"/{asked}"))
 
 
 class PairFacts(Struct, frozen=True):
@@ -66,9 +66,12 @@ class RootFacts(Struct, frozen=True):
 
 
 def from_json(row: dict[str, Any]) -> RootFacts:
-    """Undo :meth:`RootFacts.to_json`."""
-    pairs = tuple(PairFacts(**{**p, "busy": tuple(p["busy"])}) for p in row["pairs"])
-    return RootFacts(row["path"], row["replica"], row["incarnation"], pairs, tuple(row["torn"]))
+    """Undo :meth:`RootFacts.to_json`.
+
+    Raises:
+        ValidationError: it is something else.
+    """
+    return convert(row, RootFacts)
 
 
 def facts(root: str | bytes | os.PathLike[str], *, state: str | bytes | None = None) -> RootFacts:
@@ -87,5 +90,5 @@ def facts(root: str | bytes | os.PathLike[str], *, state: str | bytes | None = N
             return from_json(json.load(file))
     except FileNotFoundError as error:
         raise UsageError(f"{os.fsdecode(root)}: it was never synchronised") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, ValidationError) as error:
         raise UsageError(f"{os.fsdecode(root)}: its facts cannot be read: {error}") from error

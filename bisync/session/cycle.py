@@ -183,6 +183,7 @@ class Cycle:
         """Do the removals on one side that waited."""
         nodes = list(self.withheld[side])
         self.withheld[side].clear()
+        self.stays[side].clear()
         self.settled[side].clear()
         for batch in batches(nodes, self.config.chunk):
             todo = {n for n in batch if n not in self.settled[side]}
@@ -200,9 +201,9 @@ class Cycle:
             left = dict.fromkeys(self.withheld[side], "its removal waits")
             left |= dict.fromkeys(self.postponed[side], "it waits for a removal")
             self.unfinished[side].update(left | self.unfinished[side])
-            there = self.sides[side]
-            for path in self.stays[side.other] & {there.path(n) for n in self.postponed[side]}:
-                self._tell_met(Met(side.other.label, "problem", path, HELD_NAME))
+            for node in self.postponed[side] if self.stays[side.other] else ():
+                if (path := self.sides[side].path(node)) in self.stays[side.other]:
+                    self._tell_met(Met(side.other.label, "problem", path, HELD_NAME))
 
     # -- one chunk -----------------------------------------------------------
 

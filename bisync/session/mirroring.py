@@ -52,6 +52,8 @@ def mirror(
     report: MirrorReport | None = None
     try:
         source = reached(froms[0]) if froms else None
+        if source is not None and to.is_remote:
+            source.begun()  # two at once would ask their questions at the same terminal
         target = reached(to)
         # These load most of the engine, while the connections are on their way.
         from bisync.session.farmirror import push  # noqa: PLC0415

@@ -261,9 +261,7 @@ class Session:
             _refuse_nested((self.locations[0].path, self.locations[1].path))
         elif self.config.state_dir is not None:
             raise UsageError("--state-dir: it cannot be said for another machine")
-        for number, where in enumerate(self.locations):  # on their way while the other one opens
-            if where.is_remote and self._links[number] is None:
-                self._links[number] = Connection(where, self.reach, self.config.stop)
+        self._set_out()
         wait_s = self.config.wait_s
         end = None if wait_s is None else time.monotonic() + wait_s
         silent_since: float | None = None
@@ -281,6 +279,17 @@ class Session:
                     raise
                 self.config.stop()
                 time.sleep(little / 10)
+
+    def _set_out(self) -> None:
+        """Begin the connections that are missing: on their way while the other side opens.
+
+        One after the other: two at once would ask their questions at the same terminal.
+        """
+        for number, where in enumerate(self.locations):
+            if where.is_remote and self._links[number] is None:
+                for link in filter(None, self._links):
+                    link.begun()
+                self._links[number] = Connection(where, self.reach, self.config.stop)
 
     def _side(
         self,

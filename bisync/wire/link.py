@@ -94,7 +94,7 @@ class Link:
         self._closing = self._said_bye = False
         self._since = 0  # bytes since the last sign of life
         self.queued_size = 0  # bytes of frames that wait
-        self.came = 0  # frames, and how the other end began
+        self.came = 0  # frames, and parts of how the other end begins
 
     # -- sending -------------------------------------------------------------
 
@@ -187,6 +187,7 @@ class Link:
         if self._since >= _ALIVE or self.theirs is None:
             self._hear(now)
         if self.theirs is None:
+            self.came += 1  # what has come tells how long to wait for the rest
             self._first += data
             if self._is_another() and not (b"\n" in self._first or len(self._first) > LINE):
                 return  # the rest of its first line says more
@@ -195,7 +196,6 @@ class Link:
                 return
             self.theirs = Preamble.of(bytes(self._first[:PREAMBLE_SIZE]))
             self.version = common_version(self.mine, self.theirs)
-            self.came += 1
             data = bytes(self._first[PREAMBLE_SIZE:])
             self._first.clear()
         for frame in self._unpacker.feed(data):

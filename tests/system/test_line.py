@@ -393,3 +393,33 @@ def test_features_of_tomorrow(here: Pair, tmp_path: Path):
     agent = shlex.join([sys.executable, str(program)])
     sync(a, far(b), "--rsh", str(ELSEWHERE), "--agent-command", agent)
     assert_equal(a, b)
+
+
+def _script(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_one_question_at_a_time(here: Pair, tmp_path: Path):
+    """Two machines are not reached at once: both would ask for a password at one terminal."""
+    a, b = here
+    put(a / "f", b"1")
+    log = tmp_path / "log"
+    text = f'echo "asks $1" >> {log}\nsleep 0.4\necho "knows $1" >> {log}\nshift\nexec sh -c "$*"'
+    rsh = _script(tmp_path / "rsh", text)
+    for words in (["sync", "--agent-command"], ["mirror", "-a", "--rsync-path"]):
+        log.write_text("")
+        run(*words, AGENT[1], "--rsh", rsh, f"one:{a}/", f"two:{b}/")
+        assert log.read_text().split("\n") == ["asks one", "knows one", "asks two", "knows two", ""]
+    assert look(b) == {"f": b"1"}
+
+
+def test_half_a_line_of_somebody_else(here: Pair, tmp_path: Path):
+    """A login shell that says something first is named soon, whenever it says it."""
+    a, b = here
+    rsh = _script(tmp_path / "rsh", "sleep 0.7; printf Welcome; exec sleep 60")
+    began = time.monotonic()
+    outcome = run("sync", "--rsh", rsh, a, f"elsewhere:{b}", check=12)
+    assert "Welcome" in outcome.said
+    assert time.monotonic() - began < 30  # not the two minutes that a passphrase may take

@@ -47,6 +47,7 @@ def test_how_old_the_oldest_change_may_be(here: Pair):
         assert found["oldest_age_s"] > 0
     with watching(a, there, *AGENT) as it:
         ready(it)
+        it.wait()
         assert it.status()["oldest_age_s"] is None
 
 
@@ -196,7 +197,9 @@ def test_too_few_watches(here: Pair, limit: int):
 def test_a_full_file_system(here: Pair, kind: str):
     """No space on the other side: said, not torn, tried again, and done when there is room."""
     a, b = here
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "small", b], check=True)
+    line = ["mount", "-t", "tmpfs", "-o", "size=16m", "small", b]
+    if subprocess.run(line, capture_output=True, check=False).returncode:
+        pytest.skip("no mounts here")
     try:
         with watching(a, b, "--watcher", kind) as it:
             ready(it)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from bisync.cli.output import Output
-from bisync.cli.reaching import connections, reach
+from bisync.cli.reaching import reach, set_out
 from bisync.cli.stopping import Stopper
 from bisync.cli.times import retention
 from bisync.core.declared import Declared, postgresql
@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
         stats=options.stats,
     )
     with output:
-        ahead = connections((options.alpha, options.beta), over, stopper.check)
+        ahead = set_out((options.alpha, options.beta), over, stopper.check)
         from bisync.session.session import Session  # noqa: PLC0415 -- most of the engine
 
         session = Session(
