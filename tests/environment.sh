@@ -37,4 +37,5 @@ make_environment() {
     fi
     python=$PWD/.venv/bin/python
     "$python" -m pip install --quiet --disable-pip-version-check --editable ".$extras"
+    "$python" -m compileall -q bisync  # else each of many processes may compile all of it again
 }
