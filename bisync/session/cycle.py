@@ -77,6 +77,7 @@ from bisync.session.report import (
 )
 
 _ROUNDS = 4  # how often what moved under our hands is looked at again
+_DECLARED_ROUNDS = 20  # of a declared directory: files come and go all the time below a server
 
 
 class Noted(Struct, frozen=True):
@@ -148,15 +149,14 @@ class Cycle:
 
         Also whatever else that showed: a scan of a directory finds more than it was made for.
         """
-        for _ in range(_ROUNDS):
+        for count in range(_DECLARED_ROUNDS):
             if self.dry:
                 return
+            again, declared = self.groups.around(self.stale)
+            if count >= _ROUNDS and not declared:
+                break
             stale, self.stale = self.stale, ({}, {})
-            for side in SIDES:
-                names = self.sides[side].view.names_of(stale[side].keys())
-                parents = {parent for places in names.values() for parent, _ in places}
-                if not parents.isdisjoint(self.groups.directories(side)):
-                    parents |= self.groups.directories(side)
+            for side, parents in zip(SIDES, again, strict=True):
                 if parents:
                     self.met_by_scan(side, self.sides[side].scan(parents))
             todo = [

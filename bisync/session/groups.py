@@ -1,6 +1,6 @@
 """Databases in several files, in one run: read at one instant, decided and applied together."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from msgspec.structs import replace
 
@@ -146,9 +146,20 @@ class Groups:
             return Read(ROOT, "problem", f"{display(rule.path)} is not at its place here any more")
         return self._sides[side].hold_declared(top, rule, group.members[side], agreed)
 
-    def directories(self, side: Side) -> set[NodeId]:
-        """Those of declared directories; what came into them is found by looking there."""
-        return {node for _, inside in self._declared for node in inside[side]}
+    def around(self, nodes: Sequence[Collection[NodeId]]) -> tuple[list[set[NodeId]], bool]:
+        """Where nodes of each side have names; all of the declared directories if one is in any.
+
+        And whether one is: what came into them is found by looking there.
+        """
+        found, is_declared = [], False
+        for side in SIDES:
+            names = self._sides[side].view.names_of(nodes[side])
+            parents = {parent for places in names.values() for parent, _ in places}
+            inside = {node for _, below in self._declared for node in below[side]}
+            if not parents.isdisjoint(inside):
+                parents, is_declared = parents | inside, True
+            found.append(parents)
+        return found, is_declared
 
     def release(self) -> list[tuple[Side, str]]:
         """Let go of what was held; what went wrong with that."""

@@ -208,6 +208,26 @@ def test_files_come_and_go_while_it_is_taken(
     assert look(a) == look(b)
 
 
+def test_files_come_again_and_again(disks: Pair, monkeypatch: pytest.MonkeyPatch):
+    """A server that fills segment after segment is met between two of them, sooner or later."""
+    a, b = disks
+    turn(a, 1)
+    assert bisync.sync(a, b, CONFIG).exit_code == 0
+    turn(a, 2)
+    segments = iter(range(900, 912))
+    method = instant.Taker.take
+
+    def take(self: instant.Taker) -> object:
+        if number := next(segments, None):
+            (a / "db" / LOGS / str(number)).write_bytes(b"the newest")
+        return method(self)
+
+    monkeypatch.setattr(instant.Taker, "take", take)
+    assert bisync.sync(a, b, CONFIG).exit_code == 0
+    assert look(b)[f"db/{LOGS}/911"] == b"the newest"
+    assert look(a) == look(b)
+
+
 def test_a_segment_appears_behind_the_others(disks: Pair, monkeypatch: pytest.MonkeyPatch):
     """While its files are cloned the server goes on: the log has to be whole."""
     a, b = disks
