@@ -385,10 +385,11 @@ class Patch:
 
         Raises:
             BasisError: the old content is not what its list says.
+            StaleError: an earlier try wrote over it.
         """
         if self._fd == self._basis:
-            if self._begun:
-                raise BasisError("the old version was overwritten by an earlier try")
+            if self._begun:  # its list does not say any more what is in it
+                raise StaleError("it changed while it came")
             self._cloned = True
         else:
             if os.fstat(self._fd).st_size:

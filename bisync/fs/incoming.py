@@ -383,6 +383,8 @@ def _as_a_whole(
             finder.take(chunk)
 
     def restart() -> None:
+        if size >= LARGE:  # the next round compares what came with what it is then
+            raise StaleError("it changed while it came")
         os.ftruncate(fd, 0)
         if finder is not None:
             finder.restart()

@@ -2,20 +2,26 @@
 
 import os
 import random
+import shlex
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import bisync
 from bisync.delta.blocks import Blocks
+from bisync.endpoint.connect import Reach
 from bisync.errors import Interrupted
+from bisync.fs import bigfile, incoming
 from bisync.fs.bigfile import Patch, Sender, list_blocks
-from tests.trees import edit, kept, look, put, run, sync
+from bisync.fs.content import Chunk, chunks_of
+from tests.trees import ELSEWHERE, command, edit, kept, look, put, run, sync
 
 Pair = tuple[Path, Path]
 MIB = 1 << 20
@@ -404,6 +410,52 @@ def test_a_source_that_changes_while_a_cut_copy_goes_on(here: tuple[Path, Path],
         assert (b / "image").read_bytes() == (a / "image").read_bytes()
     run(command, "--json", f"{a}/", b)
     assert (b / "image").read_bytes() == (a / "image").read_bytes()
+
+
+@pytest.mark.parametrize("far", ["", "alpha", "beta"])
+def test_a_source_that_changes_again_and_again(
+    here: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, far: str
+):
+    """What came of a large file stays while it changes; then only what it wrote comes."""
+    a, b = here
+    size = 80 * MIB
+    (a / "image").write_bytes(random.randbytes(size))
+    changes = iter(range(1, 4))
+    ends: list[str | Path] = [a, b]
+    if far:
+        ends[far == "beta"] = f"host:{ends[far == 'beta']}"
+
+    def change(done: int) -> None:
+        if done > 72 * MIB and (page := next(changes, 0)):
+            _write(a / "image", page * 4 * MIB, b"a page")
+
+    def told(event: object) -> None:
+        if isinstance(event, bisync.Progress) and event.phase == "file" and far != "beta":
+            change(event.bytes)
+
+    def reading(*words: Any) -> Iterator[Chunk]:
+        for chunk in chunks_of(*words):
+            yield chunk
+            change(chunk.offset)
+
+    if far == "beta":
+        monkeypatch.setattr(bigfile, "chunks_of", reading)
+    came: list[int] = []
+    write = incoming.write_chunk
+
+    def counted(fd: int, chunk: Chunk) -> None:
+        came.append(chunk.length)
+        write(fd, chunk)
+
+    monkeypatch.setattr(incoming, "write_chunk", counted)
+    reach = Reach(rsh=str(ELSEWHERE), agent_command=shlex.join(map(str, command())))
+    with bisync.Session(*ends, listener=told, reach=reach) as session:
+        report = session.run()
+    assert report.exit_code == 0
+    assert next(changes, 0) == 0
+    assert (b / "image").read_bytes() == (a / "image").read_bytes()
+    crossed = report.bytes_sent + report.bytes_received if far else sum(came)
+    assert size <= crossed < size + 4 * MIB
 
 
 @pytest.mark.parametrize("size", [1, 65_536, 131_072, 131_073])
