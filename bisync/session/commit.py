@@ -13,7 +13,7 @@ from bisync.endpoint.interface import AgreedCopy, Endpoint, Hello
 from bisync.errors import HaltError
 from bisync.fs.archive import Commit, Epoch
 from bisync.fs.recovery import Recovered
-from bisync.session.config import AfterRestore
+from bisync.session.config import AfterRestore, Config
 
 _MOST = 8 << 20  # bytes of one commit; what crosses to another machine has to fit a message
 _KEEP_SIDES = "run again with --after-restore forward, keep or merge (see the documentation)"
@@ -84,7 +84,7 @@ class Ledger(Struct, frozen=True):
             else:
                 self.archives[side].drop_prepared()
 
-    def compare(self, after: AfterRestore | None, paths: tuple[str, str]) -> list[str]:
+    def compare(self, config: Config, paths: tuple[str, str]) -> list[str]:
         """Find out whether both copies stand at the same link; repair what can be.
 
         Returns:
@@ -100,13 +100,14 @@ class Ledger(Struct, frozen=True):
             mine, theirs = epochs[side], self.archives[side.other].nonces()
             if not mine.nonce:
                 self.clear()
-                return [f"{paths[side]}: its state was lost; the trees are merged"]
+                return [f"{paths[side]}: its state was lost; {config.merging}"]
             if mine.nonce in theirs:
-                return self._restored(side, after, paths[side])
+                return self._restored(side, config, paths[side])
         self.clear()
-        return ["the sides' histories differ; the trees are merged, nothing is deleted"]
+        return [f"the sides' histories differ; {config.merging}"]
 
-    def _restored(self, older: Side, after: AfterRestore | None, path: str) -> list[str]:
+    def _restored(self, older: Side, config: Config, path: str) -> list[str]:
+        after = config.after_restore
         if after is None:
             raise HaltError(
                 f"{path}: its state is older than its peer's, as after a restored backup or "
@@ -114,7 +115,7 @@ class Ledger(Struct, frozen=True):
             )
         if after is AfterRestore.MERGE:
             self.clear()
-            return [f"{path}: restored; the trees are merged, nothing is deleted"]
+            return [f"{path}: restored; {config.merging}"]
         source = older if after is AfterRestore.FORWARD else older.other
         target = source.other
         for rows in self.archives[source].rows():

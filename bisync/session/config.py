@@ -72,6 +72,13 @@ class Config(Struct, frozen=True, kw_only=True):
             if any(path.startswith(other) for other in paths[:i] + paths[i + 1 :]):
                 raise UsageError(f"{display(path[:-1])} is part of another group")
 
+    @property
+    def merging(self) -> str:
+        """What a run without a memory of both sides does, for people."""
+        if self.one_way is None:
+            return "the trees are merged, nothing is deleted"
+        return "they are compared by names; what only the replica has goes to its store"
+
     def matcher(self) -> Matcher:
         """What is left alone, in the trees and in groups.
 

@@ -57,7 +57,7 @@ def relate(hellos: tuple[Hello, Hello], familiar: tuple[bool, bool], config: Con
         if mine is not None:
             relation.clear[side] = True
             relation.messages.append(
-                f"{there.path}: its state was lost; the trees are merged, nothing is deleted"
+                f"{there.path}: its state was lost; {config.merging}"
                 + (f" ({there.damaged})" if there.damaged else "")
             )
         else:
@@ -94,7 +94,7 @@ def _own_record(
         )
     relation.new_incarnation[side] = True
     relation.messages.append(
-        f"{hello.path}: the root was moved or restored; it is compared by names, nothing is deleted"
+        f"{hello.path}: the root was moved or restored; it is compared by names"
     )
 
 
@@ -120,9 +120,7 @@ def _record_of_location(
     same_root = record.identity == there.root
     lost_all = there.empty and record.entries > 0
     if same_root and not lost_all:
-        relation.messages.append(
-            f"{there.path}: its state was lost; the trees are merged, nothing is deleted"
-        )
+        relation.messages.append(f"{there.path}: its state was lost; {config.merging}")
         return
     if not (config.yes or config.accept_root):
         what = "is empty and has no state" if lost_all else "is another root than before"
@@ -130,4 +128,4 @@ def _record_of_location(
             f"{there.path}: {what}; a lost mount is likelier than a wish, nothing was touched. "
             "Mount it, or merge anyway with --accept-root"
         )
-    relation.messages.append(f"{there.path}: accepted as a new root; the trees are merged")
+    relation.messages.append(f"{there.path}: accepted as a new root; {config.merging}")

@@ -174,7 +174,7 @@ class Run:
             ledger.clear()
             return ledger
         ledger.settle()
-        for text in ledger.compare(self.config.after_restore, (hellos[0].path, hellos[1].path)):
+        for text in ledger.compare(self.config, (hellos[0].path, hellos[1].path)):
             self._say(text)
         ledger.replay(recovered, self.sides)
         self._fetch_damaged(ledger, recovered)

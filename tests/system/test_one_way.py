@@ -1,6 +1,7 @@
 """One-way replication: beta becomes what alpha is, and what beta's users did is not lost."""
 
 import os
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -98,6 +99,22 @@ def test_first_contact_takes_away_what_only_beta_has(here: Pair):
     sync(a, b, "--one-way", "--yes")
     assert_equal(a, b)
     assert len(kept(b)) >= 40
+
+
+@pytest.mark.parametrize("one_way", [True, False])
+def test_what_is_said_after_a_lost_state(here: Pair, one_way: bool):
+    """Whether something will be removed is not told wrongly."""
+    a, b = here
+    words = ("--one-way",) * one_way
+    _fill(a)
+    sync(a, b, *words)
+    shutil.rmtree(b / ".bisync")
+    put(b / "own", b"of the replica")
+    done = sync(a, b, *words, "--yes")
+    assert ("nothing is deleted" in done.said) is not one_way
+    assert ("goes to its store" in done.said) is one_way
+    assert (b / "own").exists() is not one_way
+    assert (b"of the replica" in [content for _, content in kept(b)]) is one_way
 
 
 @pytest.mark.parametrize("far", [0, 1])
