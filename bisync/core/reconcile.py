@@ -470,9 +470,10 @@ class _Merge:
             same = [unchanged(joined, side) for side in SIDES]
             found_out = joined.agreed is not None and joined.agreed.presumed
             known = a.content.known and b.content.known
-            if self.rules.one_way is None and found_out and known and all(same):
-                leader = self._conflict(joined, verdict)  # taken for equal, and they never were
-                if leader is None:
+            if found_out and known and all(same):  # taken for equal, and they never were
+                if self.rules.one_way is not None:
+                    leader, verdict.conflict = Side.ALPHA, True
+                elif (leader := self._conflict(joined, verdict)) is None:
                     return
             elif same[0] and same[1]:
                 verdict.content = a.content if a.content.known else b.content

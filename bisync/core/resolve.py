@@ -33,6 +33,7 @@ class Rules(Struct, frozen=True):
 
     ``replicas`` are short names of the two replicas for conflict copies, alpha first.
     ``presume``: files new on both sides with equal size and mtime are taken for equal.
+    ``prove``: those that once were are read, and compared.
     ``amnesia``: a side lost its memory of objects (moved or restored root), so what it
     lacks was not deleted there. ``decisions``: path -> side a person chose for a conflict
     that waited, or ``None`` for both versions. ``one_way``: beta becomes what alpha is; nothing
@@ -42,6 +43,7 @@ class Rules(Struct, frozen=True):
     policy: Policy = Policy.NEWEST
     replicas: tuple[str, str] = ("alpha", "beta")
     presume: bool = True
+    prove: bool = False
     amnesia: tuple[bool, bool] = (False, False)
     decisions: Mapping[bytes, Side | None] = field(default_factory=dict)
     one_way: OneWay | None = None

@@ -350,6 +350,7 @@ CALLS: dict[str, Call] = {
     "agreed.state": Call(45, Each(_ON), _PAIR_STATE),
     "agreed.next_key": Call(46, Each(_ON), _COUNT),
     "agreed.nonces": Call(47, Each(_ON), Several(_ID, 65536, set)),
+    "agreed.presumed": Call(64, Each((_PAIR, NUMBER, Int(1, MANY))), _KEYS),
     "agreed.halfway": Call(48, Each(_ON), Table(NUMBER, PLACE, MANY)),
     "agreed.leave_halfway": Call(49, Each((_PAIR, Table(NUMBER, PLACE, MANY))), NOTHING),
     "agreed.prepare": Call(50, Each((_PAIR, _COMMIT)), NOTHING),

@@ -92,6 +92,10 @@ class AgreedCopy(AgreedView, Protocol):
         """Nonces of the links that are remembered."""
         ...
 
+    def presumed(self, after: int, most: int) -> list[int]:
+        """Numbers above one of files that were taken for equal by size and time; so many."""
+        ...
+
     def halfway(self) -> dict[NodeId, Place]:
         """Where nodes of that side were left that their user did not put there."""
         ...

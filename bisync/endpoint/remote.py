@@ -95,6 +95,11 @@ class RemoteArchive:
         found: set[str] = self._ask("nonces")
         return found
 
+    def presumed(self, after: int, most: int) -> list[int]:
+        """Numbers above one of files that were taken for equal by size and time; so many."""
+        found: list[int] = self._ask("presumed", after, most)
+        return found
+
     def halfway(self) -> dict[NodeId, Place]:
         """Where nodes of that side were left that their user did not put there."""
         if self._nothing_halfway:

@@ -175,6 +175,11 @@ class Archive:
         rows = self.db.execute("SELECT nonce FROM chain WHERE pair=?", (self.pair,))
         return {row[0] for row in rows}
 
+    def presumed(self, after: int, most: int) -> list[int]:
+        """Numbers above one of files that were taken for equal by size and time; so many."""
+        sql = "SELECT key FROM agreed WHERE pair=? AND key>? AND presumed=1 ORDER BY key LIMIT ?"
+        return [key for (key,) in self.db.execute(sql, (self.pair, after, most)).fetchall()]
+
     # -- what could not be finished ------------------------------------------
 
     def halfway(self) -> dict[NodeId, Place]:

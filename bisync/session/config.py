@@ -42,7 +42,7 @@ class Config(Struct, frozen=True, kw_only=True):
     yes: bool = False  # approve what the deletion guard would withhold, in this run
     accept_root: bool = False  # approve a root that is not the recorded one
     after_restore: AfterRestore | None = None
-    checksum: bool = False  # read files that look equal at first contact
+    checksum: bool = False  # read files that were, or would be, taken for equal by size and time
     specials: bool = False  # carry FIFOs and sockets
     devices: bool = False  # carry device nodes
     store: bytes = STORE_DIR  # the rollback store's path below each root

@@ -250,7 +250,7 @@ class Cycle:
             parts[side].nodes.update(self.sides[side].nodes(members))
         if came:
             joined = join(agreed, parts)
-        wanted = wanted_digests(joined, presume=self.rules.presume)
+        wanted = wanted_digests(joined, presume=self.rules.presume, prove=self.rules.prove)
         if not any(wanted) and not waiting:
             return joined, with_the_rest(frozen_keys(joined, self.frozen), self.databases)
         held_back = {node for _, node, _ in waiting}

@@ -8,6 +8,7 @@ may have been missed makes the next run look at everything.
 import contextlib
 import itertools
 import logging
+import math
 import random
 import threading
 import time
@@ -32,7 +33,7 @@ from bisync.errors import (
 )
 from bisync.fs.facts import facts
 from bisync.session.report import Event, Progress, Report
-from bisync.session.run import Manner
+from bisync.session.run import Manner, Proving
 from bisync.session.session import Session
 from bisync.watch.choose import Kind, watch
 from bisync.watch.interface import Coverage, Watcher
@@ -47,6 +48,8 @@ _BUSY_S = (1.0, 2.0, 4.0, 10.0)  # until busy files are looked at again
 _PROBLEMS_S = 60.0
 _RETRY_S = (1.0, 2.0, 5.0, 15.0, 30.0, 60.0)  # after a failure
 _MOST_GAP_S = 1.0  # between two runs that follow each other
+_PROVE_S = 1.0  # at least, between two runs that read what was taken for equal
+_PROVE_SHARE = 0.05  # of the time they may take
 _SHOWN = 100  # busy files and problems in the status
 
 
@@ -129,6 +132,8 @@ class Live:
         self._began = now = time.monotonic()
         self._all_at = now  # when everything is looked at
         self._again_at: float | None = None  # when what was left is looked at
+        self._proving = Proving()
+        self._prove_at = math.inf  # when some of what was taken for equal is read
         self._gap_until = self._tended = 0.0
         self._guarded = now
         self._removals_wait: float | None = None  # since when
@@ -344,7 +349,8 @@ class Live:
             return self._all_at
         times = [marks.next() for marks in self._marks]
         marked = [max(each, self._gap_until) for each in times if each is not None]
-        return min([*marked, self._all_at, *([self._again_at] if self._again_at else [])])
+        again = math.inf if self._again_at is None else self._again_at
+        return min(*marked, self._all_at, again, self._prove_at)
 
     def _is_ripe(self, request: _Request) -> bool:
         """Whether all that happened before somebody asked has been noticed."""
@@ -432,6 +438,8 @@ class Live:
             self.session.config = config
 
     def _manner(self, batches: list[Batch], now: float, *, asked: bool) -> Manner:
+        idle = not (asked or any(batch.directories for batch in batches))
+        proves = self._proving if idle and now >= self._prove_at else None
         vacated = any(batch.vacated for batch in batches)
         if not vacated or asked:
             self._removals_wait = None
@@ -441,7 +449,7 @@ class Live:
         tend = now - self._tended > _TEND_S
         if tend:
             self._tended = now
-        return Manner(removals=not waits, tend=tend)
+        return Manner(removals=not waits, tend=tend, prove=proves)
 
     def _ended(
         self,
@@ -461,6 +469,10 @@ class Live:
             if everything:
                 self._all_at = now + self.config.rescan_s
                 self._look_at_coverage()
+                self._proving = Proving()
+            if everything or manner.prove is not None:
+                pause = max(_PROVE_S, (now - began) * (1 / _PROVE_SHARE - 1))
+                self._prove_at = math.inf if self._proving.done else now + pause
             self._again_at = self._look_again_at(report, manner, now)
             if report.exit_code == 0 and manner.removals:
                 self._open_since = None

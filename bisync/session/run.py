@@ -1,7 +1,9 @@
 """The phases of one run, in order: relate, recover, observe, decide and apply, conclude."""
 
 import itertools
+import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from msgspec import Struct
@@ -26,6 +28,10 @@ from bisync.session.pairing import Relation, Start, relate
 from bisync.session.report import Listener, Met, Progress, Report
 from bisync.watch.interface import Spot
 
+# Of files that were taken for equal a run of a session that stays open reads so many, so many
+# bytes; what is larger would hold up all else, and is left to --checksum and `verify`.
+_PROVED = 64
+_PROVED_BYTES = 4 << 30
 _REMOVAL_ROUNDS = 2  # a removal that went stale gets another chance
 _PROBE_NS = 10**9  # a writer caught while a file was displaced shows within this time
 
@@ -38,11 +44,19 @@ class Pairing(Struct, frozen=True):
     ledger: Ledger
 
 
+class Proving(Struct):
+    """How far a session has read the files that were taken for equal by size and time."""
+
+    after: int = 0  # the agreed number up to which it did
+    done: bool = False
+
+
 class Manner(Struct, frozen=True):
     """What a run does; one of many that follow each other closely leaves some to the others."""
 
     removals: bool = True  # else what became free may get a new owner first
     tend: bool = True  # let the store go of what is old, tidy the state
+    prove: Proving | None = None  # go on with this for a while; None: not without --checksum
 
 
 WHOLE = Manner()
@@ -97,7 +111,7 @@ class Run:
         cycle = Cycle(
             self.sides,
             ledger,
-            self._rules(relation, hellos, ledger),
+            self._rules(relation, hellos, ledger, manner),
             self.config,
             self.report,
             self.tell,
@@ -110,7 +124,11 @@ class Run:
         stopped: Interrupted | None = None
         try:
             changed = (
-                itertools.chain(self.forced[0], self.sides[0].changed(ledger.archives[0])),
+                itertools.chain(
+                    self.forced[0],
+                    self._unread(ledger, manner),
+                    self.sides[0].changed(ledger.archives[0]),
+                ),
                 itertools.chain(self.forced[1], self.sides[1].changed(ledger.archives[1])),
             )
             cycle.run(changed)
@@ -248,7 +266,30 @@ class Run:
         self.report.files_scanned += alpha.entries + beta.entries
         return alpha, beta
 
-    def _rules(self, relation: Relation, hellos: tuple[Hello, Hello], ledger: Ledger) -> Rules:
+    def _unread(self, ledger: Ledger, manner: Manner) -> Iterator[NodeId]:
+        """Alpha's nodes of files that were taken for equal, if this run is to read them."""
+        proving, most, room = manner.prove, _PROVED, _PROVED_BYTES
+        if self.config.checksum:
+            proving, most, room = Proving(), self.config.chunk, sys.maxsize
+        if proving is None:
+            return
+        left = room
+        while keys := ledger.lead.presumed(proving.after, most):
+            for key, agreed in sorted(ledger.lead.nodes(keys).items()):
+                node, size = agreed.ids[Side.ALPHA], agreed.content.size
+                if node is not None and size <= room:
+                    if size > left:
+                        return
+                    left -= size
+                    yield node
+                proving.after = key
+            if not self.config.checksum:
+                return
+        proving.done = True
+
+    def _rules(
+        self, relation: Relation, hellos: tuple[Hello, Hello], ledger: Ledger, manner: Manner
+    ) -> Rules:
         chosen: dict[bytes, Side | None] = {}
         for side in SIDES:
             for choice in self.sides[side].choices(ledger.archives[side]):
@@ -261,6 +302,7 @@ class Run:
             policy=self.config.conflict,
             replicas=(hellos[0].replica[:7] or "alpha", hellos[1].replica[:7] or "beta"),
             presume=first and not self.config.checksum,
+            prove=self.config.checksum or manner.prove is not None,
             amnesia=(relation.new_incarnation[0], relation.new_incarnation[1]),
             decisions=chosen,
             one_way=self.config.one_way,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.system.live import AGENT, ready, watching
 from tests.trees import NOON, edit, kept, look, put, run, sync
 
 Pair = tuple[Path, Path]
@@ -155,14 +156,15 @@ def test_why(pair: Pair):
     assert "not agreed on" in run("why", a / "never").stdout
 
 
-def _presumed(pair: Pair) -> None:
+def _presumed(pair: Pair, more: int = 0) -> None:
     """Two trees that look alike meet; one file does not only look alike."""
     a, b = pair
     for root in pair:
-        put(root / "same", b"same", t=NOON)
+        for name in ("same", *map(str, range(more))):
+            put(root / name, b"same", t=NOON)
     put(a / "other", b"here", t=NOON)
     put(b / "other", b"over", t=NOON)
-    assert sync(a, b).summary["presumed"] == 2
+    assert sync(a, b).summary["presumed"] == 2 + more
     assert (look(a)["other"], look(b)["other"]) == (b"here", b"over")
 
 
@@ -179,6 +181,47 @@ def test_what_was_taken_for_equal_is_found_out(pair: Pair, read: tuple[int, ...]
     assert {look(a)["other"], *(c for _, c in [*kept(a), *kept(b)])} == {b"here", b"over"}
     assert "presumed" not in run("why", a / "same").stdout
     assert sync(a, b).summary["conflicts"] == 0
+
+
+@pytest.mark.parametrize("one_way", [True, False])
+@pytest.mark.parametrize("far", [(), (0,), (0, 1)])
+def test_checksum_reads_what_was_taken_for_equal(here: Pair, one_way: bool, far: tuple[int, ...]):
+    """In any later run; what was read is agreed on from then on, whatever came of it."""
+    a, b = here
+    _presumed(here)
+    ends = [f"host:{root}" if side in far else root for side, root in enumerate(here)]
+    words = (*ends, *AGENT, "--checksum", *["--one-way"] * one_way)
+    planned = run("plan", "--json", *words, check=(0, 10))
+    assert "other" in planned.stdout
+    assert "same" not in planned.stdout
+    assert run("sync", "--json", *words).summary["conflicts"] == (0 if one_way else 1)
+    assert look(a) == look(b)
+    if one_way:
+        assert (look(b)["other"], [c for _, c in kept(b)]) == (b"here", [b"over"])
+    else:
+        assert {look(a)["other"], *(c for _, c in [*kept(a), *kept(b)])} == {b"here", b"over"}
+    assert "presumed" not in run("why", a / "same").stdout
+    again = run("sync", "--json", *words).summary
+    assert (again["conflicts"], again["kept"]) == (0, 0)
+
+
+def test_a_session_reads_what_was_taken_for_equal(here: Pair):
+    """In its spare time, all of it: what only looked alike is a conflict, and both are kept."""
+    a, b = here
+    _presumed(here, more=150)
+    with watching(a, b) as it:
+        ready(it)
+        found = it.shows(lambda status: status["totals"]["conflicts"])
+        assert found["totals"]["conflicts"] == 1, found
+        it.shows(lambda _: "presumed" not in "".join(_states(a)))
+        assert it.stop() == 0
+    assert "presumed" not in "".join(_states(a))
+    assert look(a) == look(b)
+    assert {look(a)["other"], *(c for _, c in [*kept(a), *kept(b)])} == {b"here", b"over"}
+
+
+def _states(root: Path) -> list[str]:
+    return [run("why", root / name).stdout for name in ("0", "70", "149", "same", "other")]
 
 
 def test_what_was_taken_for_equal_and_edited(pair: Pair):
