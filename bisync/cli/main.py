@@ -141,8 +141,7 @@ def _session_options(p: argparse.ArgumentParser) -> None:
         choices=["forward", "keep", "merge"],
         help="what to do when one side was restored from a backup or snapshot",
     )
-    text = "read files that were, or would be, taken for equal by size and time"
-    p.add_argument("--checksum", action="store_true", help=text)
+    p.add_argument("--checksum", action="store_true", help="read what only looks equal, or did")
     p.add_argument("--specials", action="store_true", help="carry FIFOs and sockets")
     p.add_argument("--devices", action="store_true", help="carry device nodes")
     p.add_argument("--rollback-dir", metavar="DIR", help="store below each root (rsync-rollback)")
