@@ -205,11 +205,12 @@ def test_checksum_reads_what_was_taken_for_equal(here: Pair, one_way: bool, far:
     assert (again["conflicts"], again["kept"]) == (0, 0)
 
 
-def test_a_session_reads_what_was_taken_for_equal(here: Pair):
+@pytest.mark.parametrize("far", [False, True])
+def test_a_session_reads_what_was_taken_for_equal(here: Pair, far: bool):
     """In its spare time, all of it: what only looked alike is a conflict, and both are kept."""
     a, b = here
-    _presumed(here, more=150)
-    with watching(a, b) as it:
+    _presumed(here, more=80)
+    with watching(a, f"host:{b}" if far else b, *AGENT) as it:
         ready(it)
         found = it.shows(lambda status: status["totals"]["conflicts"])
         assert found["totals"]["conflicts"] == 1, found
@@ -221,7 +222,7 @@ def test_a_session_reads_what_was_taken_for_equal(here: Pair):
 
 
 def _states(root: Path) -> list[str]:
-    return [run("why", root / name).stdout for name in ("0", "70", "149", "same", "other")]
+    return [run("why", root / name).stdout for name in ("0", "79", "same", "other")]
 
 
 def test_what_was_taken_for_equal_and_edited(pair: Pair):
