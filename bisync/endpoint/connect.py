@@ -78,6 +78,7 @@ class Connection:
         self._child.stdin.close()
         self._child.stdout.close()
         self._has_begun = False
+        self._code: int | None = None  # what the child ended with, if it did so by itself
 
     def begun(self) -> Channel:
         """The channel, as soon as the other end has begun.
@@ -122,7 +123,7 @@ class Connection:
         """What a person can do about a connection that did not begin."""
         machine, said = self._where.machine, f" ({self._last})" if self._last else ""
         program = self._reach.agent_command
-        match self._child.returncode:
+        match self._code:
             case 255:
                 return EndpointError(f"{machine}: ssh could not get there{said}")
             case 127 | 126:
@@ -141,7 +142,9 @@ class Connection:
         """Say goodbye and let the child end."""
         lost = self.channel.broken or self.channel.is_silent or not self._has_begun
         self.channel.close()
-        if not self._has_ended(_AT_ONCE_S if lost else _GONE_S):
+        if self._has_ended(_AT_ONCE_S if lost else _GONE_S):
+            self._code = self._child.returncode
+        else:
             self._child.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._child.wait(1)

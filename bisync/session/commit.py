@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from bisync.core.node import ROOT, SIDES, NodeId, Side
 from bisync.core.plan import Placements, Update, homeless
@@ -149,28 +150,35 @@ class Ledger(Struct, frozen=True):
                 found[node] = p.last
         self.archives[side].leave_halfway(found)
 
-    def _believed(self, side: Side, found: Recovered, sides: tuple[Endpoint, Endpoint]) -> set[int]:
-        """The rows of a log that count: of a far one, those that the other side's index bears out.
+    def _believed(
+        self, side: Side, found: Recovered, sides: tuple[Endpoint, Endpoint]
+    ) -> dict[int, tuple[Update, tuple[int, int]]]:
+        """The rows of a log that count: of a far one, those that the other side does not deny.
 
-        A log can only speak for its own side. What it says of the other one's content is what
-        that side has, or it is left to be found out. What that side does not have any more was
-        deleted there since: believed, it goes from the side whose log it is, and comes back if not.
+        A log can only speak for its own side. What it says of the other one's content must not be
+        what that side knows better. What was written to there since, or is gone from there, is an
+        edit, or a deletion, of what was copied; what a killed run had read is not remembered.
         """
-        if not sides[side].is_far:
-            return set(found.updates)
-        column = self.lead.column(side.other)
-        ids = {key: update.ids[column] for key, (update, _) in found.updates.items()}
-        there = sides[side.other].nodes({node for node in ids.values() if node})
-        believed = set()
+        mine, theirs = self.lead.column(side), self.lead.column(side.other)
+        ids = [update.ids for update, _ in found.updates.values()]
+        here = sides[side].nodes({each[mine] for each in ids if each[mine]})
+        there = sides[side.other].nodes({each[theirs] for each in ids if each[theirs]})
+        believed = {}
         for key, (update, versions) in found.updates.items():
-            node = there.get(ids[key] or 0)
-            same = node is None or (
-                node.version == versions[column]
+            content, own = update.content, here.get(update.ids[mine] or 0)
+            unread = content is not None and not content.known
+            if unread and own is not None and own.version == versions[mine]:
+                # Its digest came with what was made.
+                update = replace(update, content=own.content)
+            node = there.get(update.ids[theirs] or 0)
+            denied = (
+                node is not None
+                and node.version == versions[theirs]
                 and node.content.known
-                and node.content == update.content
+                and node.content != update.content
             )
-            if not update.names or same:
-                believed.add(key)
+            if not (update.names and denied and sides[side].is_far):
+                believed[key] = update, versions
         return believed
 
     def replay(
@@ -183,10 +191,9 @@ class Ledger(Struct, frozen=True):
         )
         found: dict[int, tuple[Update, tuple[int, int]]] = {}
         for side, r in zip(SIDES, recovered, strict=True):
-            believed = self._believed(side, r, sides) & r.performed
-            for key, update in r.updates.items():
-                if key in believed and key not in failed:
-                    found.setdefault(key, update)
+            for key, row in self._believed(side, r, sides).items():
+                if key in r.performed and key not in failed:
+                    found.setdefault(key, row)
         lost = homeless({key: update for key, (update, _) in found.items()}, parents)
         done = found.keys() - lost
         rows = [update_to_list(*found[key]) for key in found if key in done]

@@ -423,3 +423,47 @@ def test_half_a_line_of_somebody_else(here: Pair, tmp_path: Path):
     outcome = run("sync", "--rsh", rsh, a, f"elsewhere:{b}", check=12)
     assert "Welcome" in outcome.said
     assert time.monotonic() - began < 30  # not the two minutes that a passphrase may take
+
+
+UNCOMMITTED = """
+import os, signal, sys
+from bisync.cli.main import main
+from bisync.session.commit import Ledger
+
+def commit(self, rows, reasons=None):
+    if rows:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Ledger.commit = commit
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("ends", [(), (0,), (1,), (0, 1)])
+def test_what_happened_after_it_was_copied(here: Pair, ends: tuple[int, ...], first: bool):
+    """A run was cut when all was applied and nothing agreed on: what came then is no dispute.
+
+    What was deleted, renamed or edited where it came from is that at the other end, too.
+    """
+    a, b = here
+    if not first:
+        put(a / "old", b"known")
+        sync(a, b)
+    for name in ("gone", "d/gone", "named", "d/named", "edited", "deep/x", "deep/y", "stays"):
+        put(a / name, name.encode())
+    roots = [far(root) if side in ends else root for side, root in enumerate(here)]
+    words = ("--rsh", ELSEWHERE, *AGENT, *roots)
+    cut = [sys.executable, "-c", UNCOMMITTED, "sync", *words]
+    assert subprocess.run(cut, env=environment(), check=False).returncode == -9
+    assert (b / "stays").read_bytes() == b"stays"
+    for name in ("gone", "d/gone"):
+        (a / name).unlink()
+    (a / "named").rename(a / "renamed")
+    (a / "d/named").rename(a / "moved out")
+    edit(a / "edited", b"another text")
+    (a / "deep").rename(a / "d/deeper")
+    mine = look(a)
+    assert run("sync", "--json", *words).summary["conflicts"] == 0
+    assert look(a) == mine
+    assert look(b) == mine
