@@ -18,6 +18,11 @@ settings.register_profile("same", derandomize=True)
 if not os.environ.get("BISYNC_FULL"):
     settings.load_profile("same")
 
+# What is about time, or keeps all cores busy by itself, runs with nothing beside it.
+ALONE = {
+    "sweeps", "watch", "test_watch.py", "test_unwatched.py", "test_soak.py", "test_bases.py",
+    "test_databases.py", "test_postgresql.py", "test_hot.py", "test_search.py",
+}  # fmt: skip
 FILE_SYSTEMS = ("plain", "tmpfs", "ext4", "xfs", "btrfs")
 MAKE = {
     "ext4": ("mkfs.ext4", "-q", "-F", "-b", "4096"),
@@ -25,6 +30,13 @@ MAKE = {
     "btrfs": ("mkfs.btrfs", "-q", "-f"),
 }
 SIZE = 400 << 20  # bytes; XFS needs 300 MB
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what runs alone; see ``run.sh``."""
+    for item in items:
+        if not ALONE.isdisjoint(item.path.parts):
+            item.add_marker("alone")
 
 
 def _mount(cleanup: contextlib.ExitStack, point: Path, *args: str | Path) -> None:

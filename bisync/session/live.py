@@ -420,6 +420,8 @@ class Live:
         only = None if everything else (batches[0].directories, batches[1].directories)
         try:
             report = self.session.run(only=only, manner=manner)
+            if everything:
+                self._proving = Proving(done=not self.session.has_unread())
         except Interrupted:
             raise
         except UsageError as error:
@@ -469,7 +471,6 @@ class Live:
             if everything:
                 self._all_at = now + self.config.rescan_s
                 self._look_at_coverage()
-                self._proving = Proving()
             if everything or manner.prove is not None:
                 pause = max(_PROVE_S, (now - began) * (1 / _PROVE_SHARE - 1))
                 self._prove_at = math.inf if self._proving.done else now + pause

@@ -162,6 +162,14 @@ class Session:
         report.finish()
         return report
 
+    def has_unread(self) -> bool:
+        """Whether there are files that were taken for equal by size and time, in an open session.
+
+        Raises:
+            EndpointError: the side that knows cannot be asked.
+        """
+        return self._pairing is not None and bool(self._pairing.ledger.lead.presumed(0, 1))
+
     def _count_traffic(self, report: Report) -> None:
         """What crossed counts, where something crossed."""
         far = [link.channel for link in self._links if link is not None]

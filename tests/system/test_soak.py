@@ -67,7 +67,7 @@ while not os.path.exists(stop):
     with open('image', 'r+b' if n > 1 else 'wb') as file:
         for block in range({BLOCKS}):
             file.write(b'%08d' % n + bytes({BLOCK} - 8))
-    time.sleep(0.2)
+    time.sleep(0.8)
 print(json.dumps(n))
 """,
     "git": """
