@@ -109,3 +109,10 @@ class Interrupted(BisyncError):  # noqa: N818 - a request, not a fault
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by signal {signum}")
         self.signum = signum
+
+
+class UnwrittenError(Exception):
+    """Standard output does not take what a command has to say; the text is why.
+
+    No error of the system for those who handle such errors of files: nobody but the command does.
+    """

@@ -4,8 +4,10 @@ Everything that looks at a tree walks by directory descriptor, so that no name a
 much for it. The engine's state and store at the top of a root are not part of its tree.
 """
 
+import atexit
 import contextlib
 import ctypes
+import functools
 import hashlib
 import json
 import os
@@ -17,6 +19,7 @@ import stat
 import subprocess
 import sys
 import sysconfig
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -24,6 +27,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
+from tests.prepared import Prepared
 
 STATE = b".bisync"
 STORE = b"rsync-rollback"
@@ -36,6 +41,8 @@ COUNTS = (
 ).split()
 APPLIED = ("moves", "created", "updated", "deleted", "literal_bytes", "kept")
 
+_LONGEST_S = 180.0  # that a run may take
+_forking = threading.Lock()
 _HERE = Path(__file__).resolve().parents[1]
 ELSEWHERE = _HERE / "tests" / "fakes" / "elsewhere"
 _SWITCHES = (
@@ -328,8 +335,37 @@ def run(
     umask: int = -1,
 ) -> Outcome:
     """Run the program and require one of the exit codes ``check`` (None: any) and no traceback."""
+    words = list(map(os.fsdecode, elsewhere(args) if FAR else args))
+    if user is None and _forking.acquire(blocking=False):
+        try:
+            code, *texts = _prepared().run(
+                words, environment(), cwd and str(cwd), umask, _LONGEST_S
+            )
+        finally:
+            _forking.release()
+    else:
+        code, *texts = _run_anew(words, cwd, user, umask)
+    outcome = Outcome(code, *(text.decode(errors="surrogateescape") for text in texts))
+    about = f"{args} -> {outcome.rc}\n{outcome.stdout[-3000:]}\n{outcome.stderr[-3000:]}"
+    assert "Traceback (most recent call last)" not in outcome.said, about
+    allowed = (check,) if isinstance(check, int) else check
+    assert allowed is None or outcome.rc in allowed, f"expected {allowed}: {about}"
+    return outcome
+
+
+@functools.cache
+def _prepared() -> Prepared:
+    made = Prepared(environment())
+    atexit.register(made.close)
+    return made
+
+
+def _run_anew(
+    words: list[str], cwd: Path | None, user: int | None, umask: int
+) -> tuple[int, bytes, bytes]:
+    """Run the program in a process made for it: as another user, or beside another run."""
     who: dict[str, Any] = {}
-    line, env = command(*(elsewhere(args) if FAR else args)), environment()
+    line, env = command(*words), environment()
     if user is not None:
         who = {"user": user, "group": user, "extra_groups": []}
         python = _python_for_anybody()
@@ -341,19 +377,13 @@ def run(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,
-        timeout=180,
+        timeout=_LONGEST_S,
         cwd=cwd,
         umask=umask,
         env=env,
         **who,
     )
-    said = [text.decode(errors="surrogateescape") for text in (done.stdout, done.stderr)]
-    outcome = Outcome(done.returncode, *said)
-    about = f"{args} -> {outcome.rc}\n{outcome.stdout[-3000:]}\n{outcome.stderr[-3000:]}"
-    assert "Traceback (most recent call last)" not in outcome.said, about
-    allowed = (check,) if isinstance(check, int) else check
-    assert allowed is None or outcome.rc in allowed, f"expected {allowed}: {about}"
-    return outcome
+    return done.returncode, done.stdout, done.stderr
 
 
 def elsewhere(args: tuple[str | bytes | Path, ...], far: str = FAR) -> list[str | bytes | Path]:

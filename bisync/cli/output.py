@@ -11,7 +11,7 @@ from typing import Any
 
 from bisync.core.conflict import Conflict
 from bisync.core.path import display
-from bisync.errors import BisyncError
+from bisync.errors import BisyncError, UnwrittenError
 from bisync.session.report import Change, Event, Met, Progress, Report, event_to_json
 
 _ARROWS = {"alpha": "alpha <-", "beta": "beta  <-"}
@@ -177,8 +177,17 @@ class Output:
 
 
 def line(text: str) -> None:
-    """One line on standard output."""
-    print(text, flush=False)
+    """One line on standard output.
+
+    Raises:
+        UnwrittenError: it does not take it.
+    """
+    try:
+        print(text, flush=False)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UnwrittenError(error.strerror) from error
 
 
 def complain(text: str) -> None:

@@ -570,3 +570,18 @@ def test_swapped_arguments_are_the_same_pair(here: Pair):
     (a / "x").unlink()
     assert sync(b, a).counts("deleted", "presumed") == {"deleted": 1, "presumed": 0}
     assert look(b) == {"y": b"two"}
+
+
+@pytest.mark.parametrize("words", [(), ("--json",), ("--json", "nowhere")])
+def test_an_output_that_takes_nothing(here: Pair, words: tuple[str, ...]):
+    """That is said, without a traceback, and is no success."""
+    a, b = here
+    put(a / "f", b"1")
+    *options, last = (*words, b) if "nowhere" not in words else ("--json", b / "nowhere")
+    with Path("/dev/full").open("wb") as full:
+        line = command("sync", "-v", *options, a, last)
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+                              env=environment())  # fmt: skip
+    assert done.returncode not in (0, 1)
+    assert "Traceback" not in done.stderr
+    assert "No space left on device" in done.stderr
