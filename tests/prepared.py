@@ -46,6 +46,8 @@ class Prepared:
     ) -> tuple[int, bytes, bytes]:
         """Exit code (negative: the signal that ended it), standard output and error.
 
+        After any error it is of no use any more: what comes on the line is not for the next run.
+
         Raises:
             subprocess.TimeoutExpired: it took longer than ``timeout`` seconds.
         """
@@ -65,8 +67,6 @@ class Prepared:
                 code = int(self._line.recv(64))
             except TimeoutError as error:
                 os.kill(pid, 9)
-                self._line.settimeout(None)
-                self._line.recv(64)
                 raise subprocess.TimeoutExpired(["bisync", *args], timeout) from error
             self._line.settimeout(None)
             for file in outputs:
@@ -77,6 +77,7 @@ class Prepared:
     def close(self) -> None:
         """End it."""
         self._line.close()
+        self._process.terminate()
         self._process.wait(30)
 
 

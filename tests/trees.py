@@ -341,10 +341,14 @@ def run(
             code, *texts = _prepared().run(
                 words, environment(), cwd and str(cwd), umask, _LONGEST_S
             )
+        except BaseException:
+            _prepared().close()
+            _prepared.cache_clear()
+            raise
         finally:
             _forking.release()
     else:
-        code, *texts = _run_anew(words, cwd, user, umask)
+        code, *texts = run_anew(words, cwd, user, umask)
     outcome = Outcome(code, *(text.decode(errors="surrogateescape") for text in texts))
     about = f"{args} -> {outcome.rc}\n{outcome.stdout[-3000:]}\n{outcome.stderr[-3000:]}"
     assert "Traceback (most recent call last)" not in outcome.said, about
@@ -360,8 +364,8 @@ def _prepared() -> Prepared:
     return made
 
 
-def _run_anew(
-    words: list[str], cwd: Path | None, user: int | None, umask: int
+def run_anew(
+    words: list[str], cwd: Path | None = None, user: int | None = None, umask: int = -1
 ) -> tuple[int, bytes, bytes]:
     """Run the program in a process made for it: as another user, or beside another run."""
     who: dict[str, Any] = {}

@@ -446,6 +446,8 @@ def entry() -> NoReturn:
         code = main()
     except UnwrittenError as error:
         code = _unwritten(str(error))
+    except SystemExit as end:  # --help, --version
+        code = end.code if isinstance(end.code, int) else 0
     if sys.getprofile() or sys.gettrace():
         sys.exit(code)
     _end(code)

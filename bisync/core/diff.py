@@ -338,6 +338,19 @@ def presumed_equal(a: Node, b: Node) -> bool:
     )
 
 
+def untouched(joined: Joined, side: Side) -> bool:
+    """Whether it looks as if nobody wrote to an agreed file there.
+
+    A version alone also counts looks that could not be sure, as at a file of this very moment.
+    """
+    agreed, node = joined.agreed, joined.seen[side]
+    if agreed is None or node is None:
+        return False
+    attributes = agreed.attributes[side]
+    looks = attributes is not None and node.attributes.mtime_ns == attributes.mtime_ns
+    return unchanged(joined, side) or (looks and node.content.size == agreed.content.size)
+
+
 def wanted_digests(
     j: Join, *, presume: bool = True, prove: bool = False
 ) -> tuple[set[NodeId], set[NodeId]]:
@@ -373,7 +386,8 @@ def wanted_digests(
                 for s, n in zip(SIDES, nodes, strict=True)
             ]
             read = prove or any(n is not None and n.content.known for n in nodes)
-            if not agreed.content.known and (any(changed) or (agreed.presumed and read)):
+            unread = agreed.presumed or not agreed.content.known
+            if unread and (any(changed) or (agreed.presumed and read)):
                 changed = [True, True]  # nobody read the agreed version: compare the sides
         for side in SIDES:
             node = nodes[side]

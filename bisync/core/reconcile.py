@@ -8,6 +8,7 @@ transitions.
 from collections.abc import Callable
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from bisync.core.conflict import Conflict, ConflictKind
 from bisync.core.diff import (
@@ -17,6 +18,7 @@ from bisync.core.diff import (
     same_content,
     same_version,
     unchanged,
+    untouched,
 )
 from bisync.core.merge import merge_attributes, merge_places
 from bisync.core.node import ROOT, SIDES, Attributes, Content, Node, Place, Side
@@ -465,19 +467,21 @@ class _Merge:
         if joined.is_dir or same_content(a.content, b.content):
             verdict.content = a.content
         elif joined.agreed is None and self.rules.presume and presumed_equal(a, b):
-            verdict.content, verdict.presumed = a.content, True
+            verdict.content, verdict.presumed = replace(a.content, digest=None), True
         else:
             same = [unchanged(joined, side) for side in SIDES]
             found_out = joined.agreed is not None and joined.agreed.presumed
             known = a.content.known and b.content.known
-            if found_out and known and all(same):  # taken for equal, and they never were
+            if found_out and known and all(untouched(joined, side) for side in SIDES):
+                # Taken for equal, and they never were.
                 if self.rules.one_way is not None:
                     leader, verdict.conflict = Side.ALPHA, True
                 elif (leader := self._conflict(joined, verdict)) is None:
                     return
             elif same[0] and same[1]:
                 verdict.content = a.content if a.content.known else b.content
-                verdict.presumed = joined.agreed is not None and joined.agreed.presumed
+                if found_out:  # what one side is known to have, says nothing of the other
+                    verdict.content, verdict.presumed = replace(a.content, digest=None), True
             elif self.rules.one_way is not None:
                 leader = Side.ALPHA
                 verdict.conflict = not same[1]

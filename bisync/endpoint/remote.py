@@ -98,6 +98,8 @@ class RemoteArchive:
     def presumed(self, after: int, most: int) -> list[int]:
         """Numbers above one of files that were taken for equal by size and time; so many."""
         found: list[int] = self._ask("presumed", after, most)
+        if sorted(set(found)) != found or (found and found[0] <= after):
+            refuse("numbers out of order")
         return found
 
     def halfway(self) -> dict[NodeId, Place]:

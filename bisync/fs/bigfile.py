@@ -385,11 +385,10 @@ class Patch:
 
         Raises:
             BasisError: the old content is not what its list says.
-            StaleError: an earlier try wrote over it.
         """
         if self._fd == self._basis:
-            if self._begun:  # its list does not say any more what is in it
-                raise StaleError("it changed while it came")
+            if self._begun:
+                raise BasisError("the old version was overwritten by an earlier try")
             self._cloned = True
         else:
             if os.fstat(self._fd).st_size:

@@ -22,6 +22,7 @@ from bisync.fs.look import Looker
 from bisync.fs.meta import apply_attributes, attributes_of, read_xattrs
 from bisync.fs.soften import soft
 from bisync.fs.stage import Stage
+from bisync.linux.holes import punch
 
 if TYPE_CHECKING:
     from bisync.delta.blocks import Blocks
@@ -308,7 +309,7 @@ class Builder:
         try:
             filled = fill(fd)
             if trace is not None:
-                name = stage.complete(name)
+                name, trace = stage.complete(name), None
             version = filled.version
             if content.digest is not None and version.digest != content.digest:
                 raise StaleError("its content is not what was observed")
@@ -369,7 +370,7 @@ def _as_a_whole(
     new: bool,
 ) -> _Filled:
     os.ftruncate(fd, 0)
-    finder = None
+    again, finder = False, None
     if size >= BIG:
         from bisync.fs.bigfile import Finder  # noqa: PLC0415 -- loads numpy
 
@@ -377,15 +378,17 @@ def _as_a_whole(
 
     def sink(chunk: Chunk) -> None:
         watch.stop()
-        write_chunk(fd, chunk)
+        if chunk.data is None and again:
+            punch(fd, chunk.offset, chunk.length)
+        else:
+            write_chunk(fd, chunk)
         watch.arrived(chunk.offset + chunk.length, chunk.offset + chunk.length)
         if finder is not None:
             finder.take(chunk)
 
     def restart() -> None:
-        if size >= LARGE:  # the next round compares what came with what it is then
-            raise StaleError("it changed while it came")
-        os.ftruncate(fd, 0)
+        nonlocal again
+        again = True  # what came stays: if this try fails, too, the next round goes on from it
         if finder is not None:
             finder.restart()
 

@@ -166,17 +166,18 @@ class Ledger(Struct, frozen=True):
         believed = {}
         for key, (update, versions) in found.updates.items():
             content, own = update.content, here.get(update.ids[mine] or 0)
-            unread = content is not None and not content.known
+            unread = content is not None and not content.known and not update.presumed
             if unread and own is not None and own.version == versions[mine]:
                 # Its digest came with what was made.
                 update = replace(update, content=own.content)
             node = there.get(update.ids[theirs] or 0)
-            denied = (
-                node is not None
-                and node.version == versions[theirs]
-                and node.content.known
-                and node.content != update.content
-            )
+            denied = False
+            if node is not None and node.version == versions[theirs]:
+                if node.content.known:
+                    denied = node.content != update.content
+                elif not update.presumed:
+                    # Whether it had a writer is forgotten as well: it is read again, and compared.
+                    versions = (-1, versions[1]) if theirs == 0 else (versions[0], -1)
             if not (update.names and denied and sides[side].is_far):
                 believed[key] = update, versions
         return believed

@@ -459,7 +459,7 @@ class Cycle:
 
     def _really(self, update: Update, a: Node, b: Node) -> Update:
         content = update.content
-        if content is not None and not content.known:
+        if content is not None and not content.known and not update.presumed:
             content = a.content if a.content.known else b.content
         attributes = [a.attributes, b.attributes]
         if a.kind is Kind.DIR and update.key in self.times:

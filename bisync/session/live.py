@@ -350,7 +350,7 @@ class Live:
         times = [marks.next() for marks in self._marks]
         marked = [max(each, self._gap_until) for each in times if each is not None]
         again = math.inf if self._again_at is None else self._again_at
-        return min(*marked, self._all_at, again, self._prove_at)
+        return min(*marked, self._all_at, again, max(self._prove_at, self._gap_until))
 
     def _is_ripe(self, request: _Request) -> bool:
         """Whether all that happened before somebody asked has been noticed."""
@@ -442,6 +442,8 @@ class Live:
     def _manner(self, batches: list[Batch], now: float, *, asked: bool) -> Manner:
         idle = not (asked or any(batch.directories for batch in batches))
         proves = self._proving if idle and now >= self._prove_at else None
+        if proves is None:
+            self._prove_at = max(self._prove_at, now + _PROVE_S)  # there is no spare time
         vacated = any(batch.vacated for batch in batches)
         if not vacated or asked:
             self._removals_wait = None

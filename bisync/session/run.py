@@ -29,9 +29,10 @@ from bisync.session.report import Listener, Met, Progress, Report
 from bisync.watch.interface import Spot
 
 # Of files that were taken for equal a run of a session that stays open reads so many, so many
-# bytes; what is larger would hold up all else, and is left to --checksum and `verify`.
+# bytes; a larger one alone, and one that would hold up all else is left to --checksum and `verify`.
 _PROVED = 64
-_PROVED_BYTES = 4 << 30
+_PROVED_BYTES = 256 << 20
+_PROVED_LARGEST = 4 << 30
 _REMOVAL_ROUNDS = 2  # a removal that went stale gets another chance
 _PROBE_NS = 10**9  # a writer caught while a file was displaced shows within this time
 
@@ -268,21 +269,23 @@ class Run:
 
     def _unread(self, ledger: Ledger, manner: Manner) -> Iterator[NodeId]:
         """Alpha's nodes of files that were taken for equal, if this run is to read them."""
-        proving, most, room = manner.prove, _PROVED, _PROVED_BYTES
+        proving, most = manner.prove, _PROVED
+        left, largest = _PROVED_BYTES, _PROVED_LARGEST
         if self.config.checksum:
-            proving, most, room = Proving(), self.config.chunk, sys.maxsize
+            proving, most = Proving(), self.config.chunk
+            left = largest = sys.maxsize
         if proving is None:
             return
-        left = room
         while keys := ledger.lead.presumed(proving.after, most):
             for key, agreed in sorted(ledger.lead.nodes(keys).items()):
                 node, size = agreed.ids[Side.ALPHA], agreed.content.size
-                if node is not None and size <= room:
-                    if size > left:
+                if node is not None and size <= largest:
+                    if size > left and left < _PROVED_BYTES:
                         return
                     left -= size
                     yield node
                 proving.after = key
+            proving.after = max(keys)
             if not self.config.checksum:
                 return
         proving.done = True

@@ -15,7 +15,7 @@ import pytest
 import bisync
 from bisync.delta.digest import BLOCK_SIZE
 from bisync.delta.extents import changed_blocks
-from bisync.fs import bigfile
+from bisync.fs import bigfile, incoming
 from bisync.linux.fiemap import extents
 from bisync.linux.filesystem import clone
 from tests.trees import look, sync
@@ -330,6 +330,23 @@ def test_who_writes_is_spared(folder: Path, monkeypatch: pytest.MonkeyPatch):
         assert bisync.sync(a, b, bisync.Config(allowance=None)).exit_code == 24
     assert bisync.sync(a, b, config).exit_code == 0
     assert look(a) == look(b)
+
+
+def test_a_running_image_that_is_large(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """What a first try brought of it is no reason to wait for a rest that never comes."""
+    monkeypatch.setattr(incoming, "LARGE", 4 * MIB)
+    a, b = folder / "A", folder / "B"
+    a.mkdir()
+    b.mkdir()
+    (a / "image").write_bytes(bytes(8 * MIB))
+    with _Guest(a / "image"):
+        for _ in range(6):
+            bisync.sync(a, b, bisync.Config(hot=bisync.Ignore(("image",))))
+            if (b / "image").exists():
+                break
+        stamps = _stamps(b / "image")
+    assert stamps == sorted(stamps, reverse=True), "torn"
+    assert stamps[0] - stamps[-1] <= 1, "torn"
 
 
 def _stamps(path: Path) -> list[int]:

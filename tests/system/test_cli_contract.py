@@ -23,6 +23,7 @@ from tests.trees import (
     look,
     put,
     run,
+    run_anew,
     sync,
 )
 
@@ -585,3 +586,32 @@ def test_an_output_that_takes_nothing(here: Pair, words: tuple[str, ...]):
     assert done.returncode not in (0, 1)
     assert "Traceback" not in done.stderr
     assert "No space left on device" in done.stderr
+
+
+COMMANDS = (
+    "sync watch plan mirror history restore why verify recover rollback completion man agent "
+    "daemon status wait flush pause resume conflicts"
+).split()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_in_a_process_of_its_own(name: str):
+    """Nothing that another one loads is missing; what is wanted alone is what it has among all."""
+    code, out, err = run_anew([name, "--help"])
+    assert (code, err) == (0, b"")
+    assert out.startswith(b"usage: bisync " + name.encode())
+
+
+def test_runs_in_processes_of_their_own(here: Pair):
+    """The usual ones, each from nothing."""
+    a, b = here
+    put(a / "f", b"1")
+    for words in (
+        ["plan", a, b], ["sync", a, b], ["why", a / "f"], ["history", a / "f"], ["verify", a],
+        ["conflicts", "--root", a], ["recover", a],
+        ["rollback", "list", "--root", a], ["mirror", "-a", f"{a}/", b / "copy"], ["man"],
+        ["completion", "bash"],
+    ):  # fmt: skip
+        code, _, err = run_anew(list(map(str, words)))
+        assert (code, err) == (0, b""), words
+    assert (b / "copy/f").read_bytes() == b"1"

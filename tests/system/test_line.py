@@ -4,11 +4,13 @@ import os
 import random
 import shlex
 import signal
+import sqlite3
 import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -467,3 +469,22 @@ def test_what_happened_after_it_was_copied(here: Pair, ends: tuple[int, ...], fi
     assert run("sync", "--json", *words).summary["conflicts"] == 0
     assert look(a) == mine
     assert look(b) == mine
+
+
+def test_what_was_written_while_it_was_copied(here: Pair):
+    """The killed run forgot that the file had a writer: it is read again, its times say nothing."""
+    a, b = here
+    put(a / "f", b"as it was observed")
+    cut = [sys.executable, "-c", UNCOMMITTED, "sync", a, b]
+    assert subprocess.run(cut, env=environment(), check=False).returncode == -9
+    info = (a / "f").stat()
+    with closing(sqlite3.connect(a / ".bisync/state.db")) as db:
+        (ctime,) = db.execute("SELECT ctime FROM node WHERE ino=?", (info.st_ino,)).fetchone()
+        assert ctime == info.st_ctime_ns
+        (a / "f").write_bytes(b"written by mapping")
+        os.utime(a / "f", ns=(info.st_atime_ns, info.st_mtime_ns))
+        late = (a / "f").stat().st_ctime_ns
+        db.execute("UPDATE node SET ctime=? WHERE ino=?", (late, info.st_ino))
+        db.commit()
+    assert sync(a, b).summary["conflicts"] == 0
+    assert look(b)["f"] == b"written by mapping"

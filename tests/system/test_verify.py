@@ -205,6 +205,22 @@ def test_checksum_reads_what_was_taken_for_equal(here: Pair, one_way: bool, far:
     assert (again["conflicts"], again["kept"]) == (0, 0)
 
 
+def test_taken_for_equal_where_one_side_was_read(here: Pair):
+    """Another pair of that root had read it: that says nothing of what the other side has."""
+    a, b = here
+    c = a.parent / "C"
+    c.mkdir()
+    put(a / "f", b"aaaa", t=NOON)
+    sync(a, b)
+    put(c / "f", b"cccc", t=NOON)
+    assert sync(a, c).summary["presumed"] == 1
+    assert "presumed" in run("why", c / "f").stdout
+    assert sync(a, c, "--checksum").summary["conflicts"] == 1
+    assert look(a) == look(c)
+    assert {look(a)["f"], *(x for _, x in [*kept(a), *kept(c)])} == {b"aaaa", b"cccc"}
+    assert sync(a, c, "--checksum").summary["conflicts"] == 0
+
+
 @pytest.mark.parametrize("far", [False, True])
 def test_a_session_reads_what_was_taken_for_equal(here: Pair, far: bool):
     """In its spare time, all of it: what only looked alike is a conflict, and both are kept."""
