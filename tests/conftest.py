@@ -30,6 +30,7 @@ MAKE = {
     "btrfs": ("mkfs.btrfs", "-q", "-f"),
 }
 SIZE = 400 << 20  # bytes; XFS needs 300 MB
+LARGER = {"btrfs": 1200 << 20}  # it frees what was removed only some seconds later
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -96,7 +97,7 @@ def _make(cleanup: contextlib.ExitStack, base: Path, name: str) -> None:
             pytest.skip(f"{MAKE[kind][0]} is not installed")
         image = base / f"{name}.img"
         with image.open("wb") as file:
-            file.truncate(int(size) << 20 if size else SIZE)
+            file.truncate(int(size) << 20 if size else LARGER.get(kind, SIZE))
         done = subprocess.run([*MAKE[kind], image], capture_output=True, text=True, check=False)
         if done.returncode:
             pytest.skip(f"cannot make {kind}: {done.stderr.strip()}")
