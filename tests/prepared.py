@@ -11,7 +11,6 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from importlib import import_module
@@ -96,7 +95,7 @@ def _become(request: dict[str, Any], fds: Sequence[int]) -> None:
 
 
 def _serve(line: socket.socket) -> None:
-    """Fork for each request; returns in the forks only, and at the end."""
+    """Fork for each request; returns in the forks only. Ends with its other end."""
     while True:
         data, rights, _flags, _address = line.recvmsg(_MOST, socket.CMSG_SPACE(8))
         if not data:
@@ -117,11 +116,4 @@ if __name__ == "__main__":
     for module in _LOADED:
         import_module(module)
     _serve(socket.socket(fileno=int(sys.argv[1])))
-    try:
-        import_module("bisync.cli.main").entry()
-    except SystemExit as end:
-        threading._shutdown()  # type: ignore[attr-defined]  # as an interpreter does in the end
-        for stream in (sys.stdout, sys.stderr):
-            if not stream.closed:
-                stream.flush()
-        os._exit(int(end.code or 0))
+    import_module("bisync.cli.main").entry()
