@@ -469,7 +469,8 @@ def _end(code: int) -> NoReturn:
         except BrokenPipeError:
             code = 141
         except OSError as error:
-            code = code or _unwritten(str(error.strerror))
+            told = _unwritten(str(error.strerror))  # whatever else went wrong
+            code = code or told
     os._exit(code)
 
 
