@@ -237,12 +237,14 @@ def _control_options(commands: "_Commands") -> None:
         ("flush", "look at everything now, and wait until it is done"),
         ("pause", "let a session rest; what changes meanwhile is remembered"),
         ("resume", "go on, and approve what a guard withheld"),
+        ("events", "what happens, as it happens: one JSON object per line"),
     ):
         p = commands.add_parser(name, help=text)
         p.add_argument(
             "session", nargs="?", metavar="SESSION", help="its name or one of its sides (all)"
         )
-        p.add_argument("--json", action="store_true", help="one JSON object per line")
+        if name != "events":
+            p.add_argument("--json", action="store_true", help="one JSON object per line")
         if name == "status":
             how = p.add_mutually_exclusive_group()
             how.add_argument("--watch", action="store_true", help="go on showing it")
@@ -378,7 +380,7 @@ _MAKERS: tuple[tuple[tuple[str, ...], Callable[["_Commands"], None]], ...] = (
     (("completion", "man"), _about_itself),
     (("agent",), _agent_options),
     (("daemon",), _daemon_options),
-    (("status", "wait", "flush", "pause", "resume"), _control_options),
+    (("status", "wait", "flush", "pause", "resume", "events"), _control_options),
     (("conflicts",), _conflicts),
 )
 

@@ -52,6 +52,11 @@ def _lines(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield from _watched(rows, "watched", "directories")
     yield from _head("polled", "gauge", "Directories at the top of what is polled, of a side")
     yield from _watched(rows, "polled", "polled")
+    yield from _head("own_bytes", "gauge", "Room that a root's index, bases, stage and store take")
+    for row in rows:
+        for side, found in zip(("alpha", "beta"), row["sizes"] or (), strict=False):
+            for part, size in found.items():
+                yield f"bisync_own_bytes{_labels(row, side=side, part=part)} {size}"
 
 
 def _watched(rows: list[dict[str, Any]], name: str, key: str) -> Iterator[str]:

@@ -11,6 +11,7 @@ from bisync.fs.archive import Chain, Commit, Epoch, PairState
 from bisync.fs.conflicts import Choice, Quarrel, Take
 from bisync.fs.recovery import Recovered
 from bisync.fs.result import Status
+from bisync.fs.sizes import Sizes
 from bisync.fs.walk import Problem, ScanResult
 from bisync.watch.interface import Coverage, Spot
 from bisync.wire.schema import (
@@ -249,6 +250,7 @@ _COVERAGE = Record(
     polled=_COUNT,
     notes=Several(Text(), 64, list),
 )
+_SIZES = Record(Sizes, index=_COUNT, bases=_COUNT, stage=_COUNT, store=_COUNT)
 MARKED = Each(
     (
         # Directories with the milliseconds after which each is due, and before which it is not.
@@ -333,6 +335,7 @@ CALLS: dict[str, Call] = {
     "add_conflicts": Call(33, Each((_PAIR, Several(_QUARREL, MANY, list))), NOTHING),
     "forget_conflicts": Call(34, Each((Several(_ID, MANY, list),)), NOTHING),
     "probe_displaced": Call(35, Each((_COUNT,)), Several(_FULL_PATH, MANY, list)),
+    "sizes": Call(65, NOTHING, _SIZES),
     "close": Call(36, NOTHING, NOTHING),
     "rest": Call(37, NOTHING, NOTHING),
     "wake": Call(38, Each((Maybe(_COUNT),)), Bool()),

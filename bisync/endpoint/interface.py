@@ -21,6 +21,7 @@ from bisync.fs.conflicts import Choice, Quarrel
 from bisync.fs.content import ContentSource
 from bisync.fs.recovery import Recovered
 from bisync.fs.result import Result
+from bisync.fs.sizes import Sizes
 from bisync.fs.source import Listed
 from bisync.fs.walk import ScanResult
 from bisync.watch.interface import Spot
@@ -329,6 +330,10 @@ class Endpoint(ContentSource, Protocol):
 
     def probe_displaced(self, *, min_age_ns: int) -> list[bytes]:
         """Look again at what was displaced; bring back what somebody wrote to. Their paths."""
+        ...
+
+    def sizes(self) -> Sizes:
+        """How much room the engine's own files take. Looks at each kept version."""
         ...
 
     def close(self) -> None:

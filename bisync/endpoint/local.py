@@ -34,6 +34,7 @@ from bisync.fs.replica import Options, Replica
 from bisync.fs.result import Result
 from bisync.fs.retention import DAY_NS, tend
 from bisync.fs.root import OPEN_DIR
+from bisync.fs.sizes import Sizes
 from bisync.fs.stage import refuse_torn
 from bisync.fs.walk import ScanResult
 from bisync.linux.boot import boot_id
@@ -565,6 +566,10 @@ class LocalEndpoint:
                     os.close(one)
         finally:
             os.close(fd)
+
+    def sizes(self) -> Sizes:
+        """How much room the engine's own files take."""
+        return self.replica.sizes()
 
     def close(self) -> None:
         """Give everything back."""

@@ -26,6 +26,7 @@ from bisync.fs.conflicts import Choice, Quarrel
 from bisync.fs.content import Chunk, ContentSource, Expected, Version
 from bisync.fs.recovery import Recovered
 from bisync.fs.result import Result
+from bisync.fs.sizes import Sizes
 from bisync.fs.walk import ScanResult
 from bisync.watch.interface import Coverage, Sink, Spot
 from bisync.wire.schema import refuse
@@ -483,6 +484,11 @@ class RemoteEndpoint:
     def probe_displaced(self, *, min_age_ns: int) -> list[bytes]:
         """Look again at what was displaced."""
         found: list[bytes] = self._far("probe_displaced", min_age_ns)
+        return found
+
+    def sizes(self) -> Sizes:
+        """How much room the engine's own files take there."""
+        found: Sizes = self._far("sizes")
         return found
 
     def watch(self, kind: str, poll_s: float, sink: Sink, ended: Callable[[], None]) -> Coverage:

@@ -33,6 +33,7 @@ from bisync.fs.facts import PairFacts, RootFacts, facts
 from bisync.fs.incoming import Arrived, not_told
 from bisync.fs.index import Index
 from bisync.fs.root import OPEN_DIR, Directories, Root
+from bisync.fs.sizes import Sizes, sizes
 from bisync.fs.stage import Stage
 from bisync.fs.statefolder import Marker, StateFolder
 from bisync.fs.store import Store, has_room
@@ -438,6 +439,17 @@ class Replica:
         now = replace(known, path=path, replica=self.marker.replica,
                       incarnation=self.marker.incarnation).with_pair(fresh)  # fmt: skip
         self.folder.write(FACTS.encode(), json.dumps(now.to_json(), indent=1).encode() + b"\n")
+
+    def sizes(self) -> Sizes:
+        """How much room the engine's own files take."""
+        if not self.folder.exists:
+            return Sizes()
+        store = self.store.folder_to_read() if self.store.exists() else None
+        try:
+            return sizes(self.folder.fd, store)
+        finally:
+            if store is not None:
+                os.close(store)
 
     def pairs(self) -> list[PairState]:
         """The pairs this replica belongs to."""

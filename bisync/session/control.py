@@ -1,7 +1,8 @@
 """What a person asks of the sessions that run on this machine, over a socket of the user's own.
 
 A line of JSON each way: ``{"do": "status", "session": "NAME or path of a side"}``, and an answer
-with ``code`` (an exit code), ``said`` and ``sessions``.
+with ``code`` (an exit code), ``said`` and ``sessions``. Behind the answer to ``events`` come the
+events, a line each, until one end has enough.
 """
 
 import contextlib
@@ -13,14 +14,17 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from queue import SimpleQueue
+from typing import IO, Any
 
 from bisync.errors import EndpointError, UsageError
+from bisync.session.hearing import Ear
 from bisync.session.live import Live
 
 log = logging.getLogger(__name__)
 _LONGEST = 1 << 20  # bytes of a question
 _ANSWER_S = 5.0  # for a process to answer what needs no run
+_LOOK_S = 1.0  # for new sessions, and for whoever does not listen any more
 _SUFFIX = ".socket"
 
 
@@ -92,6 +96,7 @@ class Server:
         with connection, contextlib.suppress(OSError):
             with connection.makefile("rb") as stream:
                 text = stream.readline(_LONGEST)
+            question: dict[str, Any] = {}
             try:
                 question = json.loads(text)
                 answer = self._do(question)
@@ -100,6 +105,22 @@ class Server:
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 answer = {"code": 2, "said": f"not understood: {error}"}
             connection.sendall(json.dumps(answer).encode() + b"\n")
+            if answer["code"] == 0 and answer["sessions"] and question["do"] == "events":
+                self._tell(connection, question.get("session"))
+
+    def _tell(self, connection: socket.socket, word: object) -> None:
+        """Pass on what happens in the sessions that a word means, also in those to come."""
+        ear = Ear()
+        with contextlib.ExitStack() as leaving:
+            heard: list[Live] = []
+            while not _has_left(connection):
+                for name, live in chosen_of(self._sessions(), word):
+                    if live not in heard:
+                        heard.append(live)
+                        ear.put({"type": "listening", "session": name})
+                        leaving.enter_context(live.heard(ear.listener(name)))
+                rows = ear.take(_LOOK_S)
+                connection.sendall(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
 
     def _do(self, question: dict[str, Any]) -> dict[str, Any]:
         what = question["do"]
@@ -127,6 +148,8 @@ class Server:
                         accept_root=question.get("accept_root") is True,
                     )
                 answer["sessions"].append({"session": name, "code": 0, "said": ""})
+        elif what == "events":
+            answer["sessions"] = [{"session": name} for name in chosen]
         else:
             raise UsageError(f"{what}: nobody does that here")
         return answer
@@ -154,6 +177,14 @@ def _leads_to(word: object, sides: list[str]) -> bool:
     return real is not None and any(real == os.path.realpath(side) for side in sides)
 
 
+def _has_left(connection: socket.socket) -> bool:
+    """Whether the other end closed it."""
+    try:
+        return not connection.recv(1, socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+
+
 def ask(question: dict[str, Any], *, slow: bool = False) -> list[dict[str, Any]]:
     """Ask every process of this user that runs sessions.
 
@@ -179,13 +210,57 @@ def ask(question: dict[str, Any], *, slow: bool = False) -> list[dict[str, Any]]
         if answer["code"]:
             raise UsageError(str(answer["said"]))
         found += answer["sessions"]
+    _require(there, found, question["session"])
+    return found
+
+
+def _require(there: bool, found: object, word: object) -> None:
+    """Somebody was there, and had what was meant."""
     if not there:
         raise EndpointError(
             "no session runs here; start one with 'bisync watch' or 'bisync daemon'"
         )
     if not found:
-        raise UsageError(f"{question.get('session')}: no session is called that, nor has that side")
-    return found
+        raise UsageError(f"{word}: no session is called that, nor has that side")
+
+
+def follow(word: str | None) -> Iterator[dict[str, Any]]:
+    """What happens in the sessions that a word means, in all processes that run some now.
+
+    Raises:
+        EndpointError: nobody is there, or nobody is left.
+        UsageError: nobody has such a session.
+    """
+    happened: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
+
+    def read(stream: IO[bytes]) -> None:
+        with contextlib.suppress(OSError):  # it was killed: that is an end, too
+            for text in stream:
+                happened.put(json.loads(text))
+        happened.put(None)
+
+    question = {"do": "events", "session": word}
+    there, left = False, 0
+    with contextlib.ExitStack() as closing:
+        for path in _sockets(folder()):
+            connection = closing.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            if not _connect(connection, path):
+                continue
+            there = True
+            stream = closing.enter_context(connection.makefile("rb"))
+            if _answer_of(connection, stream, path, question, slow=False)["sessions"]:
+                connection.settimeout(None)
+                closing.callback(connection.shutdown, socket.SHUT_RDWR)  # ends who reads it
+                left += 1
+                threading.Thread(target=read, args=(stream,), daemon=True).start()
+        _require(there, left, word)
+        while left:
+            row = happened.get()
+            if row is None:
+                left -= 1
+            else:
+                yield row
+    raise EndpointError("no session runs here any more")
 
 
 @contextlib.contextmanager
@@ -205,23 +280,36 @@ def _sockets(where: str) -> Iterable[str]:
 def _asked(path: str, question: dict[str, Any], *, slow: bool) -> dict[str, Any] | None:
     """The answer of one process; ``None``: it has gone."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(_ANSWER_S)
-        try:
-            with _short(path) as address:
-                connection.connect(address)
-        except (ConnectionRefusedError, FileNotFoundError):
-            with contextlib.suppress(OSError):
-                os.unlink(path)  # left by one that was killed
+        if not _connect(connection, path):
             return None
-        except OSError as error:
-            raise EndpointError(f"{path}: {error.strerror or 'does not answer'}") from error
-        try:
-            connection.settimeout(None if slow else _ANSWER_S)
-            connection.sendall(json.dumps(question).encode() + b"\n")
-            with connection.makefile("rb") as stream:
-                text = stream.readline()
-        except OSError as error:
-            raise EndpointError(f"{path}: it does not answer") from error
+        with connection.makefile("rb") as stream:
+            return _answer_of(connection, stream, path, question, slow=slow)
+
+
+def _connect(connection: socket.socket, path: str) -> bool:
+    """Reach a process; ``False``: it has gone."""
+    connection.settimeout(_ANSWER_S)
+    try:
+        with _short(path) as address:
+            connection.connect(address)
+    except (ConnectionRefusedError, FileNotFoundError):
+        with contextlib.suppress(OSError):
+            os.unlink(path)  # left by one that was killed
+        return False
+    except OSError as error:
+        raise EndpointError(f"{path}: {error.strerror or 'does not answer'}") from error
+    return True
+
+
+def _answer_of(
+    connection: socket.socket, stream: IO[bytes], path: str, question: dict[str, Any], *, slow: bool
+) -> dict[str, Any]:
+    try:
+        connection.settimeout(None if slow else _ANSWER_S)
+        connection.sendall(json.dumps(question).encode() + b"\n")
+        text = stream.readline()
+    except OSError as error:
+        raise EndpointError(f"{path}: it does not answer") from error
     if not text:
         raise EndpointError(f"{path}: it ended without an answer")
     answer: dict[str, Any] = json.loads(text)

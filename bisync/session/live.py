@@ -17,7 +17,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from msgspec import Struct, field
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from bisync.core.node import SIDES
 from bisync.endpoint.interface import Endpoint
@@ -32,7 +32,8 @@ from bisync.errors import (
     UsageError,
 )
 from bisync.fs.facts import facts
-from bisync.session.report import Event, Progress, Report
+from bisync.fs.sizes import Sizes
+from bisync.session.report import Event, Listener, Progress, Report
 from bisync.session.run import Manner, Proving
 from bisync.session.session import Session
 from bisync.watch.choose import Kind, watch
@@ -142,9 +143,11 @@ class Live:
         age = 0.0 if complete is None else max(0.0, (time.time_ns() - complete) / 1e9)
         self._open_since: float | None = now - age  # since when something may not be done
         self._last = Report()
+        self._sizes: tuple[Sizes, Sizes] | None = None  # the engine's own files; now and then
         self._withheld = 0  # deletions; a run that leaves removals for later does not count them
         self._totals = _Totals()
-        session.opened, session.drives = self._opened, True
+        self._hearers: list[Listener] = [session.listener]
+        session.opened, session.drives, session.listener = self._opened, True, self._tell
 
     # -- what others may ask ---------------------------------------------------
 
@@ -221,6 +224,7 @@ class Live:
                     }
                     for seen in self._coverage
                 ],
+                "sizes": self._sizes and list(map(asdict, self._sizes)),
                 "totals": {name: getattr(totals, name) for name in totals.__struct_fields__},
             }  # fmt: skip
 
@@ -284,12 +288,6 @@ class Live:
             UsageError: it cannot work like this.
         """
         happened: SimpleQueue[Event | BaseException | None] = SimpleQueue()
-        before = self.session.listener
-
-        def tell(event: Event) -> None:
-            before(event)
-            if not isinstance(event, Progress):
-                happened.put(event)
 
         def work() -> None:
             try:
@@ -298,18 +296,31 @@ class Live:
                 happened.put(error)
             happened.put(None)
 
-        self.session.listener = tell
         thread = threading.Thread(target=work, name="bisync-live")
-        thread.start()
+        with self.heard(happened.put):
+            thread.start()
+            try:
+                while (event := happened.get()) is not None:
+                    if isinstance(event, BaseException):
+                        raise event
+                    if not isinstance(event, Progress):
+                        yield event
+            finally:
+                self.stop()
+                thread.join()
+
+    @contextlib.contextmanager
+    def heard(self, listener: Listener) -> Iterator[None]:
+        """Let somebody more hear each event while the block runs; they must not make it wait."""
+        self._hearers = [*self._hearers, listener]
         try:
-            while (event := happened.get()) is not None:
-                if isinstance(event, BaseException):
-                    raise event
-                yield event
+            yield
         finally:
-            self.stop()
-            thread.join()
-            self.session.listener = before
+            self._hearers = [each for each in self._hearers if each is not listener]
+
+    def _tell(self, event: Event) -> None:
+        for listener in self._hearers:
+            listener(event)
 
     def _wait_for_work(self) -> bool:
         """Wait until there is something to do; ``False``: to end."""
@@ -453,7 +464,7 @@ class Live:
         tend = now - self._tended > _TEND_S
         if tend:
             self._tended = now
-        return Manner(removals=not waits, tend=tend, prove=proves)
+        return Manner(removals=not waits, tend=tend, measure=tend, prove=proves)
 
     def _ended(
         self,
@@ -468,6 +479,7 @@ class Live:
             now = time.monotonic()
             self._failures, self._reason, self._in_hand = 0, "", None
             self._last = report
+            self._sizes = report.sizes or self._sizes
             self._totals.add(report)
             self._gap_until = now + min(now - began, _MOST_GAP_S)
             if everything:

@@ -22,6 +22,7 @@ from bisync.core.plan import (
     Unlink,
 )
 from bisync.fs.result import Result
+from bisync.fs.sizes import Sizes
 from bisync.fs.walk import Problem
 
 _WORST_FIRST = (1, 2, 3, 12, 30, 25, 23, 40, 24, 0)
@@ -92,6 +93,7 @@ class Report(Struct):
     met: list[Met] = field(default_factory=list)
     conflict_list: list[Conflict] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)  # only of a plan
+    sizes: tuple[Sizes, Sizes] | None = None  # if they were asked for
     _start: float = field(default_factory=time.monotonic)
     _met_before: set[Met] = field(default_factory=set)
 

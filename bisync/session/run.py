@@ -57,6 +57,7 @@ class Manner(Struct, frozen=True):
 
     removals: bool = True  # else what became free may get a new owner first
     tend: bool = True  # let the store go of what is old, tidy the state
+    measure: bool = False  # see how much room the engine's own files take
     prove: Proving | None = None  # go on with this for a while; None: not without --checksum
 
 
@@ -390,6 +391,8 @@ class Run:
             )
             for text in self.sides[side].finish(ledger.archives[side], ending):
                 self._say(text)
+        if manner.measure:
+            self.report.sizes = (self.sides[0].sizes(), self.sides[1].sizes())
 
     def _note_conflicts(
         self,

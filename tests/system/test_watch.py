@@ -6,7 +6,6 @@ import random
 import re
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -567,115 +566,6 @@ def test_asked_while_it_begins(here: Pair):
             ready(it)
             it.wait()
     assert asking.wait() == 0
-
-
-CONFIG = """
-[defaults]
-keep = "30d"
-
-[session.one]
-alpha = "{a}"
-beta = "{b}"
-watcher = "inotify"
-exclude = ["*.tmp"]
-"""
-
-
-@contextlib.contextmanager
-def daemon(folder: Path, text: str, **more: str) -> Iterator[tuple[Watching, Path]]:
-    """A daemon with a configuration."""
-    config = folder / "config.toml"
-    config.write_text(text)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bisync", "daemon", "--json", "--config", str(config)],
-        env=environment(BISYNC_RUNTIME_DIR=str(folder / "runtime"), **more),
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    it = Watching(process, folder / "runtime")
-    try:
-        deadline = time.monotonic() + 60
-        while it.status().get("phase") != "watching" and time.monotonic() < deadline:
-            time.sleep(0.1)
-        yield it, config
-    finally:
-        process.terminate()
-        _, said = process.communicate(timeout=60)
-        it.said.append(said)
-    assert process.returncode == 0
-    assert "Traceback" not in said
-
-
-def test_the_daemon(here: Pair):
-    """It runs what the file says, takes a new file on SIGHUP, and says why not."""
-    a, b = here
-    c = a.parent / "C"
-    c.mkdir()
-    text = CONFIG.format(a=a, b=b)
-    with daemon(a.parent, text) as (it, config):
-        put(a / "f", b"1")
-        put(a / "x.tmp", b"1")
-        it.wait("one")
-        assert look(b) == {"f": b"1"}
-        config.write_text(text + "conflikt = 'newest'\n")
-        it.process.send_signal(signal.SIGHUP)
-        it.wait("one")
-        config.write_text(text + f'[session.two]\nalpha = "{b}"\nbeta = "{c}"\n')
-        it.process.send_signal(signal.SIGHUP)
-        deadline = time.monotonic() + 30
-        while not (c / "f").exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert (c / "f").exists()
-        put(a / "g", b"2")
-        for name in ("one", "two", "one"):
-            it.wait(name)
-        assert look(c) == {"f": b"1", "g": b"2"}
-        second = subprocess.run(
-            [sys.executable, "-m", "bisync", "daemon", "--config", str(config)],
-            env=environment(BISYNC_RUNTIME_DIR=str(it.runtime)), capture_output=True, check=False,
-        )  # fmt: skip
-        assert second.returncode == 3
-    assert "did you mean conflict" in "".join(it.said)
-
-
-def test_the_service_manager(here: Pair):
-    """It hears when all sessions are complete, and then that the daemon lives."""
-    a, b = here
-    put(a / "f", b"1")
-    name = str(a.parent / "notify")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(name)
-        manager.settimeout(30)
-        more = {"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "1000000"}
-        with daemon(a.parent, CONFIG.format(a=a, b=b), **more):
-            heard = {manager.recv(100) for _ in range(4)}
-            assert heard == {b"READY=1", b"WATCHDOG=1"}
-            assert look(b) == {"f": b"1"}
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("[session.x]\nalpha = '/a'\n", "beta: say where that side is"),
-        ("[session.x]\nalpha = '/a'\nbeta = '/b'\nspecials = 1\n", "write true or false"),
-        ("[session.x]\nalpha = '/a'\nbeta = '/b'\nconflict = 'best'\n", "invalid choice"),
-        ("[session.x]\nalpha = '/a'\nbeta = '/b'\nkeep = ['1d', '2d']\n", "one value, not a list"),
-        ("[sessions.x]\nalpha = '/a'\nbeta = '/b'\n", "did you mean session"),
-        ("[session.x\n", "config.toml"),
-        ("", "it has no session"),
-    ],
-)
-def test_a_configuration_that_is_wrong(tmp_path: Path, text: str, said: str):
-    """It is said what, and where; nothing is started: 2."""
-    config = tmp_path / "config.toml"
-    config.write_text(text)
-    for words in ((), ("--check",)):
-        done = subprocess.run(
-            [sys.executable, "-m", "bisync", "daemon", "--config", str(config), *words],
-            env=environment(BISYNC_RUNTIME_DIR=str(tmp_path / "run")), capture_output=True,
-            text=True, check=False, timeout=30,
-        )  # fmt: skip
-        assert done.returncode == 2
-        assert said in done.stderr
 
 
 def test_a_link_in_a_directory_that_moved(here: Pair):

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from bisync.cli.moments import when
-from bisync.cli.output import line
+from bisync.cli.output import human_size, line
 from bisync.cli.prometheus import exposition
 from bisync.cli.times import seconds
 from bisync.session.control import ask
@@ -85,6 +85,9 @@ def _told(row: dict[str, Any]) -> list[str]:
         if seen["polled"]:
             what += f", {seen['polled']} looked at now and then"
         text += [what, *(f"    {note}" for note in seen["notes"])]
+    for side, sizes in zip(("alpha", "beta"), row["sizes"] or (), strict=False):
+        parts = ", ".join(f"{part} {human_size(size)}" for part, size in sizes.items())
+        text.append(f"  {side}'s own files: {parts}")
     text += [f"  busy: {path}" for path in row["busy"]]
     text += [f"  problem: {problem}" for problem in row["problems"]]
     if row["withheld"]:
