@@ -12,9 +12,11 @@ import time
 from collections.abc import Iterable
 
 from msgspec import Struct
+from msgspec.json import decode as json_decode
+from msgspec.json import encode as json_encode
 
 from bisync.core.path import DELTA_SUFFIX, parse
-from bisync.core.retention import Retention, Thinnable, period, settled, surplus
+from bisync.core.retention import Passing, Retention, Thinnable, period, settled, surplus
 from bisync.errors import PathError
 from bisync.fs.copying import remove_object
 from bisync.fs.database import Database
@@ -23,6 +25,8 @@ from bisync.fs.rewind import Bridged, bridge
 from bisync.fs.store import Store, Version
 
 DAY_NS = 86_400 * 10**9
+_LOOK_NS = 3600 * 10**9
+_PASSING = "passing"  # in the state: how time passed, for what is dropped by its age
 HAS_DELTAS = "has_deltas"  # in the state: some version was kept as what was written over
 _TOGETHER = 16  # deltas that leave a period that is not over
 
@@ -50,15 +54,30 @@ def tend(store: Store, db: Database, rules: Retention, now_ns: int) -> list[str]
                     "per file and day"
                 )
     if rules.days is not None:
-        dropped = drop_older(store, rules.days, now_ns)
+        dropped = drop_older(store, rules.days, _look_at_clock(db, now_ns))
         if dropped.versions:
             said.append(f"{dropped.versions} kept versions older than {rules.days} days dropped")
         if dropped.refused:
             said.append(
                 f"{dropped.refused} kept versions older than {rules.days} days may not be removed"
             )
+    else:
+        _look_at_clock(db, now_ns)
     store.flush()
     return said
+
+
+def _look_at_clock(db: Database, now_ns: int) -> Passing:
+    """Remember that it is ``now_ns``."""
+    known = db.get(_PASSING)
+    before = Passing(0) if known is None else json_decode(known, type=Passing)
+    now = Passing(now_ns) if known is None else before.at(now_ns)
+    if 0 <= now_ns - before.seen_ns < _LOOK_NS:
+        return now  # that is near enough
+    db.begin()
+    db.put(_PASSING, json_encode(now).decode())
+    db.commit()
+    return now
 
 
 def _thin_fresh(store: Store, db: Database, rules: Retention, now_ns: int) -> None:
@@ -184,32 +203,32 @@ def _is_written(store: Store, kept: bytes, payload: str) -> bool:
         os.close(fd)
 
 
-def drop_older(store: Store, days: int, now_ns: int) -> Dropped:
+def drop_older(store: Store, days: int, now: Passing) -> Dropped:
     """Remove the versions that were kept more than ``days`` days ago; say so in the manifest.
 
     Days are looked at by their folders first, so a store without old ones costs one listing.
     Versions that another program put there, or whose record is missing, stay.
     """
     dropped = Dropped()
-    limit_ns = now_ns - days * DAY_NS
-    oldest = time.strftime("%Y-%m-%d", time.localtime(limit_ns / 1e9)).encode()
+    most_ns = days * DAY_NS
+    oldest = time.strftime("%Y-%m-%d", time.localtime((now.seen_ns - most_ns) / 1e9)).encode()
     if not any(day <= oldest for day in store.days()):
         return dropped
-    for kept in _kept_before(store, limit_ns):
+    for kept in _older(store, most_ns, now):
         _removed(store, kept, dropped)
     if dropped.versions:
         _note(store, {"dropped": dropped.versions, "bytes": dropped.bytes, "older_than": days})
     return dropped
 
 
-def _kept_before(store: Store, limit_ns: int) -> Iterable[bytes]:
+def _older(store: Store, most_ns: int, now: Passing) -> Iterable[bytes]:
     last: dict[bytes, int] = {}  # a name that was let go of may have been used again
     for record in store.records():
         time_ns, kept = record.get("time_ns"), record.get("kept")
         if isinstance(time_ns, int) and isinstance(kept, str):
             name = parse(kept)
             last[name] = max(time_ns, last.get(name, time_ns))
-    return [kept for kept, time_ns in last.items() if time_ns < limit_ns]
+    return [k for k, time_ns in last.items() if now.age_ns(time_ns, most_ns // 3) > most_ns]
 
 
 def _removed(store: Store, kept: bytes, dropped: Dropped) -> bool:

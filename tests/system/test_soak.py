@@ -177,6 +177,7 @@ def _agents(port: int) -> list[int]:
     return found
 
 
+@pytest.mark.timeout(SECONDS + 900)
 def test_soak(two_hosts: tuple[str, str], tmp_path: Path, here: tuple[Path, Path]):
     """Equal trees, every token where it belongs, nothing torn, whatever was cut or killed."""
     one, two = two_hosts
