@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.system.vault import Vault
 from tests.trees import Batch
 
 # The same examples in every run, so that a failure is the change's; new ones by BISYNC_FULL=1.
@@ -160,3 +161,21 @@ def _pair(folder: Path) -> tuple[Path, Path]:
     for root in roots:
         root.mkdir()
     return roots
+
+
+@pytest.fixture
+def vault(here: tuple[Path, Path], mount: Callable[..., None]) -> Vault:
+    point = here[0].with_name("vault")
+    image = here[0].with_name("vault.img")
+    with image.open("wb") as file:
+        file.truncate(64 << 20)
+    line = ["mkfs.ext4", "-q", "-F", "-O", "encrypt", "-b", "4096", image]
+    if shutil.which("mkfs.ext4") is None or subprocess.run(line, check=False).returncode:
+        pytest.skip("cannot make an ext4 file system with encryption")
+    mount(point, "-o", "loop", image)
+    found = Vault(point)
+    try:
+        found.unlock()
+    except OSError as error:
+        pytest.skip(f"the kernel has no native encryption: {error}")
+    return found

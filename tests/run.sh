@@ -2,7 +2,7 @@
 # Install what the tests need and run them all; arguments go to pytest.
 extras="[dev]"
 . "$(dirname "$0")/environment.sh"
-system_packages python3-venv rsync xfsprogs btrfs-progs e2fsprogs util-linux strace acl attr libcap2-bin postgresql openssh-server openssh-client iproute2 gocryptfs
+system_packages python3-venv rsync xfsprogs btrfs-progs e2fsprogs util-linux strace acl attr libcap2-bin postgresql openssh-server openssh-client iproute2 gocryptfs fuse3
 make_environment
 bin=$(dirname "$python")
 [ $# -eq 0 ] || exec "$python" -m pytest "$@"

@@ -295,6 +295,7 @@ class RootService:
 
     def _rest(self) -> None:
         self._resting = True
+        self.side.replica.rest()
         if self.side.replica.folder.is_wanted:
             self.close()
 

@@ -11,6 +11,7 @@ import os
 
 from bisync.core.path import display
 from bisync.delta.digest import digest_of
+from bisync.linux.closing import close
 
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
@@ -26,7 +27,7 @@ class Claim:
         """Let somebody else drive."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            os.close(fd)
+            close(fd)
 
 
 def claim(folder_fd: int, peer: str, who: str) -> Claim | str:

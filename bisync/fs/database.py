@@ -12,6 +12,12 @@ from bisync.errors import EndpointError, NoSpaceError, StateFormatError
 FORMAT = 4  # of state.db; a newer one is refused, an older one migrated
 _CACHE_KIB = 24 * 1024  # bounds memory, whatever the size of the tree
 
+_DEAD = frozenset({  # what a file system says when it can say nothing
+    errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ESHUTDOWN,
+    errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EREMOTEIO, errno.EUCLEAN,
+    errno.ENOMEM, errno.EMFILE, errno.ENFILE,
+})  # fmt: skip
+
 COMPANION = "substr(name, -4)=x'2d77616c' OR substr(name, -8)=x'2d6a6f75726e616c'"
 """A file name that ends in ``-wal`` or ``-journal``."""
 
@@ -103,7 +109,7 @@ class StateDamagedError(EndpointError):
 
 @contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Turn SQLite's errors into ours.
+    """Turn SQLite's errors into ours, and those of a disk that does not answer.
 
     ``StateDamagedError`` is only a suspicion: SQLite calls a schema that it failed to *read*
     malformed too. :func:`is_sound` settles it.
@@ -117,6 +123,14 @@ def translated(what: str) -> Iterator[None]:
         if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR")):
             raise StateDamagedError(text) from error
         raise EndpointError(text) from error
+    except OSError as error:
+        where = what if error.filename is None else os.fsdecode(error.filename)
+        text = f"{where}: {error.strerror}"
+        if no_space(error):
+            raise NoSpaceError(text) from error
+        if error.errno in _DEAD:
+            raise EndpointError(text) from error
+        raise
 
 
 def is_sound(path: bytes) -> bool:

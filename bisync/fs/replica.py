@@ -310,6 +310,11 @@ class Replica:
 
     # -- observing -----------------------------------------------------------
 
+    def rest(self) -> None:
+        """Be in nobody's way: a folder that is held open cannot be locked or unmounted."""
+        if self._directories is not None:
+            self._directories.let_go()
+
     def is_empty(self) -> bool:
         """Whether the tree holds nothing but what is the engine's own."""
         fd = os.open(b".", OPEN_DIR, dir_fd=self.root.fd)

@@ -77,11 +77,10 @@ class Root:
             HaltError: it was unmounted, replaced, removed, or something is mounted over it.
         """
         try:
-            info = os.stat(self.path)
+            info, mine = os.stat(self.path), os.fstat(self.fd)
         except OSError as error:
             text = os.fsdecode(self.path)
             raise HaltError(f"{text}: the root is gone ({error.strerror})") from error
-        mine = os.fstat(self.fd)
         if (info.st_dev, info.st_ino) != (mine.st_dev, mine.st_ino) or mine.st_nlink == 0:
             raise HaltError(f"{os.fsdecode(self.path)}: another directory stands at the root now")
 
@@ -199,8 +198,13 @@ class Directories:
         """The directory descriptor and name of a place."""
         return self.open(place[0]), place[1]
 
+    def let_go(self) -> None:
+        """Close what was only held because it may be needed again soon."""
+        while self._held:
+            os.close(self._held.popitem()[1])
+
     def close(self) -> None:
         """Give all descriptors back."""
-        for held in (self._held, self._pinned):
-            while held:
-                os.close(held.popitem()[1])
+        self.let_go()
+        while self._pinned:
+            os.close(self._pinned.popitem()[1])

@@ -18,6 +18,7 @@ from bisync.core.path import STATE_DIR, display
 from bisync.errors import HaltError, PathError
 from bisync.fs.copying import remove_object
 from bisync.fs.root import OPEN_DIR
+from bisync.linux.closing import close
 from bisync.linux.filesystem import may_rename, syncfs
 from bisync.linux.rename import rename_noreplace
 
@@ -153,7 +154,7 @@ class Stage:
         """Close all descriptors."""
         for fd in [*self._unflushed, self.incoming, self.displaced, self._torn]:
             if fd >= 0:
-                os.close(fd)
+                close(fd)
         self._unflushed.clear()
 
 

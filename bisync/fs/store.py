@@ -23,6 +23,7 @@ from bisync.errors import PathError
 from bisync.fs.copying import copy_object, is_another_place, remove_object
 from bisync.fs.meta import kind_of, owned_like, proc_path
 from bisync.fs.root import OPEN_DIR
+from bisync.linux.closing import close
 from bisync.linux.rename import is_unsupported, rename_noreplace
 
 _MARKER = b".store"
@@ -562,7 +563,7 @@ class Store:
         self._forget_dirs()
         for fd in (self._manifest, self._fd):
             if fd >= 0:
-                os.close(fd)
+                close(fd)
         self._fd = self._manifest = -1
 
 

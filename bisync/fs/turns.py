@@ -28,6 +28,7 @@ from bisync.errors import (
     RootLockedError,
     UsageError,
 )
+from bisync.linux.closing import close
 
 log = logging.getLogger(__name__)
 _NAME = b"socket"
@@ -108,7 +109,7 @@ class Turn:
             self._bell.take_in()
         with contextlib.suppress(OSError):
             fcntl.flock(self._lock, fcntl.LOCK_UN)  # also where a child has it still
-        os.close(self._lock)
+        close(self._lock)
         if self._bell is not None:
             self._bell.hand_over()
 

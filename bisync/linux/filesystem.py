@@ -21,7 +21,7 @@ _FS_NODUMP_FL = 0x40
 _NO_COW = 0x800000  # chattr +C
 IMMUTABLE = 0x10  # chattr +i
 APPEND_ONLY = 0x20  # chattr +a
-_XFS, _BTRFS = 0x58465342, 0x9123683E  # f_type
+_XFS, _BTRFS, _FUSE = 0x58465342, 0x9123683E, 0x65735546  # f_type
 _syncfs = function("syncfs", ctypes.c_int)
 _sync_file_range = function(
     "sync_file_range", ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint
@@ -69,10 +69,19 @@ def subvolume(fd: int) -> str:
 
 def tells_extents(fd: int) -> bool:
     """Whether ``fd`` is on XFS or btrfs: clones are instants, and extents say where bytes are."""
+    return _kind(fd) in (_XFS, _BTRFS)
+
+
+def is_fuse(fd: int) -> bool:
+    """Whether a program of some user is the file system of ``fd``."""
+    return _kind(fd) == _FUSE
+
+
+def _kind(fd: int) -> int:
     buffer = ctypes.create_string_buffer(256)
     check(_fstatfs(fd, buffer))
     (kind,) = struct.unpack_from("=q", buffer)
-    return kind in (_XFS, _BTRFS)
+    return int(kind)
 
 
 def syncfs(fd: int) -> None:

@@ -1,7 +1,9 @@
 """File handles: the kernel's own identity of an object, never given out twice.
 
 An inode number is given out again by the next create (ext4: every time); the handle has
-the generation in it. Where a file system has no handles, the birth time takes its place.
+the generation in it. Where a file system has no handles, the birth time takes its place. A FUSE
+file system gives numbers out of its program's memory for handles: others after the next mount, or
+when it forgot. They are none.
 """
 
 import ctypes
@@ -9,6 +11,7 @@ import errno
 import os
 import struct
 
+from bisync.linux.filesystem import is_fuse
 from bisync.linux.libc import check, function
 
 _AT_EMPTY_PATH = 0x1000
@@ -42,6 +45,7 @@ class HandleReader:
         self._mount = ctypes.c_int()
         self._mount_address = ctypes.addressof(self._mount)
         self._statx = ctypes.create_string_buffer(256)
+        self._known_mount, self._volatile = -1, False
 
     def read(self, dir_fd: int, name: bytes) -> bytes:
         """The handle of ``name`` in a directory, links not followed; of ``dir_fd`` if empty.
@@ -56,6 +60,10 @@ class HandleReader:
             if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EOVERFLOW):
                 return self._by_birth(dir_fd, name)
             raise
+        if self._mount.value != self._known_mount:
+            self._known_mount, self._volatile = self._mount.value, is_fuse(dir_fd)
+        if self._volatile:
+            return self._by_birth(dir_fd, name)
         length, kind = _HEADER.unpack_from(self._buffer)
         return struct.pack("=i", kind) + self._buffer.raw[_HEADER.size : _HEADER.size + length]
 

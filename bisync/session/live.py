@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import logging
 import math
+import os
 import random
 import threading
 import time
@@ -33,11 +34,11 @@ from bisync.errors import (
 )
 from bisync.fs.facts import facts
 from bisync.fs.sizes import Sizes
-from bisync.session.report import Event, Listener, Progress, Report
+from bisync.session.report import Event, Listener, Met, Progress, Report
 from bisync.session.run import Manner, Proving
 from bisync.session.session import Session
 from bisync.watch.choose import Kind, watch
-from bisync.watch.interface import Coverage, Watcher
+from bisync.watch.interface import Coverage, Spot, Watcher
 from bisync.watch.marks import Batch, Marks
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ _RETRY_S = (1.0, 2.0, 5.0, 15.0, 30.0, 60.0)  # after a failure
 _MOST_GAP_S = 1.0  # between two runs that follow each other
 _PROVE_S = 1.0  # at least, between two runs that read what was taken for equal
 _PROVE_SHARE = 0.05  # of the time they may take
+_LOOKED_AT = 1000  # problems whose directories are looked at again together
 _SHOWN = 100  # busy files and problems in the status
 
 
@@ -144,6 +146,7 @@ class Live:
         self._open_since: float | None = now - age  # since when something may not be done
         self._last = Report()
         self._sizes: tuple[Sizes, Sizes] | None = None  # the engine's own files; now and then
+        self._standing: list[Met] = []  # problems, until somebody looks there again
         self._withheld = 0  # deletions; a run that leaves removals for later does not count them
         self._totals = _Totals()
         self._hearers: list[Listener] = [session.listener]
@@ -211,9 +214,8 @@ class Live:
                 "busy": [p for s in SIDES for p in report.busy_paths(s)][:_SHOWN],
                 "problems": [
                     f"{met.side} {met.path.decode(errors='backslashreplace')}: {met.reason}"
-                    for met in report.met
-                    if met.kind == "problem"
-                ][:_SHOWN],
+                    for met in self._standing[:_SHOWN]
+                ],
                 "withheld": self._withheld,
                 "waiting_conflicts": report.waiting,
                 "last_error": self._last_error,
@@ -424,11 +426,14 @@ class Live:
             self._phase = "scanning" if everything else "running"
             olds = [batch.oldest for batch in batches if batch.oldest is not None]
             self._in_hand = min(olds, default=None)
+            again = everything or bool(ripe) or (self._again_at or math.inf) <= now
+            troubled = self._troubled() if again else (set(), set())
             approved, self._approved = self._approved, {}
             manner = self._manner(batches, now, asked=bool(ripe) or everything)
         config = self.session.config
         self.session.config = replace(config, **approved)
-        only = None if everything else (batches[0].directories, batches[1].directories)
+        marked = (batches[0].directories | troubled[0], batches[1].directories | troubled[1])
+        only = None if everything else marked
         try:
             report = self.session.run(only=only, manner=manner)
             if everything:
@@ -446,9 +451,24 @@ class Live:
         except BisyncError as error:
             self._failed(error, "reconnecting")
         else:
+            self._stand(report, looked=again)
             self._ended(report, now, manner, ripe, everything=everything)
         finally:
             self.session.config = config
+
+    def _troubled(self) -> tuple[set[Spot], set[Spot]]:
+        """Where problems were met: no mark tells of their end."""
+        found: tuple[set[Spot], set[Spot]] = (set(), set())
+        for met in self._standing[:_LOOKED_AT]:
+            spots = Spot(os.path.dirname(met.path)), Spot(met.path)
+            found[met.side == SIDES[1].label].update(spots)
+        return found
+
+    def _stand(self, report: Report, *, looked: bool) -> None:
+        """Keep problems that a run did not look at, or it would seem that there are none."""
+        met = [each for each in report.met if each.kind in ("problem", "boundary")]
+        with self._changed:
+            self._standing = met if looked else list(dict.fromkeys([*self._standing, *met]))
 
     def _manner(self, batches: list[Batch], now: float, *, asked: bool) -> Manner:
         idle = not (asked or any(batch.directories for batch in batches))
@@ -489,7 +509,7 @@ class Live:
                 pause = max(_PROVE_S, (now - began) * (1 / _PROVE_SHARE - 1))
                 self._prove_at = math.inf if self._proving.done else now + pause
             self._again_at = self._look_again_at(report, manner, now)
-            if report.exit_code == 0 and manner.removals:
+            if report.exit_code == 0 and manner.removals and not self._standing:
                 self._open_since = None
                 self._complete_ns = time.time_ns()
             elif self._open_since is None:
@@ -512,7 +532,7 @@ class Live:
             self._busy_rounds += 1
         else:
             self._busy_rounds = 0
-        if report.problems:
+        if self._standing:
             times.append(now + _PROBLEMS_S)
         return min(times, default=None)
 

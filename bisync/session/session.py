@@ -356,6 +356,8 @@ class Session:
         for side in sides:
             if isinstance(side, RemoteEndpoint):
                 side.rest()
+            elif isinstance(side, LocalEndpoint):
+                side.replica.rest()
         self._give_away()
 
     def _give_away(self) -> None:

@@ -1,12 +1,10 @@
 """Places where a simple engine loses data: what the file system does not let us do, or hides."""
 
 import errno
-import fcntl
 import json
 import os
 import shutil
 import sqlite3
-import struct
 import subprocess
 import threading
 import time
@@ -18,6 +16,7 @@ import pytest
 import bisync
 from bisync.fs import perform
 from bisync.linux import rename
+from tests.system.vault import Vault
 from tests.trees import (
     NOON,
     assert_equal,
@@ -157,56 +156,6 @@ def test_quota_project_conflict(project: Pair):
 # --- Locked encryption ---
 
 
-class Vault:
-    """An ext4 file system with native encryption, and the key of one policy on it."""
-
-    def __init__(self, mount_point: Path) -> None:
-        self.root = mount_point
-        self.key = os.urandom(64)
-        self.identifier = b""
-
-    def _ioctl(self, path: Path, number: int, data: bytearray | bytes) -> bytearray | bytes:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.ioctl(fd, number, data)
-        finally:
-            os.close(fd)
-        return data
-
-    def unlock(self) -> None:
-        head = struct.pack("=II", 2, 0) + bytes(32) + struct.pack("=II", len(self.key), 0)
-        data = self._ioctl(self.root, 0xC0506617, bytearray(head + bytes(32) + self.key))
-        self.identifier = bytes(data[8:24])
-
-    def lock(self) -> None:
-        os.sync()
-        spec = struct.pack("=II", 2, 0) + self.identifier.ljust(32, b"\0")
-        data = self._ioctl(self.root, 0xC0406618, bytearray(spec + bytes(24)))
-        assert bytes(data[40:44]) == bytes(4), "the key is still in use"
-
-    def encrypt(self, folder: Path) -> None:
-        policy = struct.pack("=BBBBB3x", 2, 1, 4, 3, 0) + self.identifier
-        self._ioctl(folder, 0x800C6613, policy)
-
-
-@pytest.fixture
-def vault(here: Pair, mount: Callable[..., None]) -> Vault:
-    point = here[0].with_name("vault")
-    image = here[0].with_name("vault.img")
-    with image.open("wb") as file:
-        file.truncate(64 << 20)
-    line = ["mkfs.ext4", "-q", "-F", "-O", "encrypt", "-b", "4096", image]
-    if shutil.which("mkfs.ext4") is None or subprocess.run(line, check=False).returncode:
-        pytest.skip("cannot make an ext4 file system with encryption")
-    mount(point, "-o", "loop", image)
-    found = Vault(point)
-    try:
-        found.unlock()
-    except OSError as error:
-        pytest.skip(f"the kernel has no native encryption: {error}")
-    return found
-
-
 def test_case_121_locked_folder(here: Pair, vault: Vault):
     """A locked folder lists other names and would let us delete them: it is left alone."""
     a, b = here[0], vault.root / "B"
@@ -218,7 +167,7 @@ def test_case_121_locked_folder(here: Pair, vault: Vault):
     put(b / "plain", b"plain")
     sync(a, b)
     assert len(look(a)) == 7
-    vault.lock()
+    assert vault.lock()
     before = frozen(b / "secret")
     edit(a / "plain", b"plain edited")
     (a / "secret/1").unlink()
@@ -241,7 +190,7 @@ def test_case_121_locked_root(here: Pair, vault: Vault):
     vault.encrypt(b)
     put(b / "f", b"one")
     sync(a, b)
-    vault.lock()
+    assert vault.lock()
     before = frozen(a)
     outcome = sync(a, b, check=(2, 12, 25))
     assert outcome.stderr.strip()
