@@ -3,17 +3,13 @@
 Usage (as root): python -m bench.realtime [--rounds N] [--image-mib N] [--file-system KIND]
 
 Milliseconds from the last byte written to when the other side's file holds it, polled each half
-millisecond; the far side is reached by ssh on this machine. lsyncd, where it is installed, does one
-way, at its smallest delay. Let nothing else run.
+millisecond; the far side is reached by ssh on this machine. Let nothing else run.
 """
 
 import argparse
 import contextlib
 import os
-import shutil
-import signal
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,11 +24,11 @@ _REST_S = 0.05
 _GIVE_UP_S = 60.0
 
 
-def until(there: Callable[[], bool]) -> float:
+def until(there: Callable[[], bool], give_up_s: float = _GIVE_UP_S) -> float:
     """Milliseconds until something is so."""
     began = time.perf_counter()
     while not there():
-        if time.perf_counter() - began > _GIVE_UP_S:
+        if time.perf_counter() - began > give_up_s:
             return float("inf")
         time.sleep(_LOOK_S)
     return (time.perf_counter() - began) * 1000
@@ -144,27 +140,6 @@ def others(a: Path, b: Path, it: Watching, kind: str) -> None:
     print(f"{'at rest, ' + kind:58} {share:8.2f} % of a core", flush=True)
 
 
-def lsyncd(folder: Path, rounds: int) -> None:
-    """The peer that watches one way."""
-    if shutil.which("lsyncd") is None:
-        print("lsyncd is not installed")
-        return
-    with sides(folder / "lsyncd") as (a, b):
-        fill(a)
-        config = folder / "lsyncd.conf"
-        config.write_text(
-            f'settings {{ nodaemon = true }}\nsync {{ default.rsync, source = "{a}", '
-            f'target = "{b}", delay = 1 }}\n'
-        )
-        with subprocess.Popen(
-            ["lsyncd", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as child:
-            until((b / "d49/f99").exists)
-            time.sleep(2)
-            show("small write, here, lsyncd (delay 1)", small_writes(a, b, max(5, rounds // 10)))
-            child.send_signal(signal.SIGTERM)
-
-
 def images(folder: Path, kind: str, mib: int, rounds: int) -> None:
     """A running disk image, as big as asked for."""
     size = (mib * 4 + 512) << 20
@@ -185,7 +160,6 @@ def main() -> None:
     options = parser.parse_args()
     with place() as folder:
         trees(folder, options.rounds)
-        lsyncd(folder, options.rounds)
         for kind in options.file_system or ["ext4", "xfs"]:
             images(folder, kind, options.image_mib, 10)
 

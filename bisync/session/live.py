@@ -197,9 +197,9 @@ class Live:
 
     def status(self) -> dict[str, Any]:
         """Where it stands; for programs and people."""
+        self._look_at_coverage()
         with self._changed:
             now = time.monotonic()
-            self._look_at_coverage()
             oldest = self._oldest()
             report, totals = self._last, self._totals
             return {
@@ -495,6 +495,8 @@ class Live:
         *,
         everything: bool,
     ) -> None:
+        if everything:
+            self._look_at_coverage()
         with self._changed:
             now = time.monotonic()
             self._failures, self._reason, self._in_hand = 0, "", None
@@ -504,7 +506,6 @@ class Live:
             self._gap_until = now + min(now - began, _MOST_GAP_S)
             if everything:
                 self._all_at = now + self.config.rescan_s
-                self._look_at_coverage()
             if everything or manner.prove is not None:
                 pause = max(_PROVE_S, (now - began) * (1 / _PROVE_SHARE - 1))
                 self._prove_at = math.inf if self._proving.done else now + pause
@@ -582,6 +583,7 @@ class Live:
             self._coverage[number] = watcher.coverage()
 
     def _look_at_coverage(self) -> None:
+        """Ask the watchers here; never under the lock, which they wait for to tell of marks."""
         for number, watcher in enumerate(self._watchers):
             if watcher is not None and not isinstance(watcher, RemoteEndpoint):
                 self._coverage[number] = watcher.coverage()

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -217,3 +218,62 @@ def test_a_full_file_system(here: Pair, kind: str):
             assert look(b) == {"small": b"1", "next": b"2", "large": b"short now"}
     finally:
         subprocess.run(["umount", b], check=True)
+
+
+# --- A storm --------------------------------------------------------------------------------------
+
+# Says how many events it made: two for a name that comes and goes, else one a call.
+STORM = """
+import os, sys, time
+os.chdir(sys.argv[1])
+end, seed, done = time.monotonic() + float(sys.argv[2]), sys.argv[3], 0
+files = [os.open(f"{seed}-{n}", os.O_WRONLY | os.O_CREAT) for n in range(64)]
+while time.monotonic() < end:
+    for turn in range(50):
+        for fd in files:  # in turn, or the kernel makes one event of several
+            os.pwrite(fd, b"%08d" % done, 0)
+            done += 1
+    os.rename(f"{seed}-0", f"{seed}-x")
+    os.rename(f"{seed}-x", f"{seed}-0")
+    for n in range(20):
+        os.close(os.open(f"{seed}-new{n}", os.O_WRONLY | os.O_CREAT))
+        os.unlink(f"{seed}-new{n}")
+    done += 64
+open(f"{seed}-last", "w").write("%d" % done)
+print(done)
+"""
+
+
+def test_a_storm_of_events(here: Pair, kind: str):
+    """As many as two programs can make: memory is bounded, nothing is lost, then there is rest."""
+    a, b = here
+    seconds = 30.0 if os.environ.get("BISYNC_FULL") else 4.0
+    (a / "d").mkdir()
+    with watching(a, b, "--watcher", kind) as it:
+        ready(it)
+        it.wait()
+        before = _memory_mb(it.process.pid)
+        began = time.monotonic()
+        writers = [
+            subprocess.Popen(
+                [sys.executable, "-c", STORM, a / "d", str(seconds), str(number)],
+                stdout=subprocess.PIPE, text=True,
+            )
+            for number in range(2)
+        ]  # fmt: skip
+        events = sum(int(writer.communicate(timeout=seconds + 60)[0]) for writer in writers)
+        rate = events / (time.monotonic() - began)
+        it.wait()
+        assert_equal(a, b)
+        assert len(look(b)) == 131
+        grown = _memory_mb(it.process.pid, "VmHWM:") - before
+        it.shows(lambda s: s["oldest_age_s"] is None)
+        runs = it.status()["totals"]["runs"]
+        it.wait()  # one more run; none of its own
+        assert it.status()["totals"]["runs"] <= runs + 2
+    print(f"{kind}: {rate:.0f} events a second, {grown:.0f} MB more")
+    assert grown < 64
+
+
+def _memory_mb(pid: int, what: str = "VmRSS:") -> float:
+    return int(Path(f"/proc/{pid}/status").read_text().split(what)[1].split()[0]) / 1000
