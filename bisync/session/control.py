@@ -210,7 +210,7 @@ def ask(question: dict[str, Any], *, slow: bool = False) -> list[dict[str, Any]]
         if answer["code"]:
             raise UsageError(str(answer["said"]))
         found += answer["sessions"]
-    _require(there, found, question["session"])
+    _require(there, found, question.get("session"))
     return found
 
 

@@ -581,7 +581,8 @@ def test_a_link_in_a_directory_that_moved(here: Pair):
         (a / "d2").rename(a / "e2")
         os.link(a / "e2/f", a / "d3/f")
         session.run(only=(["d3"], []))
-        assert set(look(b)) == {"d1", "d2", "d2/f", "d3", "d3/f"}
+        # It may notice on its way that d2 is elsewhere.
+        assert set(look(b)) in ({"d1", x, f"{x}/f", "d3", "d3/f"} for x in ("d2", "e2"))
         session.run(only=(["", "d1"], []))
     assert set(look(b)) == {"d1", "e2", "e2/f", "d3", "d3/f"}
     assert_equal(a, b)
