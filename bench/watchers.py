@@ -152,8 +152,8 @@ class Side:
     def wait_for_copy(self) -> None:
         """Until all of it is there."""
         began = time.monotonic()
-        wanted = len(self.files) + sum(1 for each in self.a.glob("half/*/*"))
-        while sum(1 for each in self.b.rglob("*") if each.is_file()) < wanted:
+        missing = [*self.files, *(each.relative_to(self.a) for each in self.a.glob("half/*/*"))]
+        while missing := [path for path in missing if not (self.b / path).exists()]:
             assert time.monotonic() - began < _START_S, self.name
             time.sleep(0.2)
 
@@ -162,7 +162,13 @@ class Side:
         one, two = (self.b, self.a) if back else (self.a, self.b)
         path, data = self.files[number * 37 % len(self.files)], b"%d %d" % (number, back)
         (one / path).write_bytes(data)
-        found = until(lambda: (two / path).read_bytes() == data)
+
+        def there() -> bool:
+            with contextlib.suppress(FileNotFoundError):  # some take the old one away first
+                return (two / path).read_bytes() == data
+            return False
+
+        found = until(there)
         time.sleep(_GAP_S)
         return found
 
