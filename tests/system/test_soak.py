@@ -28,6 +28,7 @@ from tests.trees import assert_equal, look
 
 SECONDS = float(os.environ.get("BISYNC_SOAK_SECONDS", "40"))
 CUT_S, KILL_S = min(20.0, SECONDS / 4), min(60.0, SECONDS / 3)
+ASK_S = 2.0
 BLOCK, BLOCKS = 64 << 10, 48
 
 # Each works in its own folder until it is told to stop, then says what has to be there.
@@ -134,6 +135,7 @@ class Soak:
     stop: Path
     images: set[bytes] = field(default_factory=set)
     torn: list[str] = field(default_factory=list)
+    asked: int = 0
     cuts: int = 0
     kills: int = 0
 
@@ -178,7 +180,8 @@ def _agents(port: int) -> list[int]:
 
 
 @pytest.mark.timeout(SECONDS + 900)
-def test_soak(two_hosts: tuple[str, str], tmp_path: Path, here: tuple[Path, Path]):
+@pytest.mark.parametrize("kind", ["fanotify", "inotify"])
+def test_soak(two_hosts: tuple[str, str], tmp_path: Path, here: tuple[Path, Path], kind: str):
     """Equal trees, every token where it belongs, nothing torn, whatever was cut or killed."""
     one, two = two_hosts
     soak = Soak(*here, stop=tmp_path / "stop")
@@ -187,16 +190,20 @@ def test_soak(two_hosts: tuple[str, str], tmp_path: Path, here: tuple[Path, Path
     with machine(folder, "ip", "netns", "exec", two, address="192.0.2.2") as there:
         agent = f"env BISYNC_SOAK={there.port} bisync"
         guard = ("--max-delete", "100%")  # git packs its objects: hundreds of files go at once
-        words = (*guard, "--timeout", "5", "--rsh", there.rsh, "--agent-command", agent)
+        reach = ("--timeout", "5", "--rsh", there.rsh, "--agent-command", agent)
+        words = (*guard, *reach, "--watcher", kind)
         far, prefix = f"192.0.2.2:{soak.b}", ("ip", "netns", "exec", one)
         ends = itertools.cycle(("agent", "driver"))
         began = time.monotonic()
         with contextlib.ExitStack() as running:
             it = running.enter_context(watching(soak.a, far, *words, prefix=prefix))
             with soak.writers() as said:
-                cut_at, kill_at = began + CUT_S, began + KILL_S
+                ask_at, cut_at, kill_at = began, began + CUT_S, began + KILL_S
                 while (now := time.monotonic()) - began < SECONDS:
                     soak.look_at_image()
+                    if now > ask_at:
+                        soak.asked += "phase" in it.status()
+                        ask_at = time.monotonic() + ASK_S
                     if now > cut_at:
                         _cut(one)
                         soak.cuts += 1
@@ -219,12 +226,13 @@ def test_soak(two_hosts: tuple[str, str], tmp_path: Path, here: tuple[Path, Path
     assert_equal(*here)
     _as_said(soak, said)
     print(
-        f"{SECONDS:.0f} s: {soak.cuts} cuts, {soak.kills} kills, {len(soak.images)} versions of the"
+        f"{SECONDS:.0f} s, {kind}: {soak.cuts} cuts, {soak.kills} kills, {len(soak.images)} versions of the"
         f" image seen, {said['database0']} rows, {said['log1']} lines, {said['git1']} commits,"
         f" {len(said['tokens0']) + len(said['tokens1'])} tokens"
     )
     assert soak.cuts >= 2
     assert soak.kills >= 2
+    assert soak.asked >= 2
     assert len(soak.images) >= 2
 
 
