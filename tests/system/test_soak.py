@@ -226,8 +226,8 @@ def test_soak(two_hosts: tuple[str, str], tmp_path: Path, here: tuple[Path, Path
     assert_equal(*here)
     _as_said(soak, said)
     print(
-        f"{SECONDS:.0f} s, {kind}: {soak.cuts} cuts, {soak.kills} kills, {len(soak.images)} versions of the"
-        f" image seen, {said['database0']} rows, {said['log1']} lines, {said['git1']} commits,"
+        f"{SECONDS:.0f} s, {kind}: {soak.cuts} cuts, {soak.kills} kills, {len(soak.images)}"
+        f" versions of the image seen, {said['database0']} rows, {said['log1']} lines, {said['git1']} commits,"
         f" {len(said['tokens0']) + len(said['tokens1'])} tokens"
     )
     assert soak.cuts >= 2
