@@ -32,7 +32,8 @@ def writes(one: Path, two: Path, rounds: int) -> list[float]:
     folders = sorted(path.name for path in one.iterdir() if path.name.isdecimal())
     for number in range(rounds):
         folder = one / folders[number * 7919 % len(folders)]
-        name, data = f"{folder.name}/{min(p.name for p in folder.iterdir())}", b"%d" % number
+        name = f"{folder.name}/{min(path.name for path in folder.iterdir())}"
+        data = b"%d" % time.time_ns()
         (one / name).write_bytes(data)
         times.append(until(lambda n=name, d=data: (two / n).read_bytes() == d))  # type: ignore[misc]
         time.sleep(0.3)

@@ -227,8 +227,8 @@ def test_soak(two_hosts: tuple[str, str], tmp_path: Path, here: tuple[Path, Path
     _as_said(soak, said)
     print(
         f"{SECONDS:.0f} s, {kind}: {soak.cuts} cuts, {soak.kills} kills, {len(soak.images)}"
-        f" versions of the image seen, {said['database0']} rows, {said['log1']} lines, {said['git1']} commits,"
-        f" {len(said['tokens0']) + len(said['tokens1'])} tokens"
+        f" versions of the image seen, {said['database0']} rows, {said['log1']} lines,"
+        f" {said['git1']} commits, {len(said['tokens0']) + len(said['tokens1'])} tokens"
     )
     assert soak.cuts >= 2
     assert soak.kills >= 2
