@@ -56,6 +56,8 @@ def _lines(rows: list[dict[str, Any]]) -> Iterator[str]:
     for row in rows:
         for side, found in zip(("alpha", "beta"), row["sizes"] or (), strict=False):
             for part, size in found.items():
+                if part == "whole":
+                    continue
                 yield f"bisync_own_bytes{_labels(row, side=side, part=part)} {size}"
 
 

@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 RECENT_BYTES = 64 << 20
-_LEAP_NS = 2 * 86_400 * 10**9
+_LEAP_NS = 6 * 3600 * 10**9
 _MOST_LEAPS = 256
 
 
@@ -25,6 +26,18 @@ class Retention(Struct, frozen=True):
     later: what went wrong a few minutes ago can be undone step by step."""
 
 
+class Leap(Struct, frozen=True):
+    """A time in which nobody looked at the clock, or in which it was set."""
+
+    start_ns: int
+    end_ns: int
+    latest_ns: int
+    """The latest it had been until then: what lies before that had been lived through already."""
+
+    undone: bool = False
+    """The clock was set back to before its start."""
+
+
 class Passing(Struct, frozen=True):
     """How much time has passed, as far as that can be told from a clock that may be set wrong.
 
@@ -39,24 +52,44 @@ class Passing(Struct, frozen=True):
     latest_ns: int = 0
     """The latest it ever was."""
 
-    leaps: tuple[tuple[int, int, int], ...] = ()
-    """From when to when it went between two looks, for those that were far apart; and the latest
-    it had been until then: what lies before that it had lived through already."""
+    leaps: tuple[Leap, ...] = ()
 
     def at(self, now_ns: int) -> "Passing":
         """The same after another look."""
         latest = max(self.latest_ns, self.seen_ns)
-        leaps = [leap for leap in self.leaps if leap[1] <= now_ns]  # else it was taken back
+        leaps = list(self._left(now_ns))
         if now_ns - self.seen_ns > _LEAP_NS:
-            leaps.append((self.seen_ns, now_ns, latest))
-        return Passing(now_ns, latest, tuple(sorted(leaps)[-_MOST_LEAPS:]))
+            leaps.append(Leap(self.seen_ns, now_ns, latest))
+        leaps.sort(key=lambda leap: leap.start_ns)
+        return Passing(now_ns, latest, tuple(leaps[-_MOST_LEAPS:]))
+
+    def _left(self, now_ns: int) -> Iterable[Leap]:
+        leapt = now_ns - self.seen_ns > _LEAP_NS
+        for leap in self.leaps:
+            if now_ns < self.seen_ns and leap.end_ns > now_ns:
+                if now_ns > leap.start_ns:  # it was set a little too far
+                    yield replace(leap, end_ns=now_ns)
+                else:
+                    yield replace(leap, undone=True)
+            elif not leap.undone:
+                yield leap
+            elif leapt and self.seen_ns <= leap.start_ns and leap.end_ns <= now_ns:
+                yield replace(leap, undone=False)  # it is where it was before it was set back
+            elif now_ns <= leap.start_ns:
+                yield leap
+
+    def limit_ns(self, keep_ns: int, most_ns: int) -> int:
+        """What was before is older than ``keep_ns`` in any case."""
+        over = (leap.end_ns - leap.start_ns - most_ns for leap in self.leaps if not leap.undone)
+        return self.seen_ns - keep_ns - sum(each for each in over if each > 0)
 
     def age_ns(self, then_ns: int, most_ns: int) -> int:
         """How long ago something was at least; each leap since counts for at most ``most_ns``."""
         age = self.seen_ns - then_ns
-        for start, end, latest in self.leaps:
-            if then_ns <= latest:
-                age -= max(0, end - (start if then_ns <= start else latest) - most_ns)
+        for leap in self.leaps:
+            if then_ns <= leap.latest_ns and not leap.undone:
+                begin = leap.start_ns if then_ns <= leap.start_ns else leap.latest_ns
+                age -= max(0, leap.end_ns - begin - most_ns)
         return age
 
 

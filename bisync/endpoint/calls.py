@@ -250,7 +250,7 @@ _COVERAGE = Record(
     polled=_COUNT,
     notes=Several(Text(), 64, list),
 )
-_SIZES = Record(Sizes, index=_COUNT, bases=_COUNT, stage=_COUNT, store=_COUNT)
+_SIZES = Record(Sizes, index=_COUNT, bases=_COUNT, stage=_COUNT, store=_COUNT, whole=Bool())
 MARKED = Each(
     (
         # Directories with the milliseconds after which each is due, and before which it is not.

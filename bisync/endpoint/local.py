@@ -32,7 +32,7 @@ from bisync.fs.oplog import OperationLog
 from bisync.fs.recovery import Recovered, recover
 from bisync.fs.replica import Options, Replica
 from bisync.fs.result import Result
-from bisync.fs.retention import DAY_NS, tend
+from bisync.fs.retention import DAY_NS, passing, tend
 from bisync.fs.root import OPEN_DIR
 from bisync.fs.sizes import Sizes
 from bisync.fs.stage import refuse_torn
@@ -491,8 +491,10 @@ class LocalEndpoint:
         )  # fmt: skip
         if ending.complete:
             OperationLog(db).begin(pair, ending.time_ns)
-        if ending.retention is not None and ending.retention.days is not None:
-            OperationLog(db).forget_before(ending.time_ns - ending.retention.days * DAY_NS)
+        now = passing(db, time.time_ns())
+        if now is not None and ending.retention is not None and ending.retention.days is not None:
+            keep_ns = ending.retention.days * DAY_NS
+            OperationLog(db).forget_before(now.limit_ns(keep_ns, keep_ns // 3))
         (oldest,) = db.execute("SELECT min(coalesce(cursor, 0)) FROM pair").fetchone()
         r.index.trim_marks(oldest)
         r.index.save_numbers()

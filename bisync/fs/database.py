@@ -124,7 +124,7 @@ def translated(what: str) -> Iterator[None]:
             raise StateDamagedError(text) from error
         raise EndpointError(text) from error
     except OSError as error:
-        where = what if error.filename is None else os.fsdecode(error.filename)
+        where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else what
         text = f"{where}: {error.strerror}"
         if no_space(error):
             raise NoSpaceError(text) from error

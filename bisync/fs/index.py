@@ -288,8 +288,9 @@ class Index:
         self.db.execute(f"INSERT OR REPLACE {_VALUES}", _row(node, handle, ino))
 
     def disown(self, node: NodeId) -> None:
-        """Take a node's identity away: another object has it."""
-        self.db.execute("UPDATE node SET handle=handle||'-'||id WHERE id=?", (node,))
+        """Take a node's identity away: another object has it. It is to be looked at again."""
+        self.db.execute("UPDATE node SET handle=CAST(handle||'-'||id AS BLOB) WHERE id=?", (node,))
+        self.db.execute("UPDATE name SET stamp=? WHERE node=?", (NO_STAMP, node))
 
     def put_name(self, place: Place, node: NodeId, stamp: bytes) -> None:
         """Insert or replace a name."""

@@ -4,6 +4,7 @@ Opening a replica touches nothing; :meth:`Replica.establish` makes its state onc
 clear that this root may be written at all.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -462,18 +463,17 @@ class Replica:
 
     def close(self) -> None:
         """Give everything back. What was not committed is forgotten."""
-        parts = (
-            self._directories, self._store, self._stage, self._contents, self.db,
-        )  # fmt: skip
-        for part in parts:
-            if part is not None:
-                part.close()
-        self._directories = self._store = self._stage = self.db = None
-        self._contents = None
-        if self._outside >= 0:
-            os.close(self._outside)
-            self._outside = -1
-        self.folder.close()
-        if self.root.fd >= 0:
-            self.root.close()
-            self.root.fd = -1
+        parts = (self._directories, self._store, self._stage, self._contents, self.db)
+        self._directories = self._store = self._stage = self._contents = self.db = None
+        with contextlib.ExitStack() as stack:  # each is closed, whatever the others say
+            stack.callback(self._close_root)
+            stack.callback(self.folder.close)
+            for part in reversed(parts):
+                if part is not None:
+                    stack.callback(part.close)
+
+    def _close_root(self) -> None:
+        for fd in (self._outside, self.root.fd):
+            if fd >= 0:
+                os.close(fd)
+        self._outside = self.root.fd = -1

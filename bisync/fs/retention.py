@@ -54,7 +54,7 @@ def tend(store: Store, db: Database, rules: Retention, now_ns: int) -> list[str]
                     "per file and day"
                 )
     if rules.days is not None:
-        dropped = drop_older(store, rules.days, _look_at_clock(db, now_ns))
+        dropped = drop_older(store, rules.days, _look_at_clock(store, db, now_ns))
         if dropped.versions:
             said.append(f"{dropped.versions} kept versions older than {rules.days} days dropped")
         if dropped.refused:
@@ -62,18 +62,26 @@ def tend(store: Store, db: Database, rules: Retention, now_ns: int) -> list[str]
                 f"{dropped.refused} kept versions older than {rules.days} days may not be removed"
             )
     else:
-        _look_at_clock(db, now_ns)
+        _look_at_clock(store, db, now_ns)
     store.flush()
     return said
 
 
-def _look_at_clock(db: Database, now_ns: int) -> Passing:
-    """Remember that it is ``now_ns``."""
+def passing(db: Database, now_ns: int) -> Passing | None:
+    """How time passed until now; ``None``: nobody has looked at the clock yet."""
     known = db.get(_PASSING)
-    before = Passing(0) if known is None else json_decode(known, type=Passing)
-    now = Passing(now_ns) if known is None else before.at(now_ns)
-    if 0 <= now_ns - before.seen_ns < _LOOK_NS:
-        return now  # that is near enough
+    return None if known is None else json_decode(known, type=Passing).at(now_ns)
+
+
+def _look_at_clock(store: Store, db: Database, now_ns: int) -> Passing:
+    """Remember that it is ``now_ns``."""
+    now = passing(db, now_ns)
+    if now is None:  # what was kept last tells when somebody knew the time
+        times = [record.get("time_ns") for record in store.records()]
+        latest = max((time for time in times if isinstance(time, int)), default=now_ns)
+        now = Passing(latest).at(now_ns)
+    elif 0 <= now_ns - json_decode(db.get(_PASSING), type=Passing).seen_ns < _LOOK_NS:
+        return now  # what is remembered is near enough
     db.begin()
     db.put(_PASSING, json_encode(now).decode())
     db.commit()
@@ -211,14 +219,22 @@ def drop_older(store: Store, days: int, now: Passing) -> Dropped:
     """
     dropped = Dropped()
     most_ns = days * DAY_NS
-    oldest = time.strftime("%Y-%m-%d", time.localtime((now.seen_ns - most_ns) / 1e9)).encode()
-    if not any(day <= oldest for day in store.days()):
+    # A day's folder may have been named in another zone of time.
+    if not any(now.age_ns(_begin_ns(day) - DAY_NS, most_ns // 3) > most_ns for day in store.days()):
         return dropped
     for kept in _older(store, most_ns, now):
         _removed(store, kept, dropped)
     if dropped.versions:
         _note(store, {"dropped": dropped.versions, "bytes": dropped.bytes, "older_than": days})
     return dropped
+
+
+def _begin_ns(day: bytes) -> int:
+    """When a day began, by its folder's name."""
+    try:
+        return int(time.mktime(time.strptime(day.decode(), "%Y-%m-%d"))) * 10**9
+    except (ValueError, OverflowError):
+        return 0  # no such day: better look
 
 
 def _older(store: Store, most_ns: int, now: Passing) -> Iterable[bytes]:

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 
 from msgspec import Struct, field
-from msgspec.structs import replace
 
 from bisync.core.ignore import Matcher, reserved
 from bisync.core.node import ROOT, Content, Kind, Node, NodeId, Place
@@ -23,6 +22,7 @@ from bisync.core.path import STATE_DIR, TEMP_PREFIX, display
 from bisync.errors import HaltError, StaleError
 from bisync.fs.index import NO_STAMP, Index, stamp_of
 from bisync.fs.meta import attributes_of, kind_of, read_xattrs
+from bisync.fs.observe import differs, known_as, observe
 from bisync.fs.proof import is_gone
 from bisync.fs.root import OPEN_DIR, Directories, Root, is_a_root
 from bisync.linux.encryption import can_encrypt, is_encrypted, is_locked
@@ -276,7 +276,7 @@ class Scanner:
         if self._is_locked(fd):
             if node == ROOT:
                 raise HaltError("the root is encrypted and locked; unlock it first")
-            self._freeze(node, path, "encrypted and locked; left alone")
+            self._freeze(node, path, "encrypted and locked; left alone", "problem")
             return True
         return False
 
@@ -385,18 +385,21 @@ class Scanner:
             self.result.problems.append(Problem(path, reason, "boundary"))
             return None
         handle = self.root.handles.read(fd, name)
-        old = None if self._fresh and info.st_nlink == 1 else self.index.by_handle(handle)
-        if old is not None and old.kind is not kind:
-            self.index.disown(old.id)  # only where identity had to be guessed
-            old = None
+        here = None if row is None else row[0]
+        old = None
+        if not self._fresh or info.st_nlink > 1:
+            old = known_as(self.root, self.index, handle, kind, info, here)
         proven = row is not None and old is not None and row[0] == old.id and row[1] != NO_STAMP
-        node = self._observe(fd, name, kind, info, old, proven=proven)
+        node = observe(self.index, fd, name, kind, info, old, proven=proven)
         if old is None and not self.index.insert_node(node, handle, info.st_ino):
-            old = self.index.by_handle(handle)  # seen before in this scan, under another name
-            node = self._observe(fd, name, kind, info, old, proven=False)
+            # Seen before in this scan, under another name.
+            old = known_as(self.root, self.index, handle, kind, info, here)
+            node = observe(self.index, fd, name, kind, info, old, proven=False)
+            if old is None:
+                self.index.insert_node(node, handle, info.st_ino)
         racy = self._is_racy(info)
         trusted = kind is not Kind.FILE or not racy
-        changed = old is None or row is None or row[0] != node.id or self._differs(old, node)
+        changed = old is None or row is None or row[0] != node.id or differs(old, node)
         if changed or (old is not None and node.version != old.version):
             if old is not None:
                 self.index.put_node(node, handle, info.st_ino)
@@ -416,51 +419,6 @@ class Scanner:
                 self._lost.setdefault(row[0], []).append(place)
                 self.index.mark(row[0])
         return node.id
-
-    def _observe(
-        self,
-        fd: int,
-        name: bytes,
-        kind: Kind,
-        info: os.stat_result,
-        old: Node | None,
-        *,
-        proven: bool,
-    ) -> Node:
-        same = (
-            proven
-            and old is not None
-            and old.content.size == (info.st_size if kind is Kind.FILE else 0)
-            and old.attributes.mtime_ns == info.st_mtime_ns
-            and old.ctime_ns == info.st_ctime_ns
-        )
-        if same and old is not None:
-            xattrs, acl = old.attributes.xattrs, old.attributes.acl
-        else:
-            xattrs, acl = read_xattrs(fd, name)
-        attributes = attributes_of(info, xattrs, acl)
-        version = old.version if old is not None else 1
-        foreign = old.foreign if old is not None else False
-        match kind:
-            case Kind.FILE if same and old is not None:
-                content = old.content
-            case Kind.FILE:
-                content = Content(kind, size=info.st_size)
-                version = version + 1 if old is not None else 1
-            case Kind.SYMLINK:
-                content = Content(kind, target=os.readlink(name, dir_fd=fd))
-            case Kind.CHAR | Kind.BLOCK:
-                content = Content(kind, rdev=info.st_rdev)
-            case _:
-                content = Content(kind)
-        node = old.id if old is not None else self.index.new_node()
-        nlink = 1 if kind is Kind.DIR else info.st_nlink
-        return Node(node, content, attributes, info.st_ctime_ns, version, foreign, nlink)
-
-    @staticmethod
-    def _differs(old: Node, node: Node) -> bool:
-        """Whether anything a pair could care about changed; a ctime alone is not that."""
-        return replace(old, ctime_ns=0, nlink=0) != replace(node, ctime_ns=0, nlink=0)
 
     def _is_racy(self, info: os.stat_result) -> bool:
         coarse = info.st_ctime_ns % 1_000_000_000 == 0

@@ -20,6 +20,7 @@ _STATX_BTIME = 0x800
 _STATX_MNT_ID = 0x1000
 _MAX_HANDLE = 128
 _HEADER = struct.Struct("=Ii")
+_BORN = b"born"
 _FALLBACK = struct.Struct("=4sQqI")
 
 _name_to_handle_at = function(
@@ -72,7 +73,7 @@ class HandleReader:
         raw = self._statx.raw
         (ino,) = struct.unpack_from("=Q", raw, 32)
         seconds, nanoseconds = struct.unpack_from("=qI", raw, 80)
-        return _FALLBACK.pack(b"born", ino, seconds, nanoseconds)
+        return _FALLBACK.pack(_BORN, ino, seconds, nanoseconds)
 
     def mount_id(self, dir_fd: int, name: bytes) -> int:
         """The mount an object is reached through; tells a bind mount from a directory."""
@@ -85,6 +86,11 @@ class HandleReader:
         check(_statx(dir_fd, name, flags, mask, ctypes.addressof(self._statx)))
 
 
+def is_guess(handle: bytes) -> bool:
+    """Whether a file system has no handles, and this is an inode number and a time of birth."""
+    return handle.startswith(_BORN)
+
+
 def open_by_handle(mount_fd: int, handle: bytes) -> int | None:
     """Open an object by its handle, for looking only.
 
@@ -95,7 +101,7 @@ def open_by_handle(mount_fd: int, handle: bytes) -> int | None:
         PermissionError: handles may not be opened here (needs CAP_DAC_READ_SEARCH).
         OSError: the handle is a fallback, or the file system cannot open handles.
     """
-    if handle.startswith(b"born"):
+    if is_guess(handle):
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
     (kind,) = struct.unpack_from("=i", handle)
     body = handle[4:]

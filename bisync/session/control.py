@@ -111,16 +111,22 @@ class Server:
     def _tell(self, connection: socket.socket, word: object) -> None:
         """Pass on what happens in the sessions that a word means, also in those to come."""
         ear = Ear()
-        with contextlib.ExitStack() as leaving:
-            heard: list[Live] = []
+        heard: dict[Live, contextlib.ExitStack] = {}
+        try:
             while not _has_left(connection):
-                for name, live in chosen_of(self._sessions(), word):
+                present = {live: name for name, live in chosen_of(self._sessions(), word)}
+                for live in heard.keys() - present.keys():
+                    heard.pop(live).close()
+                for live, name in present.items():
                     if live not in heard:
-                        heard.append(live)
                         ear.put({"type": "listening", "session": name})
-                        leaving.enter_context(live.heard(ear.listener(name)))
+                        heard[live] = contextlib.ExitStack()
+                        heard[live].enter_context(live.heard(ear.listener(name)))
                 rows = ear.take(_LOOK_S)
                 connection.sendall(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+        finally:
+            for each in heard.values():
+                each.close()
 
     def _do(self, question: dict[str, Any]) -> dict[str, Any]:
         what = question["do"]
@@ -234,10 +240,12 @@ def follow(word: str | None) -> Iterator[dict[str, Any]]:
     happened: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
 
     def read(stream: IO[bytes]) -> None:
-        with contextlib.suppress(OSError):  # it was killed: that is an end, too
-            for text in stream:
-                happened.put(json.loads(text))
-        happened.put(None)
+        try:
+            with contextlib.suppress(OSError, ValueError):  # it was killed, perhaps within a line
+                for text in stream:
+                    happened.put(json.loads(text))
+        finally:
+            happened.put(None)
 
     question = {"do": "events", "session": word}
     there, left = False, 0
@@ -248,7 +256,10 @@ def follow(word: str | None) -> Iterator[dict[str, Any]]:
                 continue
             there = True
             stream = closing.enter_context(connection.makefile("rb"))
-            if _answer_of(connection, stream, path, question, slow=False)["sessions"]:
+            answer = _answer_of(connection, stream, path, question, slow=False)
+            if answer["code"]:
+                raise UsageError(str(answer["said"]))
+            if answer["sessions"]:
                 connection.settimeout(None)
                 closing.callback(connection.shutdown, socket.SHUT_RDWR)  # ends who reads it
                 left += 1

@@ -298,15 +298,18 @@ class Live:
                 happened.put(error)
             happened.put(None)
 
+        def hear(event: Event) -> None:
+            if not isinstance(event, Progress):
+                happened.put(event)
+
         thread = threading.Thread(target=work, name="bisync-live")
-        with self.heard(happened.put):
+        with self.heard(hear):
             thread.start()
             try:
                 while (event := happened.get()) is not None:
                     if isinstance(event, BaseException):
                         raise event
-                    if not isinstance(event, Progress):
-                        yield event
+                    yield event
             finally:
                 self.stop()
                 thread.join()
@@ -314,11 +317,13 @@ class Live:
     @contextlib.contextmanager
     def heard(self, listener: Listener) -> Iterator[None]:
         """Let somebody more hear each event while the block runs; they must not make it wait."""
-        self._hearers = [*self._hearers, listener]
+        with self._changed:
+            self._hearers = [*self._hearers, listener]
         try:
             yield
         finally:
-            self._hearers = [each for each in self._hearers if each is not listener]
+            with self._changed:
+                self._hearers = [each for each in self._hearers if each is not listener]
 
     def _tell(self, event: Event) -> None:
         for listener in self._hearers:
@@ -427,7 +432,8 @@ class Live:
             olds = [batch.oldest for batch in batches if batch.oldest is not None]
             self._in_hand = min(olds, default=None)
             again = everything or bool(ripe) or (self._again_at or math.inf) <= now
-            troubled = self._troubled() if again else (set(), set())
+            troubled, unseen = self._troubled() if again else ((set(), set()), self._standing)
+            unseen = [] if everything else unseen
             approved, self._approved = self._approved, {}
             manner = self._manner(batches, now, asked=bool(ripe) or everything)
         config = self.session.config
@@ -451,24 +457,24 @@ class Live:
         except BisyncError as error:
             self._failed(error, "reconnecting")
         else:
-            self._stand(report, looked=again)
+            self._stand(report, unseen)
             self._ended(report, now, manner, ripe, everything=everything)
         finally:
             self.session.config = config
 
-    def _troubled(self) -> tuple[set[Spot], set[Spot]]:
-        """Where problems were met: no mark tells of their end."""
+    def _troubled(self) -> tuple[tuple[set[Spot], set[Spot]], list[Met]]:
+        """Where problems were met, as no mark tells of their end; and those beyond what is many."""
         found: tuple[set[Spot], set[Spot]] = (set(), set())
         for met in self._standing[:_LOOKED_AT]:
             spots = Spot(os.path.dirname(met.path)), Spot(met.path)
             found[met.side == SIDES[1].label].update(spots)
-        return found
+        return found, self._standing[_LOOKED_AT:]
 
-    def _stand(self, report: Report, *, looked: bool) -> None:
+    def _stand(self, report: Report, unseen: list[Met]) -> None:
         """Keep problems that a run did not look at, or it would seem that there are none."""
-        met = [each for each in report.met if each.kind in ("problem", "boundary")]
+        met = [each for each in report.met if each.kind == "problem"]
         with self._changed:
-            self._standing = met if looked else list(dict.fromkeys([*self._standing, *met]))
+            self._standing = list(dict.fromkeys([*unseen, *met]))
 
     def _manner(self, batches: list[Batch], now: float, *, asked: bool) -> Manner:
         idle = not (asked or any(batch.directories for batch in batches))
@@ -520,8 +526,9 @@ class Live:
             if self._withheld:
                 self._reason = "deletions are withheld; approve with resume --yes"
             self._requests = [each for each in self._requests if each not in ripe]
+            unseen = self._standing and report.exit_code in (0, 24, 40)
             for request in ripe:
-                request.answer(report.exit_code, self._reason)
+                request.answer(23 if unseen else report.exit_code, self._reason)
 
     def _look_again_at(self, report: Report, manner: Manner, now: float) -> float | None:
         """When what was left is looked at again."""

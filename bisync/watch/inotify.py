@@ -24,7 +24,7 @@ from watchdog.observers.inotify_c import (
     InotifyConstants as In,
 )
 
-from bisync.linux.handle import HandleReader
+from bisync.linux.handle import HandleReader, is_guess
 from bisync.watch.interface import (
     AT_ONCE,
     CREATED,
@@ -152,17 +152,19 @@ class InotifyWatcher:
         if os.fstat(fd).st_dev != self._device:
             return None  # mounted there
         handle = self._handles.read(fd, b"")
-        wd = self._by_handle.get(handle, -1)
-        known = self._table.get(wd)
-        if known is not None:
-            self._detach(wd, known)
-            known.parent, known.name = parent, name
-        else:
+        # A guess may be another directory's: the kernel knows which one it is.
+        wd = -1 if is_guess(handle) else self._by_handle.get(handle, -1)
+        if wd not in self._table:
             try:
                 wd = self._watch(fd)
             except OSError as error:
                 self._cannot_watch(path, error)
                 return None
+        known = self._table.get(wd)
+        if known is not None:
+            self._detach(wd, known)
+            known.parent, known.name = parent, name
+        else:
             self._table[wd] = _Watched(parent, name, handle)
             self._by_handle[handle] = wd
         self._table[parent].below[name] = wd

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import bisync
+from bisync.core.retention import Passing
 from bisync.fs import retention
 from tests.trees import edit, put, run
 
@@ -151,7 +152,8 @@ def test_a_name_used_again_is_as_old_as_its_last_version():
             lines = [("d/x", 10), ("d/y", 20), ("d/x", 100), ("d/z", "no number")]
             return [{"kept": kept, "time_ns": time_ns} for kept, time_ns in lines]
 
-    assert list(retention._kept_before(Records(), 50)) == [b"d/y"]  # type: ignore[arg-type]
+    now = Passing(1000)
+    assert list(retention._older(Records(), 950, now)) == [b"d/y"]  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="inode flags need root")

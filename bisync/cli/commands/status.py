@@ -86,8 +86,9 @@ def _told(row: dict[str, Any]) -> list[str]:
             what += f", {seen['polled']} looked at now and then"
         text += [what, *(f"    {note}" for note in seen["notes"])]
     for side, sizes in zip(("alpha", "beta"), row["sizes"] or (), strict=False):
+        whole = sizes.pop("whole")
         parts = ", ".join(f"{part} {human_size(size)}" for part, size in sizes.items())
-        text.append(f"  {side}'s own files: {parts}")
+        text.append(f"  {side}'s own files: {'' if whole else 'at least '}{parts}")
     text += [f"  busy: {path}" for path in row["busy"]]
     text += [f"  problem: {problem}" for problem in row["problems"]]
     if row["withheld"]:

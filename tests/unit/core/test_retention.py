@@ -22,7 +22,7 @@ def test_days_go_by():
     """Somebody who looks now and then sees all of the time."""
     clock = looked(*range(1, 200))
     assert clock.age_ns(NOW + 20 * DAY, MOST) == 179 * DAY
-    assert clock.leaps == ()
+    assert all(leap.end_ns - leap.start_ns == DAY for leap in clock.leaps)
 
 
 def test_looked_at_once_a_month():
@@ -30,14 +30,37 @@ def test_looked_at_once_a_month():
     assert looked(*range(0, 360, 30)).age_ns(NOW, MOST) == 330 * DAY
 
 
+def test_looked_at_rarely():
+    """Each long time without a look counts for a part of it."""
+    assert looked(100, 200).age_ns(NOW, MOST) == 60 * DAY
+
+
 def test_a_year_ahead():
     """Set wrong, and put right: nothing is old for it then, or later."""
     wrong = looked(1, 2, 2 + 365)
     assert wrong.age_ns(NOW + 2 * DAY, MOST) == MOST
     assert wrong.age_ns(NOW + 2 * DAY + 1, MOST) == 365 * DAY - 1  # it was kept by that clock
-    right = wrong.at(NOW + 3 * DAY)
-    assert right.age_ns(NOW + 2 * DAY, MOST) == DAY
-    assert right.leaps == ()
+    right = wrong.at(NOW + 3 * DAY // 2)
+    assert right.age_ns(NOW + DAY, MOST) == DAY // 2
+    for day in range(2, 500):
+        right = right.at(NOW + day * DAY)
+    assert right.age_ns(NOW + DAY, MOST) == 498 * DAY
+
+
+def test_put_right_step_by_step():
+    """First the hour, then the year: what is ten days old is so all the while."""
+    clock = looked(*range(1, 11)).at(NOW + 375 * DAY).at(NOW + 375 * DAY - DAY // 24)
+    assert clock.age_ns(NOW, MOST) <= 11 * DAY + MOST
+    assert clock.at(NOW + 11 * DAY).age_ns(NOW, MOST) == 11 * DAY
+
+
+def test_a_wrong_year_with_a_start_in_1970():
+    """It is set back for a moment, and then forward to where it was."""
+    clock = looked(*range(1, 11))
+    for day in range(20):
+        clock = clock.at(NOW + (375 + day) * DAY)
+    clock = clock.at(3600 * 10**9).at(NOW + 395 * DAY)
+    assert clock.age_ns(NOW, MOST) <= 31 * DAY + MOST
 
 
 def test_again_and_again_ahead():
@@ -76,5 +99,7 @@ def test_never_older_than_the_clock_says(times: list[int], then: int, most: int)
         clock = clock.at(now)
     age = clock.age_ns(then, most)
     assert age <= clock.seen_ns - then
+    limit = clock.limit_ns(most, most // 3)
+    assert clock.age_ns(limit - 1, most // 3) > most
     if then == times[0] and times == sorted(times):
         assert age <= seen
