@@ -491,10 +491,10 @@ class LocalEndpoint:
         )  # fmt: skip
         if ending.complete:
             OperationLog(db).begin(pair, ending.time_ns)
-        now = passing(db, time.time_ns())
-        if now is not None and ending.retention is not None and ending.retention.days is not None:
-            keep_ns = ending.retention.days * DAY_NS
-            OperationLog(db).forget_before(now.limit_ns(keep_ns, keep_ns // 3))
+        if ending.retention is not None and ending.retention.days is not None:
+            keep_ns, now = ending.retention.days * DAY_NS, passing(db, time.time_ns())
+            if now is not None:
+                OperationLog(db).forget_before(now.limit_ns(keep_ns, keep_ns // 3))
         (oldest,) = db.execute("SELECT min(coalesce(cursor, 0)) FROM pair").fetchone()
         r.index.trim_marks(oldest)
         r.index.save_numbers()

@@ -41,6 +41,7 @@ class Dropped(Struct):
 
 def tend(store: Store, db: Database, rules: Retention, now_ns: int) -> list[str]:
     """Apply the rules after a run; return what is to be said of it."""
+    now = _look_at_clock(store, db, now_ns)  # the log of operations goes by it, too
     if not store.exists():
         return []
     said = []
@@ -54,34 +55,38 @@ def tend(store: Store, db: Database, rules: Retention, now_ns: int) -> list[str]
                     "per file and day"
                 )
     if rules.days is not None:
-        dropped = drop_older(store, rules.days, _look_at_clock(store, db, now_ns))
+        dropped = drop_older(store, rules.days, now)
         if dropped.versions:
             said.append(f"{dropped.versions} kept versions older than {rules.days} days dropped")
         if dropped.refused:
             said.append(
                 f"{dropped.refused} kept versions older than {rules.days} days may not be removed"
             )
-    else:
-        _look_at_clock(store, db, now_ns)
     store.flush()
     return said
 
 
 def passing(db: Database, now_ns: int) -> Passing | None:
     """How time passed until now; ``None``: nobody has looked at the clock yet."""
+    before = _last_look(db)
+    return None if before is None else before.at(now_ns)
+
+
+def _last_look(db: Database) -> Passing | None:
     known = db.get(_PASSING)
-    return None if known is None else json_decode(known, type=Passing).at(now_ns)
+    return None if known is None else json_decode(known, type=Passing)
 
 
 def _look_at_clock(store: Store, db: Database, now_ns: int) -> Passing:
-    """Remember that it is ``now_ns``."""
-    now = passing(db, now_ns)
-    if now is None:  # what was kept last tells when somebody knew the time
-        times = [record.get("time_ns") for record in store.records()]
-        latest = max((time for time in times if isinstance(time, int)), default=now_ns)
-        now = Passing(latest).at(now_ns)
-    elif 0 <= now_ns - json_decode(db.get(_PASSING), type=Passing).seen_ns < _LOOK_NS:
-        return now  # what is remembered is near enough
+    """Remember that it is ``now_ns``, unless what is remembered is near enough."""
+    before = _last_look(db)
+    if before is not None and 0 <= now_ns - before.seen_ns < _LOOK_NS:
+        return before.at(now_ns)
+    if before is None:  # what was kept last tells when somebody knew the time
+        records = store.records() if store.exists() else ()
+        times = [record.get("time_ns") for record in records]
+        before = Passing(max((time for time in times if isinstance(time, int)), default=now_ns))
+    now = before.at(now_ns)
     db.begin()
     db.put(_PASSING, json_encode(now).decode())
     db.commit()

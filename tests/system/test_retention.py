@@ -232,3 +232,20 @@ def test_an_older_state_gets_what_it_lacks(roots: Pair):
     (a / "gone").unlink()
     _sync(roots, ALL, yes=True)
     assert sorted(p.name for p in b.iterdir() if p.name[0] != ".") == ["f", "rsync-rollback"]
+
+
+def test_history_is_forgotten_without_a_store(roots: Pair, monkeypatch: pytest.MonkeyPatch):
+    """What happened longer ago than ``--keep`` goes, also where nothing was ever kept."""
+    a, b = roots
+    rules = bisync.Retention(days=3)
+    true_ns = time.time_ns
+    for day in range(8):
+        monkeypatch.setattr(time, "time_ns", lambda d=day: true_ns() + d * 86_400 * 10**9)
+        put(a / f"new{day}", b"%d" % day)
+        _sync(roots, rules)
+    assert not (b / "rsync-rollback").exists()
+    db = sqlite3.connect(b / ".bisync/state.db")
+    times = [time_ns for (time_ns,) in db.execute("SELECT time_ns FROM operation")]
+    db.close()
+    assert len(times) >= 3
+    assert min(times) > true_ns() + 3 * 86_400 * 10**9
