@@ -55,10 +55,8 @@ def _lines(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield from _head("own_bytes", "gauge", "Room that a root's index, bases, stage and store take")
     for row in rows:
         for side, found in zip(("alpha", "beta"), row["sizes"] or (), strict=False):
-            for part, size in found.items():
-                if part == "whole":
-                    continue
-                yield f"bisync_own_bytes{_labels(row, side=side, part=part)} {size}"
+            for part in ("index", "bases", "stage", "store"):
+                yield f"bisync_own_bytes{_labels(row, side=side, part=part)} {found[part]}"
 
 
 def _watched(rows: list[dict[str, Any]], name: str, key: str) -> Iterator[str]:

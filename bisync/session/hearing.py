@@ -12,15 +12,15 @@ _MOST = 10_000  # events that wait; more are counted, not kept
 class Ear:
     """What somebody who listens has not taken yet; of one or several sessions."""
 
-    def __init__(self, most: int = _MOST) -> None:
+    def __init__(self) -> None:
         self._changed = threading.Condition()
         self._waiting: deque[dict[str, Any]] = deque()
-        self._most, self._lost = most, 0
+        self._lost = 0
 
     def put(self, row: dict[str, Any]) -> None:
         """One more, unless too many wait already."""
         with self._changed:
-            if len(self._waiting) < self._most:
+            if len(self._waiting) < _MOST:
                 self._waiting.append(row)
             else:
                 self._lost += 1

@@ -90,6 +90,15 @@ def _last_complete(session: Session) -> int | None:
     return max((time for time in times if time is not None), default=None)
 
 
+def _spots(standing: list[Met]) -> tuple[set[Spot], set[Spot]]:
+    """Where problems were met, on each side: no mark tells of their end."""
+    found: tuple[set[Spot], set[Spot]] = (set(), set())
+    for met in standing:
+        spots = Spot(os.path.dirname(met.path)), Spot(met.path)
+        found[met.side == SIDES[1].label].update(spots)
+    return found
+
+
 class _Totals(Struct):
     """What was done since the start."""
 
@@ -432,8 +441,8 @@ class Live:
             olds = [batch.oldest for batch in batches if batch.oldest is not None]
             self._in_hand = min(olds, default=None)
             again = everything or bool(ripe) or (self._again_at or math.inf) <= now
-            troubled, unseen = self._troubled() if again else ((set(), set()), self._standing)
-            unseen = [] if everything else unseen
+            most = len(self._standing) if everything else _LOOKED_AT if again else 0
+            troubled, unseen = _spots(self._standing[:most]), self._standing[most:]
             approved, self._approved = self._approved, {}
             manner = self._manner(batches, now, asked=bool(ripe) or everything)
         config = self.session.config
@@ -461,14 +470,6 @@ class Live:
             self._ended(report, now, manner, ripe, everything=everything)
         finally:
             self.session.config = config
-
-    def _troubled(self) -> tuple[tuple[set[Spot], set[Spot]], list[Met]]:
-        """Where problems were met, as no mark tells of their end; and those beyond what is many."""
-        found: tuple[set[Spot], set[Spot]] = (set(), set())
-        for met in self._standing[:_LOOKED_AT]:
-            spots = Spot(os.path.dirname(met.path)), Spot(met.path)
-            found[met.side == SIDES[1].label].update(spots)
-        return found, self._standing[_LOOKED_AT:]
 
     def _stand(self, report: Report, unseen: list[Met]) -> None:
         """Keep problems that a run did not look at, or it would seem that there are none."""
