@@ -49,7 +49,10 @@ _GUARD_S = 5.0  # between two looks whether the roots are still there
 _BUSY_S = (1.0, 2.0, 4.0, 10.0)  # until busy files are looked at again
 _PROBLEMS_S = 60.0
 _RETRY_S = (1.0, 2.0, 5.0, 15.0, 30.0, 60.0)  # after a failure
-_MOST_GAP_S = 1.0  # between two runs that follow each other
+# Two runs that follow each other leave a gap: as long as the processors worked for the first one,
+# and so much of the time it took, for those who wait for the same disk.
+_GAP_SHARE = 0.25
+_MOST_GAP_S = 1.0
 _PROVE_S = 1.0  # at least, between two runs that read what was taken for equal
 _PROVE_SHARE = 0.05  # of the time they may take
 _LOOKED_AT = 1000  # problems whose directories are looked at again together
@@ -147,6 +150,7 @@ class Live:
         self._proving = Proving()
         self._prove_at = math.inf  # when some of what was taken for equal is read
         self._gap_until = self._tended = 0.0
+        self._used_before = 0.0  # seconds of processor time, when the last run began
         self._guarded = now
         self._removals_wait: float | None = None  # since when
         self._in_hand: float | None = None  # the oldest mark of the run in hand
@@ -445,6 +449,7 @@ class Live:
             troubled, unseen = _spots(self._standing[:most]), self._standing[most:]
             approved, self._approved = self._approved, {}
             manner = self._manner(batches, now, asked=bool(ripe) or everything)
+        self._used_before = time.process_time()
         config = self.session.config
         self.session.config = replace(config, **approved)
         marked = (batches[0].directories | troubled[0], batches[1].directories | troubled[1])
@@ -505,12 +510,13 @@ class Live:
         if everything:
             self._look_at_coverage()
         with self._changed:
-            now = time.monotonic()
+            now, used = time.monotonic(), time.process_time() - self._used_before
             self._failures, self._reason, self._in_hand = 0, "", None
             self._last = report
             self._sizes = report.sizes or self._sizes
             self._totals.add(report)
-            self._gap_until = now + min(now - began, _MOST_GAP_S)
+            took = now - began
+            self._gap_until = now + min(max(used, took * _GAP_SHARE), took, _MOST_GAP_S)
             if everything:
                 self._all_at = now + self.config.rescan_s
             if everything or manner.prove is not None:
