@@ -26,7 +26,7 @@ from bisync.delta.changes import ChangeSink, Moved, Piece, Pieces
 from bisync.delta.digest import BLOCK_SIZE, GROUP_BLOCKS
 from bisync.delta.pages import PAGE_SIZE
 from bisync.delta.search import Anchors
-from bisync.endpoint.channel import Stream
+from bisync.endpoint.stream import Stream
 from bisync.endpoint.versions import fault_in, version_to_plain
 from bisync.fs.content import LARGEST, ContentSource, Version
 from bisync.wire import letters

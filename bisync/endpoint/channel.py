@@ -17,14 +17,13 @@ from collections.abc import Callable
 from msgspec import Struct, field
 
 from bisync.endpoint.faults import error_from, number_of
+from bisync.endpoint.stream import Stream
 from bisync.endpoint.talk import MARKS, MOST_PATIENCE_S, PATIENCE, STOP, Service
 from bisync.errors import (
     BisyncError,
     EndpointError,
     Interrupted,
-    PathError,
     ProtocolError,
-    StaleError,
     TimedOutError,
 )
 from bisync.linux.pipe import widen
@@ -55,80 +54,6 @@ class _Call(Struct):
 
     parts: deque[Plain] = field(default_factory=deque)
     last: Letter | None = None
-
-
-class Stream:
-    """The content of one version, on its way; either end sees it as one of these.
-
-    Args:
-        bounded: bytes of which the peer must not send more, and gets its credit back at once;
-            else it gets credit back for what was taken.
-        given: the other end wants it of us.
-    """
-
-    def __init__(
-        self, channel: "Channel", number: int, *, bounded: int | None = None, given: bool = False
-    ) -> None:
-        self.number = number
-        self._given, self._unwanted = given, False
-        self._channel = channel
-        self._pieces: deque[tuple[Piece, Frame | None]] = deque()
-        self._bounded = bounded
-
-    def came(self, piece: Piece, frame: Frame) -> bool:
-        """Take a piece from the reader; whether its credit may go back at once."""
-        if piece.op is Op.FAULT and self._given:
-            self._unwanted = True
-        if self._bounded is None:
-            self._pieces.append((piece, frame))
-            return False
-        self._bounded -= len(piece.payload)
-        if self._bounded < 0 or len(self._pieces) > 4:
-            refuse("more of a file than was asked for")
-        self._pieces.append((piece, None))
-        return True
-
-    def waiting(self) -> bool:
-        """Whether there is a piece."""
-        return bool(self._pieces)
-
-    def next(self) -> Piece:
-        """The next piece; waits for it. Its payload stays valid."""
-        self._channel.wait(self.waiting)
-        piece, frame = self._pieces.popleft()
-        if frame is not None:
-            self._channel.done(frame)
-        return piece
-
-    def send(self, op: Op, *values: Plain, payload: bytes | memoryview = b"") -> None:
-        """Send a piece; waits while too much waits to be written.
-
-        Raises:
-            StaleError: who wanted it does not want it any more.
-        """
-        if self._unwanted:
-            raise StaleError("it is not wanted any more")
-        self._channel.send_piece(self.number, op, list(values), payload)
-
-    def send_small(self, values: list[Plain], payload: bytes | memoryview) -> None:
-        """Send all of a small file that was asked for ahead."""
-        if not self._unwanted:
-            self._channel.send_small(self.number, values, payload)
-
-    def give_up(self, error: BaseException) -> None:
-        """Let the other end know that it comes to nothing: nothing more is taken, or given."""
-        if not (self._channel.broken or self._unwanted):
-            known = error if isinstance(error, BisyncError) else PathError(str(error))
-            with contextlib.suppress(BisyncError):
-                self._channel.send_piece(self.number, Op.FAULT, list(number_of(known)), b"")
-
-    def close(self) -> None:
-        """What still comes is of no use."""
-        for _, frame in self._pieces:
-            if frame is not None:
-                self._channel.done(frame)
-        self._pieces.clear()
-        self._channel.forget(self.number)
 
 
 class Channel:
@@ -466,7 +391,29 @@ class Channel:
     # -- saying --------------------------------------------------------------
 
     def call(self, about: int, body: Plain, part: Callable[[Plain], None] | None = None) -> Plain:
-        """Ask, and wait for the answer.
+        """Ask, and wait for the answer; see :meth:`ask` and :meth:`answer`."""
+        return self.answer(self.ask(about, body), part)
+
+    def ask(self, about: int, body: Plain) -> int:
+        """Ask, and go on; more may be asked meanwhile, and is answered in that order.
+
+        But for a call that the other end asks something back for: nothing may follow that before
+        it is answered.
+
+        Returns:
+            What :meth:`answer` takes.
+
+        Raises:
+            BisyncError: the connection ended.
+        """
+        number = self._number()
+        with self._changed:
+            self._calls[number] = _Call()
+        self._send(Letter(Word.ASK, number, about, body))
+        return number
+
+    def answer(self, number: int, part: Callable[[Plain], None] | None = None) -> Plain:
+        """Wait for the answer to what was asked.
 
         Args:
             part: takes what of the answer comes before its end.
@@ -474,12 +421,8 @@ class Channel:
         Raises:
             BisyncError: what the other end raised, or the connection ended.
         """
-        number = self._number()
-        call = _Call()
-        with self._changed:
-            self._calls[number] = call
+        call = self._calls[number]
         try:
-            self._send(Letter(Word.ASK, number, about, body))
             while True:
                 self.wait(lambda: bool(call.parts) or call.last is not None)
                 while call.parts:

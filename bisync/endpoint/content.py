@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from bisync.core.node import NodeId
 from bisync.delta.digest import BLOCK_SIZE, ContentHasher
-from bisync.endpoint.channel import Channel, Stream
+from bisync.endpoint.channel import Channel
+from bisync.endpoint.stream import Stream
 from bisync.endpoint.versions import fault_in, version_from_plain, version_to_plain
 from bisync.errors import BisyncError, PathError, ProtocolError, StaleError
 from bisync.fs.content import BIG, LARGEST, Chunk, ContentSource, Expected, Version

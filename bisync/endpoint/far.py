@@ -1,5 +1,6 @@
 """Calls to the other end, and lookups in its index that remember what was said."""
 
+from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Any
 
@@ -14,10 +15,18 @@ _LEAVES_INDEX = frozenset(
     {
         "around", "at", "children", "path", "place_path", "numbers", "companions", "changed",
         "choices", "add_conflicts", "forget_conflicts", "deletions_since", "keep_pending", "moved",
-        "finish", "rest", "token", "coverage", "drive",
+        "finish", "probe_displaced", "rest", "token", "coverage", "drive",
+    }
+)  # fmt: skip
+# What may be asked before it is known that all went well that was asked for :meth:`Far.later`.
+_MAY_FOLLOW = frozenset(
+    {
+        "around", "changed", "glance", "path", "place_path", "probe_displaced", "rest",
+        "set_directory_times",
     }
 )  # fmt: skip
 _REMEMBERED = 2 * MOST_AROUND
+_FEW = 200  # nodes that are asked about again at once, when something may have changed them
 
 
 class Far:
@@ -27,6 +36,27 @@ class Far:
         self.channel = channel
         self.index_changes: Callable[[], None] = lambda: None
         """Called around each call that may change the other end's index."""
+        self._unheard: deque[int] = deque()  # calls that give nothing, and are on their way
+
+    def later(self, name: str, *values: Any) -> None:
+        """Ask for what gives nothing, and go on; if it fails, the next call raises that.
+
+        Raises:
+            BisyncError: what an earlier one raised, or the connection ended.
+        """
+        call = CALLS[name]
+        if name not in _MAY_FOLLOW:
+            self.hear()
+        self._unheard.append(self.channel.ask(call.number, call.takes.pack(values)))
+
+    def hear(self) -> None:
+        """Wait until all is done that was asked for :meth:`later`.
+
+        Raises:
+            BisyncError: what it raised, or the connection ended.
+        """
+        while self._unheard:
+            self.channel.answer(self._unheard.popleft())
 
     def __call__(self, name: str, *values: Any, part: Callable[[Any], None] | None = None) -> Any:
         """Call, and wait for what it gives.
@@ -34,24 +64,45 @@ class Far:
         Raises:
             BisyncError: what the other end raised, or the connection ended.
         """
+        return self.ask(name, *values, part=part)()
+
+    def ask(
+        self, name: str, *values: Any, part: Callable[[Any], None] | None = None
+    ) -> Callable[[], Any]:
+        """Ask, and go on; see :meth:`Channel.ask` for what may be asked before the answer.
+
+        Args:
+            part: takes what of the answer comes before its end, while that is waited for.
+
+        Returns:
+            What waits for the answer, and gives it; to be called once.
+
+        Raises:
+            BisyncError: what the other end raised, or the connection ended.
+        """
         call = CALLS[name]
-        take = None
-        if call.part is not None:
-            unpack = call.part.unpack
-
-            def take(plain: Any) -> None:
-                if part is not None:
-                    part(unpack(plain))
-
         leaves = name in _LEAVES_INDEX or name.startswith("agreed.")
         if not leaves:
             self.index_changes()
-        try:
-            answer = self.channel.call(call.number, call.takes.pack(values), take)
-        finally:
-            if not leaves:
-                self.index_changes()
-        return call.gives.unpack(answer)
+        if name not in _MAY_FOLLOW:
+            self.hear()
+        asked = self.channel.ask(call.number, call.takes.pack(values))
+
+        def take(plain: Any) -> None:
+            assert call.part is not None
+            if part is not None:
+                part(call.part.unpack(plain))
+
+        def answer() -> Any:
+            self.hear()
+            try:
+                found = self.channel.answer(asked, None if call.part is None else take)
+            finally:
+                if not leaves:
+                    self.index_changes()
+            return call.gives.unpack(found)
+
+        return answer
 
 
 class RemoteView:
@@ -63,6 +114,10 @@ class RemoteView:
         self._names: dict[NodeId, frozenset[Place]] = {}  # empty: none
         self._forgotten: set[NodeId] = set()
         self._at: dict[Place, NodeId | None] = {}  # nothing: it is free
+
+    def few(self) -> list[NodeId]:
+        """The nodes of which something is known, if they are few."""
+        return list(self._nodes) if len(self._nodes) <= _FEW else []
 
     def forget(self) -> None:
         """What was said may not hold any more."""

@@ -15,7 +15,7 @@ from bisync.core.rows import check_rows
 from bisync.endpoint.calls import Done, Opening
 from bisync.endpoint.connect import Connection
 from bisync.endpoint.far import Far, RemoteView, in_messages
-from bisync.endpoint.glance import Glance
+from bisync.endpoint.glance import AT_A_TIME, Glance
 from bisync.endpoint.interface import AgreedCopy, Ending, Hello, Read
 from bisync.endpoint.service import ContentOnly, FarContent
 from bisync.endpoint.watching import listener
@@ -133,7 +133,7 @@ class RemoteArchive:
     def commit(self, rows: list[list[Any]] | None = None) -> None:
         """Let the prepared commit count; the other end has its rows."""
         del rows
-        self._ask("commit", self.reasons)
+        self._far.later("agreed.commit", self.pair, self.reasons)
 
     def forget(self) -> None:
         """Forget everything agreed, durably."""
@@ -202,10 +202,13 @@ class RemoteEndpoint:
         self._due = array("q")  # nodes to look at that were told, and not yet asked for
         self._more_due = True  # there may be more of them
         self._holds = False
+        self._probes: int | None = None  # the least age that was asked for
+        self._is_probed = False  # since something was displaced
+        self._brought_back: list[bytes] = []
 
         def index_changes() -> None:
             view.forget()
-            self._glance, self._more_due = None, True
+            self._glance, self._more_due, self._is_probed = None, True, False
 
         far.index_changes = index_changes
         far("open", opening)
@@ -402,7 +405,11 @@ class RemoteEndpoint:
     ) -> tuple[dict[NodeId, Attributes], dict[NodeId, str]]:
         """Set directory times."""
         found: tuple[dict[NodeId, Attributes], dict[NodeId, str]]
-        found = self._far("set_directory_times", times)
+        about = [*{node for node, _ in times}.union(self.view.few())][:AT_A_TIME]
+        answer = self._far.ask("set_directory_times", times)
+        said = self._far.ask("around", about)
+        found = answer()
+        self.view.learn(said())
         return found
 
     def numbers(self) -> Iterator[NodeId]:
@@ -432,7 +439,8 @@ class RemoteEndpoint:
     def changed(self, archive: AgreedCopy) -> Iterator[NodeId]:
         """Nodes to look at in this run."""
         if self._more_due:
-            self._far("changed", archive.pair, part=self._is_due)
+            answer = self._far.ask("changed", archive.pair, part=self._is_due)
+            self._probe_behind(answer)
             self._more_due = False
         found, self._due = self._due, array("q")
         return iter(found)
@@ -483,7 +491,20 @@ class RemoteEndpoint:
 
     def probe_displaced(self, *, min_age_ns: int) -> list[bytes]:
         """Look again at what was displaced."""
-        found: list[bytes] = self._far("probe_displaced", min_age_ns)
+        if not self._is_probed or self._probes != min_age_ns:
+            self._brought_back += self._far("probe_displaced", min_age_ns)
+        self._probes, self._is_probed = min_age_ns, False
+        found, self._brought_back = self._brought_back, []
+        return found
+
+    def _probe_behind(self, answer: Callable[[], Any]) -> Any:
+        """Wait for an answer, and for what :meth:`probe_displaced` will ask as the last time."""
+        if self._probes is None:
+            return answer()
+        probed = self._far.ask("probe_displaced", self._probes)
+        found = answer()
+        self._brought_back += probed()
+        self._is_probed = True
         return found
 
     def sizes(self) -> Sizes:
@@ -508,7 +529,7 @@ class RemoteEndpoint:
 
     def rest(self) -> None:
         """Nothing is in hand: whoever waits for the root there may have it."""
-        self._far("rest")
+        self._far.later("rest")
 
     def wake(self, wait_ms: int | None, spots: set[Spot] | None = None) -> bool:
         """Go on after a rest.
@@ -524,7 +545,8 @@ class RemoteEndpoint:
         if spots is None or self._pair is None:
             anew = bool(self._far("wake", wait_ms))
         else:
-            glance = self._far("glance", wait_ms, self._pair, spots, part=self._is_due)
+            answer = self._far.ask("glance", wait_ms, self._pair, spots, part=self._is_due)
+            glance = self._probe_behind(answer)
             anew = glance is None
             if glance is not None:
                 self.view.learn(glance.around)
@@ -536,6 +558,7 @@ class RemoteEndpoint:
     def _closed(self) -> None:
         """What the other end had said was about a root that it had open then."""
         self._pair, self._holds, self._more_due = None, False, True
+        self._is_probed = False
         self._due = array("q")
 
     def leave(self) -> None:

@@ -32,11 +32,12 @@ from bisync.core.plan import (
 )
 from bisync.core.rows import check_rows
 from bisync.endpoint.calls import BY_NUMBER, CALLS, Call, Done, Opening
-from bisync.endpoint.channel import Channel, Stream
+from bisync.endpoint.channel import Channel
 from bisync.endpoint.content import ContentServer, RemoteContent
 from bisync.endpoint.glance import AT_A_TIME, Around, Glance, around
 from bisync.endpoint.interface import Ending, Hello, Read
 from bisync.endpoint.local import LocalEndpoint
+from bisync.endpoint.stream import Stream
 from bisync.endpoint.watching import Teller
 from bisync.errors import EndpointError, Interrupted, UsageError
 from bisync.fs.archive import Archive, Chain, Commit
@@ -548,7 +549,9 @@ class RootService:
         self.side.add_conflicts(self._archive_of(pair), rows)
 
     def _probe_displaced(self, min_age_ns: int) -> list[bytes]:
-        return self.side.probe_displaced(min_age_ns=min_age_ns)
+        if self._side is None:  # asked for behind a call that would have opened it
+            return []
+        return self._side.probe_displaced(min_age_ns=min_age_ns)
 
     def _close(self) -> None:
         self.close()

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 
-from bisync.endpoint.channel import Channel, Stream
+from bisync.endpoint.channel import Channel
 from bisync.endpoint.interface import Tree
 from bisync.endpoint.service import RootService
+from bisync.endpoint.stream import Stream
 from bisync.endpoint.trees import Order, TreeService
 from bisync.errors import Interrupted
 from bisync.linux.limits import workers

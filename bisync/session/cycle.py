@@ -20,7 +20,6 @@ from bisync.core.groups import Group, goes_with
 from bisync.core.node import (
     ROOT,
     SIDES,
-    Agreed,
     AgreedPart,
     Kind,
     Node,
@@ -30,7 +29,6 @@ from bisync.core.node import (
     Side,
 )
 from bisync.core.plan import (
-    DirectoryTime,
     Exchange,
     Link,
     Make,
@@ -75,7 +73,9 @@ from bisync.session.report import (
     met_from,
     reasons,
 )
+from bisync.session.times import DirectoryTimes
 
+_FEW = 100  # steps, and directory times: then these are set with the steps
 _ROUNDS = 4  # how often what moved under our hands is looked at again
 _DECLARED_ROUNDS = 20  # of a declared directory: files come and go all the time below a server
 
@@ -123,7 +123,7 @@ class Cycle:
         self.withheld: tuple[dict[NodeId, int], dict[NodeId, int]] = ({}, {})
         self.postponed: tuple[set[NodeId], set[NodeId]] = (set(), set())  # until removals are done
         self.stays: tuple[set[bytes], set[bytes]] = (set(), set())  # what had to go, and could not
-        self.times: dict[int, DirectoryTime] = {}
+        self.times = DirectoryTimes(sides, ledger, self._no_time)
         self.frozen: tuple[dict[NodeId, str], dict[NodeId, str]] = ({}, {})
         self.waiting: list[Conflict] = []  # conflicts that nobody decided
         self.attribute_notes: set[tuple[int, str]] = set()
@@ -413,11 +413,15 @@ class Cycle:
                         placed.move(step.node, step.key, step.old, result.beside)
                 self.ledger.leave_halfway(side, placed, agreed)
         updates = [u for u in plan.updates if u.key not in failed]
-        for time_ in plan.directory_times:
-            # The first one counts, before the engine touched anything; for what is there now.
-            first = self.times.get(time_.key, time_)
-            self.times[time_.key] = replace(first, ids=time_.ids)
-        self.ledger.commit(self._rows(updates), reasons(plan, results))
+        timed: list[Update] = []
+        if not failed and len(plan.directory_times) + sum(map(len, results)) <= _FEW:
+            keys = {u.key for u in updates}
+            timed = self.times.set_now(plan.directory_times, (not results[0], not results[1]))
+            timed = [u for u in timed if u.key not in keys]
+        else:  # at the end: what comes in the same directories may well be in the next chunk
+            self.times.note(plan.directory_times)
+        rows = self._rows(updates) + self.times.rows(timed)
+        self.ledger.commit(rows, reasons(plan, results))
         self._note_conflicts(plan, [*itertools.chain(*results)])
 
     def _note_conflicts(self, plan: Plan, results: list[Result]) -> None:
@@ -473,42 +477,13 @@ class Cycle:
         return replace(update, content=content, attributes=(attributes[0], attributes[1]))
 
     def set_times(self) -> None:
-        """Directory times, deepest first, when nothing else is left to do."""
-        if self.dry or not self.times:
-            return
-        for batch in batches(sorted(self.times, reverse=True), 5000):
-            self._set_times(list(batch))
+        """Directory times that still wait, when nothing else is left to do."""
+        if not self.dry:
+            self.times.set_all()
 
-    def _set_times(self, keys: list[int]) -> None:
-        agreed = self.ledger.lead.nodes(keys)
-        todo = [self.times[k] for k in keys if k in agreed]
-        held = []
-        for side in SIDES:
-            times = [(t.ids[side], t.mtime_ns[side]) for t in todo]
-            found, failed = self.sides[side].set_directory_times(times)
-            held.append(found)
-            for node, reason in failed.items():
-                self._met(side, "busy" if reason == MOVED_ON else "problem", node, reason)
-                self.unfinished[side][node] = reason
-        rows = []
-        names = self.ledger.lead.names_of(keys)
-        nodes = [self.sides[s].nodes([t.ids[s] for t in todo]) for s in SIDES]
-        for t in todo:
-            a, b = (held[s].get(t.ids[s]) for s in SIDES)
-            if a is None or b is None:
-                continue
-            old: Agreed = agreed[t.key]
-            update = Update(
-                key=t.key,
-                names=names.get(t.key, frozenset()),
-                content=old.content,
-                ids=t.ids,
-                attributes=(a, b),
-            )
-            rows.append(
-                self.ledger.row(update, (nodes[0][t.ids[0]].version, nodes[1][t.ids[1]].version))
-            )
-        self.ledger.commit(rows)
+    def _no_time(self, side: Side, node: NodeId, reason: str) -> None:
+        self._met(side, "busy" if reason == MOVED_ON else "problem", node, reason)
+        self.unfinished[side][node] = reason
 
     # -- counting and telling ------------------------------------------------
 

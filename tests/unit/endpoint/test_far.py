@@ -133,7 +133,10 @@ def test_a_call_that_may_change_the_index_forgets(monkeypatch: pytest.MonkeyPatc
     forgot: list[str] = []
 
     class Broken:
-        def call(self, *_: object) -> None:
+        def ask(self, *_: object) -> int:
+            return 1
+
+        def answer(self, *_: object) -> None:
             raise EndpointError("lost")
 
     far = Far(Broken())  # type: ignore[arg-type]
@@ -142,7 +145,7 @@ def test_a_call_that_may_change_the_index_forgets(monkeypatch: pytest.MonkeyPatc
         with pytest.raises(EndpointError):
             far(name, *values)
     assert not forgot
-    for name, values in (("scan", (None,)), ("probe_displaced", (0,)), ("read", ([1],))):
+    for name, values in (("scan", (None,)), ("set_directory_times", ([],)), ("read", ([1],))):
         far.index_changes = lambda name=name: forgot.append(name)
         with pytest.raises(EndpointError):
             far(name, *values)
@@ -173,15 +176,23 @@ def test_a_new_meeting_reads_from_the_beginning(tmp_path: Path):
 
 @pytest.fixture
 def ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The calls that wait for the other end, by name."""
+    """What crosses together and is waited for: names of calls, with a + between them."""
     names: list[str] = []
-    call = Channel.call
+    together: list[str] = []
+    ask, answer = Channel.ask, Channel.answer
 
-    def counted(self: Channel, about: int, body: Any, part: Any = None) -> Any:
-        names.append(BY_NUMBER[about])
-        return call(self, about, body, part)
+    def counted(self: Channel, about: int, body: Any) -> int:
+        together.append(BY_NUMBER[about])
+        return ask(self, about, body)
 
-    monkeypatch.setattr(Channel, "call", counted)
+    def waited_for(self: Channel, number: int, part: Any = None) -> Any:
+        if together:
+            names.append("+".join(together))
+            together.clear()
+        return answer(self, number, part)
+
+    monkeypatch.setattr(Channel, "ask", counted)
+    monkeypatch.setattr(Channel, "answer", waited_for)
     return names
 
 
