@@ -5,7 +5,7 @@ from msgspec import Struct
 from bisync.core.method import Apply
 from bisync.core.node import Place
 from bisync.core.plan import Placed, Placements
-from bisync.endpoint.glance import Around, Glance
+from bisync.endpoint.glance import Around, Glance, Peers
 from bisync.endpoint.interface import Ending, Hello, Read
 from bisync.fs.archive import Chain, Commit, Epoch, PairState
 from bisync.fs.conflicts import Choice, Quarrel, Take
@@ -278,10 +278,12 @@ _GLANCE = Record(
     scanned=_SCANNED,
     companions=Several(PLACE, MANY, list),
     around=_AROUND,
+    at=AT,
 )
 _STRS = Several(Text(), 65536, list)
 _KEYS = Several(NUMBER, MANY, list)
 _PLACES = Several(PLACE, MANY, list)
+_PEERS = Record(Peers, nodes=_KEYS, places=_PLACES)
 _ON = (_PAIR,)
 
 CALLS: dict[str, Call] = {
@@ -339,7 +341,7 @@ CALLS: dict[str, Call] = {
     "close": Call(36, NOTHING, NOTHING),
     "rest": Call(37, NOTHING, NOTHING),
     "wake": Call(38, Each((Maybe(_COUNT),)), Bool()),
-    "glance": Call(18, Each((Maybe(_COUNT), _PAIR, _SPOTS)), Maybe(_GLANCE), part=_KEYS),
+    "glance": Call(18, Each((Maybe(_COUNT), _PAIR, _SPOTS, _PEERS)), Maybe(_GLANCE), part=_KEYS),
     "drive": Call(21, Each((_PAIR, Text(256))), Text(1024)),
     "watch": Call(39, Each((Text(16), _COUNT)), _COVERAGE),
     "token": Call(62, Each((_COUNT,)), Bool()),

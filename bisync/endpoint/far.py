@@ -139,6 +139,12 @@ class RemoteView:
             self._nodes[node] = said.nodes.get(node)
         self._forgotten |= said.forgotten
 
+    def learn_at(self, places: list[Place], answer: dict[Place, NodeId]) -> None:
+        """Remember what is at some places, and which of them are free."""
+        if not answer.keys() <= set(places):
+            refuse("an answer to what nobody asked")
+        self._at.update((place, answer.get(place)) for place in places)
+
     def learn_nodes(self, nodes: dict[NodeId, Node]) -> None:
         """Remember what nodes have become; of their names nothing is said."""
         self._nodes.update(nodes)
@@ -173,10 +179,8 @@ class RemoteView:
             if unknown:
                 answer: dict[Place, NodeId]
                 answer, said = self._far("at", unknown)
-                if not answer.keys() <= set(unknown):
-                    refuse("an answer to what nobody asked")
                 self.learn(said)
-                self._at.update((place, answer.get(place)) for place in unknown)
+                self.learn_at(unknown, answer)
             for place in some:
                 if (node := self._at[place]) is not None:
                     found[place] = node

@@ -22,13 +22,21 @@ class Around(Struct, frozen=True):
     forgotten: set[NodeId] = field(default_factory=set)  # of them: a filter hides them
 
 
+class Peers(Struct, frozen=True):
+    """What will be asked about on one side, because of what changed on the other."""
+
+    nodes: list[NodeId] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)
+
+
 class Glance(Struct, frozen=True):
     """What a run over a few directories begins with; see :meth:`RemoteEndpoint.wake`."""
 
     choices: list[Choice]
     scanned: ScanResult
     companions: list[Place]
-    around: Around  # what has to be looked at
+    around: Around  # what has to be looked at, and the peers of what changed on the other side
+    at: dict[Place, NodeId]  # what is at their places
 
 
 def around(view: View, ids: Iterable[NodeId]) -> Around:

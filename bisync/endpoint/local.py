@@ -62,6 +62,7 @@ class LocalEndpoint:
         self._buffer = bytearray(1 << 20)
         self._imagined: dict[NodeId, Place] = {}
         self._read_up_to: dict[int, int] = {}  # marks, by pair
+        self._foreseen: tuple[set[Spot], ScanResult] | None = None
         # Whether the other side had a file's version: then it needs not be kept whole.
         self.may_be_written: Callable[[Node], bool] = lambda _node: True
         if dry:
@@ -171,13 +172,33 @@ class LocalEndpoint:
         self, nodes: set[NodeId] | None = None, progress: Callable[[int], None] = lambda _n: None
     ) -> ScanResult:
         """Bring the index up to date."""
+        self._foreseen = None
         return self.replica.scan(nodes, progress)
 
     def look(
         self, spots: set[Spot], progress: Callable[[int], None] = lambda _n: None
     ) -> ScanResult:
         """Bring some directories up to date."""
+        foreseen, self._foreseen = self._foreseen, None
+        if foreseen is not None and foreseen[0] == spots:
+            progress(foreseen[1].entries)
+            return foreseen[1]
         return self.scan(directories_of(self.replica.index, spots), progress)
+
+    def foresee(self, archive: AgreedCopy, spots: set[Spot]) -> list[NodeId]:
+        """Look at directories, as :meth:`look` then need not do again, and tell what changed.
+
+        Returns:
+            What :meth:`changed` will begin with; it was not told by that.
+        """
+        self._foreseen = spots, self.look(spots)
+        cursor = archive.state().cursor
+        if cursor is None:
+            return []
+        sql = "SELECT node FROM pending WHERE pair=? LIMIT 5000"
+        rows = self.replica.database.execute(sql, (archive.pair,)).fetchall()
+        nodes, _ = self.replica.index.marks_after(cursor, archive.pair)
+        return [*(row[0] for row in rows), *nodes]
 
     def read(self, nodes: Iterable[NodeId]) -> list[Read]:
         """Learn the digests of files."""

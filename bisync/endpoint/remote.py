@@ -15,7 +15,7 @@ from bisync.core.rows import check_rows
 from bisync.endpoint.calls import Done, Opening
 from bisync.endpoint.connect import Connection
 from bisync.endpoint.far import Far, RemoteView, in_messages
-from bisync.endpoint.glance import AT_A_TIME, Glance
+from bisync.endpoint.glance import AT_A_TIME, Glance, Peers
 from bisync.endpoint.interface import AgreedCopy, Ending, Hello, Read
 from bisync.endpoint.service import ContentOnly, FarContent
 from bisync.endpoint.watching import listener
@@ -531,13 +531,16 @@ class RemoteEndpoint:
         """Nothing is in hand: whoever waits for the root there may have it."""
         self._far.later("rest")
 
-    def wake(self, wait_ms: int | None, spots: set[Spot] | None = None) -> bool:
+    def wake(
+        self, wait_ms: int | None, spots: set[Spot] | None = None, peers: Peers | None = None
+    ) -> bool:
         """Go on after a rest.
 
         Args:
             wait_ms: for another engine that works on the root.
             spots: what the run will :meth:`look` at; it is looked at on this way already, and
                 what will be asked for next comes with the answer.
+            peers: what will be asked for, too, because of what changed on the other side.
 
         Returns:
             Whether the root was given away meanwhile, and is opened anew.
@@ -545,11 +548,14 @@ class RemoteEndpoint:
         if spots is None or self._pair is None:
             anew = bool(self._far("wake", wait_ms))
         else:
-            answer = self._far.ask("glance", wait_ms, self._pair, spots, part=self._is_due)
+            peers = peers or Peers()
+            values = (wait_ms, self._pair, spots, peers)
+            answer = self._far.ask("glance", *values, part=self._is_due)
             glance = self._probe_behind(answer)
             anew = glance is None
             if glance is not None:
                 self.view.learn(glance.around)
+                self.view.learn_at(peers.places, glance.at)
                 self._glance, self._more_due = (spots, glance), False
         if anew:
             self._closed()

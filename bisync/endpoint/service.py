@@ -34,7 +34,7 @@ from bisync.core.rows import check_rows
 from bisync.endpoint.calls import BY_NUMBER, CALLS, Call, Done, Opening
 from bisync.endpoint.channel import Channel
 from bisync.endpoint.content import ContentServer, RemoteContent
-from bisync.endpoint.glance import AT_A_TIME, Around, Glance, around
+from bisync.endpoint.glance import AT_A_TIME, Around, Glance, Peers, around
 from bisync.endpoint.interface import Ending, Hello, Read
 from bisync.endpoint.local import LocalEndpoint
 from bisync.endpoint.stream import Stream
@@ -311,9 +311,16 @@ class RootService:
         return True
 
     def _glance(
-        self, wait_ms: int | None, pair: int, spots: set[Spot], send: Callable[[Any], None]
+        self,
+        wait_ms: int | None,
+        pair: int,
+        spots: set[Spot],
+        peers: Peers,
+        send: Callable[[Any], None],
     ) -> Glance | None:
         """Go on after a rest, and say all that a run over a few directories begins with."""
+        if len(peers.nodes) + len(peers.places) > AT_A_TIME:
+            refuse("more at a time than is answered")
         if self._wake(wait_ms):
             return None
         archive = self._archive_of(pair)
@@ -322,8 +329,10 @@ class RootService:
         due = list(self.side.changed(archive))
         for at in range(0, len(due), _SOME):
             send(due[at : at + _SOME])
-        first = {ROOT, *due[: AT_A_TIME - 1]}
-        return Glance(choices, scanned, self.side.companions(), around(self.side.view, first))
+        there = self.side.view.at(peers.places)
+        first = {ROOT, *peers.nodes, *there.values(), *due[: AT_A_TIME - 1]}
+        said = around(self.side.view, first)
+        return Glance(choices, scanned, self.side.companions(), said, there)
 
     # -- a side --------------------------------------------------------------
 

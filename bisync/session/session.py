@@ -12,9 +12,11 @@ from msgspec.structs import replace
 
 from bisync.core.ignore import Matcher
 from bisync.core.location import Location, location
+from bisync.core.node import SIDES
 from bisync.core.path import display
 from bisync.endpoint.calls import Opening
 from bisync.endpoint.connect import Connection, Reach
+from bisync.endpoint.glance import Peers
 from bisync.endpoint.interface import Endpoint
 from bisync.endpoint.local import LocalEndpoint
 from bisync.endpoint.remote import RemoteEndpoint
@@ -36,6 +38,7 @@ from bisync.fs.root import enclosing_root
 from bisync.fs.turns import DEAF_S
 from bisync.fs.walk import ScanRules
 from bisync.session.config import Config, Fsync
+from bisync.session.foresight import peers
 from bisync.session.report import Listener, Progress, Report
 from bisync.session.run import WHOLE, Manner, Pairing, Run
 from bisync.watch.interface import Spot
@@ -313,7 +316,9 @@ class Session:
         where, side = self.locations[number], self._open_sides[number]
         wait_ms = None if wait_s is None else round(wait_s * 1000)
         spots = None if only is None or self._pairing is None else only[number]
-        if isinstance(side, RemoteEndpoint) and side.wake(wait_ms, spots):
+        if isinstance(side, RemoteEndpoint) and side.wake(
+            wait_ms, spots, self._peers(1 - number, only)
+        ):
             self._pairing = None
         if side is not None:
             return side
@@ -334,6 +339,13 @@ class Session:
         self._open_sides[number] = side
         self.opened(number, side)
         return side
+
+    def _peers(self, number: int, only: tuple[set[Spot], set[Spot]] | None) -> Peers | None:
+        """Whom on the other side that concerns which changed on a side that is here."""
+        here = self._open_sides[number]
+        if only is None or self._pairing is None or not isinstance(here, LocalEndpoint):
+            return None
+        return peers(self._pairing.ledger, here, SIDES[number], only[number])
 
     def is_whole(self) -> bool:
         """Whether the roots that are open just now are still where they were."""
