@@ -214,6 +214,7 @@ class DirectoryTime(Struct, frozen=True):
     key: int
     ids: tuple[NodeId, NodeId]
     mtime_ns: tuple[int, int]
+    ours: tuple[bool, bool]  # where something is done in it, which changes its time
 
 
 class Plan(Struct):

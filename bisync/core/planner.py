@@ -530,7 +530,7 @@ class _Planner:
             a, b = verdict.attributes
             if a is None or b is None:
                 continue
-            touched = any(key in self.touched[s] for s in SIDES)
+            a_ours, b_ours = (key in self.touched[s] or joined.seen[s] is None for s in SIDES)
             differ = any(
                 (node := joined.seen[s]) is None
                 or node.attributes.mtime_ns != wanted.mtime_ns
@@ -539,11 +539,13 @@ class _Planner:
                 or column.mtime_ns != node.attributes.mtime_ns
                 for s, wanted in zip(SIDES, (a, b), strict=True)
             )
-            if touched or differ:
+            if a_ours or b_ours or differ:
                 ids = (self.locals[0].get(key, 0), self.locals[1].get(key, 0))
                 if 0 not in ids:
                     self.result.directory_times.append(
-                        DirectoryTime(self.archive[key], ids, (a.mtime_ns, b.mtime_ns))
+                        DirectoryTime(
+                            self.archive[key], ids, (a.mtime_ns, b.mtime_ns), (a_ours, b_ours)
+                        )
                     )
 
 

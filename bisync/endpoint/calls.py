@@ -321,7 +321,7 @@ CALLS: dict[str, Call] = {
     "children": Call(20, Each((_KEYS,)), NOTHING, part=CHILDREN),
     "set_directory_times": Call(
         22,
-        Each((Several(Each((NUMBER, TIME)), MANY, list),)),
+        Each((Several(Each((NUMBER, TIME, Bool())), MANY, list),)),
         Each((Table(NUMBER, ATTRIBUTES, MANY), REASONS)),
     ),
     "numbers": Call(23, Each((Int(1, 1 << 20),)), NUMBER),

@@ -262,14 +262,19 @@ class Endpoint(ContentSource, Protocol):
         ...
 
     def set_directory_times(
-        self, times: list[tuple[NodeId, int]]
+        self, times: list[tuple[NodeId, int, bool]]
     ) -> tuple[dict[NodeId, Attributes], dict[NodeId, str]]:
         """Set times, in the given order.
+
+        Args:
+            times: directories, their times, and whether the engine did something in them. Where
+                it did not, another time than the known one is a user's, and stays.
 
         Returns:
             What each directory then has, and the reason for each that could not be set now
             (``MOVED_ON``: it will be where it is looked for in a moment).
-            Those that may never be set (another owner, a read-only place) are in neither.
+            Those that may never be set (another owner, a read-only place), or that somebody
+            changed, are in neither.
         """
         ...
 

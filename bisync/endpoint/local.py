@@ -151,6 +151,7 @@ class LocalEndpoint:
         if not self.dry:
             db.commit()
         self._read_up_to.pop(pair, None)  # who meets anew reads from the beginning
+        self._foreseen = None
         return Archive(db, pair, flipped=flipped)
 
     def recover(self, archive: AgreedCopy) -> Recovered:
@@ -342,16 +343,16 @@ class LocalEndpoint:
         return self.replica.index.nodes(ids)
 
     def set_directory_times(
-        self, times: list[tuple[NodeId, int]]
+        self, times: list[tuple[NodeId, int, bool]]
     ) -> tuple[dict[NodeId, Attributes], dict[NodeId, str]]:
         """Set directory times; what may not be set is left as it is."""
         applier = self._applier(0, self)
         applier.harden()
         found: dict[NodeId, Attributes] = {}
         failed: dict[NodeId, str] = {}
-        for node, mtime_ns in times:
+        for node, mtime_ns, ours in times:
             try:
-                attributes = applier.set_directory_time(node, mtime_ns)
+                attributes = applier.set_directory_time(node, mtime_ns, ours=ours)
             except StaleError:
                 failed[node] = MOVED_ON
                 continue
@@ -454,6 +455,7 @@ class LocalEndpoint:
 
     def carry_out(self, archive: AgreedCopy, choice: Choice) -> str:
         """Bring the chosen version to its name; the next scan carries it over."""
+        self._foreseen = None
         return Decided(self.replica, archive.pair).carry_out(choice)
 
     def add_conflicts(self, archive: AgreedCopy, rows: list[Quarrel]) -> None:

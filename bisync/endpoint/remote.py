@@ -401,11 +401,11 @@ class RemoteEndpoint:
         self._node_paths.clear()
 
     def set_directory_times(
-        self, times: list[tuple[NodeId, int]]
+        self, times: list[tuple[NodeId, int, bool]]
     ) -> tuple[dict[NodeId, Attributes], dict[NodeId, str]]:
         """Set directory times."""
         found: tuple[dict[NodeId, Attributes], dict[NodeId, str]]
-        about = [*{node for node, _ in times}.union(self.view.few())][:AT_A_TIME]
+        about = [*{node for node, _, _ in times}.union(self.view.few())][:AT_A_TIME]
         answer = self._far.ask("set_directory_times", times)
         said = self._far.ask("around", about)
         found = answer()

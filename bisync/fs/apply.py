@@ -453,11 +453,14 @@ class Applier:
             self.t.db.begin()
             self.t.db.execute("DELETE FROM softened WHERE node=?", (node,))
 
-    def set_directory_time(self, node: NodeId, mtime_ns: int) -> Attributes | None:
+    def set_directory_time(self, node: NodeId, mtime_ns: int, *, ours: bool) -> Attributes | None:
         """Set a directory's time, last of all; return what it now has.
 
+        Args:
+            ours: something was done in it for us; else nobody's other time is written over.
+
         Returns:
-            ``None`` if the directory is not there any more.
+            ``None`` if the directory is not there any more, or has a time of somebody else's.
 
         Raises:
             StaleError: it, or one above it, was moved meanwhile.
@@ -468,6 +471,8 @@ class Applier:
         if row is None or (node != ROOT and not places):
             return None
         looked = self.look.at(places[0] if places else (0, b""), node)
+        if not ours and looked.info.st_mtime_ns not in (mtime_ns, row.attributes.mtime_ns):
+            return None
         fd = self.t.directories.open(node)
         if looked.info.st_mtime_ns != mtime_ns:
             os.utime(fd, ns=(mtime_ns, mtime_ns))

@@ -262,6 +262,12 @@ class Index:
             node = row[0]
         return node
 
+    def stamp(self, place: Place) -> bytes:
+        """What was seen of the object at a place."""
+        sql = "SELECT stamp FROM name WHERE parent=? AND name=?"
+        row = self.db.execute(sql, place).fetchone()
+        return NO_STAMP if row is None else bytes(row[0])
+
     def listing(self, parent: NodeId) -> dict[bytes, tuple[NodeId, bytes]]:
         """name -> (node, stamp) of one directory."""
         return {

@@ -142,10 +142,30 @@ class Scanner:
             self._freeze(node, path, f"cannot open directory: {error.strerror}", "problem")
             return True
         try:
+            if node != ROOT:
+                self._look_at_itself(directories, node, path, fd)
             self._list(fd, node, path, only_new=True)
         finally:
             os.close(fd)
         return True
+
+    def _look_at_itself(self, directories: Directories, node: NodeId, path: bytes, fd: int) -> None:
+        """What was done in a directory changed its time: nobody may take the old one for it."""
+        for place in self.index.places(node):
+            try:
+                parent, name = directories.at(place)
+                info = os.stat(name, dir_fd=parent, follow_symlinks=False)
+                stamp = stamp_of(
+                    info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_mode,
+                    info.st_uid, info.st_gid, info.st_nlink,
+                )  # fmt: skip
+                known = self.index.stamp(place)
+                if stamp != known and os.path.samestat(info, os.fstat(fd)):
+                    self._look(parent, place, path, info, stamp, (node, known))
+            except (FileNotFoundError, StaleError):
+                pass  # it goes just now, which its parent will tell
+            except OSError as error:
+                self._freeze(node, path, f"cannot be looked at: {error.strerror}", "problem")
 
     def _lose_way(self, directories: Directories, node: NodeId) -> None:
         """It, or one above, is not where it was, nor was it met elsewhere: it has to be found.

@@ -416,7 +416,7 @@ class Cycle:
         timed: list[Update] = []
         if not failed and len(plan.directory_times) + sum(map(len, results)) <= _FEW:
             keys = {u.key for u in updates}
-            timed = self.times.set_now(plan.directory_times, (not results[0], not results[1]))
+            timed = self.times.set_now(plan.directory_times)
             timed = [u for u in timed if u.key not in keys]
         else:  # at the end: what comes in the same directories may well be in the next chunk
             self.times.note(plan.directory_times)

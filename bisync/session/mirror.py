@@ -404,7 +404,7 @@ class MirrorRun:
         """Directory times, deepest first, when nothing else is left to do."""
         failed = _failed(results)
         nodes = {**plan.nodes, ROOT: side.base}
-        times = [(nodes[k], t) for k, t in plan.times if k in nodes and k not in failed]
+        times = [(nodes[k], t, True) for k, t in plan.times if k in nodes and k not in failed]
         _, bad = side.side.set_directory_times(list(reversed(times)))
         for node, reason in bad.items():
             path = side.side.path(node) or b"."

@@ -40,23 +40,17 @@ class DirectoryTimes:
         for each in times:
             # The first one counts, before the engine touched anything; for what is there now.
             first = self._waiting.get(each.key, each)
-            self._waiting[each.key] = replace(first, ids=each.ids)
+            ours = (first.ours[0] or each.ours[0], first.ours[1] or each.ours[1])
+            self._waiting[each.key] = replace(first, ids=each.ids, ours=ours)
 
-    def set_now(
-        self, times: list[DirectoryTime], quiet: tuple[bool, bool] = (False, False)
-    ) -> list[Update]:
+    def set_now(self, times: list[DirectoryTime]) -> list[Update]:
         """Set times at once; what cannot be set waits.
-
-        Args:
-            quiet: on which sides nothing was done that these are to hide.
 
         Returns:
             What is to be agreed on, of directories that were agreed on before.
         """
-        if self._waiting:
-            quiet = False, False  # something may have been done before
         self.note(times)
-        done = self._set([self._waiting[t.key] for t in times], lambda *_: None, quiet)
+        done = self._set([self._waiting[t.key] for t in times], lambda *_: None)
         for update in done:
             del self._waiting[update.key]
         known = self._ledger.lead.nodes(update.key for update in done)
@@ -68,7 +62,7 @@ class DirectoryTimes:
         for keys in batches(sorted(waiting, reverse=True), _BATCH):
             known = self._ledger.lead.nodes(keys)
             todo = [waiting[key] for key in keys if key in known]
-            done = self._set(todo, self._failed, (False, False))
+            done = self._set(todo, self._failed)
             self._ledger.commit(self.rows(self._agreed(done, known)))
 
     def rows(self, updates: list[Update]) -> list[list[object]]:
@@ -82,17 +76,17 @@ class DirectoryTimes:
         return found
 
     def _set(
-        self,
-        todo: list[DirectoryTime],
-        failed: Callable[[Side, NodeId, str], None],
-        quiet: tuple[bool, bool],
+        self, todo: list[DirectoryTime], failed: Callable[[Side, NodeId, str], None]
     ) -> list[Update]:
         """Set times; what both sides now have, without names and contents."""
         held = []
         for side in SIDES:
-            times = [(t.ids[side], t.mtime_ns[side]) for t in todo]
-            found = self._right(side, times) if quiet[side] else {}
-            times = [(node, time_ns) for node, time_ns in times if node not in found]
+            found = self._right(side, todo)
+            times = [
+                (t.ids[side], t.mtime_ns[side], t.ours[side])
+                for t in todo
+                if t.ids[side] not in found
+            ]
             if times:
                 fresh, reasons = self._sides[side].set_directory_times(times)
                 found.update(fresh)
@@ -106,12 +100,13 @@ class DirectoryTimes:
                 done.append(Update(key=t.key, names=frozenset(), ids=t.ids, attributes=(a, b)))
         return done
 
-    def _right(self, side: Side, times: list[tuple[NodeId, int]]) -> dict[NodeId, Attributes]:
-        """What directories have that have the right time, as they were last seen."""
-        nodes = self._sides[side].nodes(node for node, _ in times)
+    def _right(self, side: Side, todo: list[DirectoryTime]) -> dict[NodeId, Attributes]:
+        """What directories have that nothing was done in, and that have the right time."""
+        times = {t.ids[side]: t.mtime_ns[side] for t in todo if not t.ours[side]}
+        nodes = self._sides[side].nodes(times)
         return {
             node: nodes[node].attributes
-            for node, time_ns in times
+            for node, time_ns in times.items()
             if node in nodes and nodes[node].attributes.mtime_ns == time_ns
         }
 

@@ -71,6 +71,26 @@ def test_both_ways(live: tuple[Path, Path, Watching]):
     assert it.summary["moves"] == 1 and it.summary["deleted"] == 1
 
 
+@pytest.mark.parametrize("count", [1, 150], ids=["few", "many"])
+def test_the_time_of_a_directory(live: tuple[Path, Path, Watching], count: int):
+    """It says when something was done in it: to its user's side as it was, and to the other."""
+    a, b, it = live
+    (a / "d/below").mkdir()
+    it.wait()
+    for one, other in ((a, b), (b, a)):
+        for act in (
+            lambda at: [put(at / f"n{n}", b"1") for n in range(count)],
+            lambda at: [(at / f"n{n}").rename(at / f"m{n}") for n in range(count)],
+            lambda at: [(at / f"m{n}").unlink() for n in range(min(count, 20))],
+        ):
+            act(one / "d/below")
+            then = (one / "d/below").stat().st_mtime_ns
+            it.wait()
+            assert (one / "d/below").stat().st_mtime_ns == then
+            assert (other / "d/below").stat().st_mtime_ns == then
+    assert_equal(a, b)
+
+
 def test_without_being_asked(here: Pair, kind: str):
     """Nobody has to wait for it: the change comes by itself."""
     a, b = here
