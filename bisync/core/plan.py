@@ -214,6 +214,7 @@ class DirectoryTime(Struct, frozen=True):
     key: int
     ids: tuple[NodeId, NodeId]
     mtime_ns: tuple[int, int]
+    seen_ns: tuple[int | None, int | None]  # what it had, where it was
     ours: tuple[bool, bool]  # where something is done in it, which changes its time
 
 

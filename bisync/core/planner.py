@@ -542,9 +542,14 @@ class _Planner:
             if a_ours or b_ours or differ:
                 ids = (self.locals[0].get(key, 0), self.locals[1].get(key, 0))
                 if 0 not in ids:
+                    seen = [None if n is None else n.attributes.mtime_ns for n in joined.seen]
                     self.result.directory_times.append(
                         DirectoryTime(
-                            self.archive[key], ids, (a.mtime_ns, b.mtime_ns), (a_ours, b_ours)
+                            self.archive[key],
+                            ids,
+                            (a.mtime_ns, b.mtime_ns),
+                            (seen[0], seen[1]),
+                            (a_ours, b_ours),
                         )
                     )
 

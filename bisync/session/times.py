@@ -38,10 +38,8 @@ class DirectoryTimes:
     def note(self, times: Iterable[DirectoryTime]) -> None:
         """These are to be set."""
         for each in times:
-            # The first one counts, before the engine touched anything; for what is there now.
-            first = self._waiting.get(each.key, each)
-            ours = (first.ours[0] or each.ours[0], first.ours[1] or each.ours[1])
-            self._waiting[each.key] = replace(first, ids=each.ids, ours=ours)
+            first = self._waiting.get(each.key)
+            self._waiting[each.key] = each if first is None else _both(first, each)
 
     def set_now(self, times: list[DirectoryTime]) -> list[Update]:
         """Set times at once; what cannot be set waits.
@@ -122,3 +120,22 @@ class DirectoryTimes:
             )
             for update in done
         ]
+
+
+def _both(first: DirectoryTime, then: DirectoryTime) -> DirectoryTime:
+    """The first time counts, before the engine did anything; and what a user did since.
+
+    That shows only on a side where the engine did nothing until then.
+    """
+    mtime_ns, seen = first.mtime_ns, list(first.seen_ns)
+    for side in SIDES:
+        now = then.seen_ns[side]
+        if not first.ours[side] and now is not None and now != seen[side]:
+            mtime_ns, seen[side] = (now, now), now
+    return DirectoryTime(
+        key=first.key,
+        ids=then.ids,
+        mtime_ns=mtime_ns,
+        seen_ns=(seen[0], seen[1]),
+        ours=(first.ours[0] or then.ours[0], first.ours[1] or then.ours[1]),
+    )
