@@ -514,9 +514,9 @@ class Live:
             self._failures, self._reason, self._in_hand = 0, "", None
             self._last = report
             self._sizes = report.sizes or self._sizes
-            self._totals.add(report)
-            took = now - began
+            took = now - began if self._totals.runs else 0.0  # what came while it started is next
             self._gap_until = now + min(max(used, took * _GAP_SHARE), took, _MOST_GAP_S)
+            self._totals.add(report)
             if everything:
                 self._all_at = now + self.config.rescan_s
             if everything or manner.prove is not None:
