@@ -5,15 +5,17 @@ from msgspec import Struct
 from bisync.core.method import Apply
 from bisync.core.node import Place
 from bisync.core.plan import Placed, Placements
-from bisync.endpoint.glance import Around, Glance, Peers
+from bisync.endpoint.glance import Around, Glance, Inline, Peers
 from bisync.endpoint.interface import Ending, Hello, Read
 from bisync.fs.archive import Chain, Commit, Epoch, PairState
 from bisync.fs.conflicts import Choice, Quarrel, Take
+from bisync.fs.content import LARGEST
 from bisync.fs.recovery import Recovered
 from bisync.fs.result import Status
 from bisync.fs.sizes import Sizes
 from bisync.fs.walk import Problem, ScanResult
 from bisync.watch.interface import Coverage, Spot
+from bisync.wire.frames import BULK
 from bisync.wire.schema import (
     Bool,
     Bytes,
@@ -280,6 +282,14 @@ _GLANCE = Record(
     around=_AROUND,
     at=AT,
 )
+_INLINE = Record(
+    Inline,
+    size=Int(0, LARGEST),
+    digest=Bytes(32, 32),
+    writer=Bool(),
+    instant=Bool(),
+    data=Bytes(BULK),
+)
 _STRS = Several(Text(), 65536, list)
 _KEYS = Several(NUMBER, MANY, list)
 _PLACES = Several(PLACE, MANY, list)
@@ -311,6 +321,7 @@ CALLS: dict[str, Call] = {
                 Several(STEP, MANY, list),
                 Table(NUMBER, Text(1 << 20), MANY),
                 Several(TOGETHER, MANY),
+                Table(NUMBER, _INLINE, 64),
             )
         ),
         NODES,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from bisync.core.node import NodeId
 from bisync.delta.digest import BLOCK_SIZE, ContentHasher
 from bisync.endpoint.channel import Channel
+from bisync.endpoint.glance import Inline
 from bisync.endpoint.stream import Stream
 from bisync.endpoint.versions import fault_in, version_from_plain, version_to_plain
 from bisync.errors import BisyncError, PathError, ProtocolError, StaleError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _AHEAD = 256  # files that were asked for and not taken yet
 _AHEAD_SIZE = 4 << 20  # bytes of them
+_MOST_INLINE, _MOST_INLINE_SIZE = 16, 64 << 10  # files, and bytes of them
 _SLACK = 4 << 10  # bytes that a small file may have grown by
 _SIZE, _YES, _NODE = Int(0, LARGEST), Bool(), Int(0)
 
@@ -36,12 +38,17 @@ class RemoteContent:
         self._due: deque[Expected] = deque()
         self._coming: OrderedDict[NodeId, tuple[Stream, Expected]] = OrderedDict()
         self._coming_size = 0
+        self._here: dict[NodeId, Inline] = {}
 
     def expect(self, files: Sequence[Expected]) -> None:
         """These will be asked for whole, in this order."""
         self._drop_all()
-        self._due = deque(files)
+        self._due = deque(file for file in files if file.node not in self._here)
         self._ask_ahead()
+
+    def learn(self, files: dict[NodeId, Inline]) -> None:
+        """These came already; what was not asked for of those before is of no use."""
+        self._here = files
 
     def _ask_ahead(self) -> None:
         if len(self._coming) > _AHEAD // 2 or self._coming_size > _AHEAD_SIZE // 2:
@@ -88,6 +95,11 @@ class RemoteContent:
         refuse_writer: bool,
     ) -> Version:
         """Read one whole version into ``sink``."""
+        if (came := self._here.pop(node, None)) is not None:
+            taken = _Taken(sink)
+            if came.data:
+                taken.data(memoryview(came.data))
+            return taken.version([came.size, came.digest, came.writer, came.instant])
         stream = self._ahead(node)
         if stream is not None:
             try:
@@ -119,7 +131,35 @@ class RemoteContent:
 
     def close(self) -> None:
         """What was asked for ahead is of no use."""
+        self._here = {}
         self._drop_all()
+
+
+def inline(source: ContentSource, files: list[Expected]) -> dict[NodeId, Inline]:
+    """Read what goes along with steps: a few small files, as they are now.
+
+    What cannot be read now is left out: it is asked for, and why not is said then.
+    """
+    found: dict[NodeId, Inline] = {}
+    size = sum(file.size for file in files)
+    if len(files) > _MOST_INLINE or size > _MOST_INLINE_SIZE:
+        return found
+    for file in files:
+        data = bytearray()
+
+        def take(chunk: Chunk, data: bytearray = data) -> None:
+            if len(data) + chunk.length > BULK:
+                raise StaleError("it grew")
+            data += bytes(chunk.length) if chunk.data is None else chunk.data
+
+        try:
+            version = source.supply(file.node, take, data.clear, refuse_writer=file.refuse_writer)
+        except (PathError, OSError):
+            continue
+        found[file.node] = Inline(
+            version.size, version.digest, version.writer, version.instant, bytes(data)
+        )
+    return found
 
 
 class _Taken:

@@ -39,6 +39,16 @@ class Glance(Struct, frozen=True):
     at: dict[Place, NodeId]  # what is at their places
 
 
+class Inline(Struct, frozen=True):
+    """A small file's version that goes along with the steps it is for."""
+
+    size: int
+    digest: bytes
+    writer: bool
+    instant: bool
+    data: bytes
+
+
 def around(view: View, ids: Iterable[NodeId]) -> Around:
     """Look up nodes, and what is above them as far as it fits into one answer."""
     found = Around()

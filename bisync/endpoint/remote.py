@@ -14,12 +14,14 @@ from bisync.core.plan import Exchange, Move, Transition, place_of
 from bisync.core.rows import check_rows
 from bisync.endpoint.calls import Done, Opening
 from bisync.endpoint.connect import Connection
+from bisync.endpoint.content import inline
 from bisync.endpoint.far import Far, RemoteView, in_messages
 from bisync.endpoint.glance import AT_A_TIME, Glance, Peers
 from bisync.endpoint.interface import AgreedCopy, Ending, Hello, Read
 from bisync.endpoint.service import ContentOnly, FarContent
 from bisync.endpoint.watching import listener
 from bisync.errors import EndpointError
+from bisync.fs.apply import expected
 from bisync.fs.archive import Chain, Commit, PairState
 from bisync.fs.claim import Claim
 from bisync.fs.conflicts import Choice, Quarrel
@@ -377,9 +379,11 @@ class RemoteEndpoint:
                     )
                 )
 
+        contents = inline(source, expected(steps))
         self.channel.service = ContentOnly(lambda: source)
         try:
-            now = self._far("apply", archive.pair, steps, updates, together, part=take)
+            values = (archive.pair, steps, updates, together, contents)
+            now = self._far("apply", *values, part=take)
         finally:
             self.channel.service = None
         if len(results) != len(steps):

@@ -34,7 +34,7 @@ from bisync.core.rows import check_rows
 from bisync.endpoint.calls import BY_NUMBER, CALLS, Call, Done, Opening
 from bisync.endpoint.channel import Channel
 from bisync.endpoint.content import ContentServer, RemoteContent
-from bisync.endpoint.glance import AT_A_TIME, Around, Glance, Peers, around
+from bisync.endpoint.glance import AT_A_TIME, Around, Glance, Inline, Peers, around
 from bisync.endpoint.interface import Ending, Hello, Read
 from bisync.endpoint.local import LocalEndpoint
 from bisync.endpoint.stream import Stream
@@ -330,8 +330,7 @@ class RootService:
         for at in range(0, len(due), _SOME):
             send(due[at : at + _SOME])
         there = self.side.view.at(peers.places)
-        first = {ROOT, *peers.nodes, *there.values(), *due[: AT_A_TIME - 1]}
-        said = around(self.side.view, first)
+        said = around(self.side.view, {ROOT, *peers.nodes, *there.values(), *due[: AT_A_TIME - 1]})
         return Glance(choices, scanned, self.side.companions(), said, there)
 
     # -- a side --------------------------------------------------------------
@@ -426,6 +425,7 @@ class RootService:
         steps: list[Transition],
         updates: dict[int, str],
         together: tuple[Any, ...],
+        contents: dict[int, Inline],
         send: Callable[[Any], None],
     ) -> dict[int, Node]:
         for text in updates.values():
@@ -434,12 +434,13 @@ class RootService:
             refuse("a change at a read-only agent")
         self._refuse_old_numbers(steps)
         steps = [self._allowed(step) for step in steps]
+        self._far.learn(contents)
         try:
             results = self.side.apply(
                 self._archive_of(pair), steps, updates, self._far, list(together)
             )
         finally:
-            self._far.expect([])
+            self._far.close()
         done = (self._done(i, result) for i, result in enumerate(results))
         while some := list(itertools.islice(done, _RESULTS)):
             send(some)
@@ -558,9 +559,8 @@ class RootService:
         self.side.add_conflicts(self._archive_of(pair), rows)
 
     def _probe_displaced(self, min_age_ns: int) -> list[bytes]:
-        if self._side is None:  # asked for behind a call that would have opened it
-            return []
-        return self._side.probe_displaced(min_age_ns=min_age_ns)
+        # It may be asked for behind a call that would have opened the root, and could not.
+        return [] if self._side is None else self._side.probe_displaced(min_age_ns=min_age_ns)
 
     def _close(self) -> None:
         self.close()

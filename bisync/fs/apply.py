@@ -140,7 +140,7 @@ class Applier:
         self.t.root.check()
         bound = {key for group in together for key in group.keys}
         self.fixed = {s.node for s in steps if isinstance(s, Link) or bound & set(keys_of(s))}
-        self.source.expect(_expected(steps))
+        self.source.expect(expected(steps))
         stopped = self._prepare_all(steps)
         self._bind(steps, together)
         if self.t.fsync:
@@ -483,7 +483,7 @@ class Applier:
         return None if fresh is None else fresh.attributes
 
 
-def _expected(steps: Sequence[Transition]) -> list[Expected]:
+def expected(steps: Sequence[Transition]) -> list[Expected]:
     """The small files that steps need, in their order."""
     return [
         Expected(step.source, step.content.size, isinstance(step, Make))

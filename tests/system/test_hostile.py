@@ -6,7 +6,7 @@ its own; nothing beside the root is touched, and what users had is live or kept.
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from bisync.core.node import Kind
 from bisync.core.path import valid_name
+from bisync.delta.digest import digest_of
 from bisync.endpoint.calls import CALLS
 from bisync.endpoint.service import Policy, RootService
 from bisync.errors import BisyncError, EndpointError, ProtocolError
@@ -203,10 +204,11 @@ def make(
     return [1, key, node, "", list(place), content, attributes, more.get("source"), None]
 
 
-def applied(made: RootService, *steps: list[Any]) -> list[Any]:
-    """How steps end: (position, status, reason) of each."""
+def applied(made: RootService, *steps: list[Any], files: Sequence[Any] = ()) -> list[Any]:
+    """How steps end: (position, status, reason) of each. ``files``: what goes along."""
     found: list[Any] = []
-    letter = Letter(Word.ASK, 3, CALLS["apply"].number, [1, list(steps), [], []])
+    body = [1, list(steps), [], [], list(files)]
+    letter = Letter(Word.ASK, 3, CALLS["apply"].number, body)
     made.ask(letter, found.extend)
     return [row[:3] for row in found]
 
@@ -269,6 +271,26 @@ def test_steps_that_are_refused(asked: tuple[RootService, Path], step: list[Any]
     assert {k: v for k, v in frozen(root).items() if not k.startswith(b".bisync")} == {
         k: v for k, v in before.items() if not k.startswith(b".bisync")
     }
+
+
+def test_content_that_goes_along(asked: tuple[RootService, Path]):
+    """What comes with a step is hashed here, as all that comes; a lie ends the connection."""
+    made, root = asked
+    number = made.side.view.next_number - 50
+    step = make(-1, number, (1, b"new"), [int(Kind.FILE), 5, None, b"", 0], source=7)
+    for lie in (
+        [5, b"d" * 32, False, False, b"hello"],
+        [4, digest_of(b"hello"), False, False, b"hello"],
+        [5, digest_of(b"hello"), False, False, b"hell"],
+        [5, digest_of(b"hello"), False, False, bytes((256 << 10) + 1)],
+        [5, b"short", False, False, b"hello"],
+    ):
+        with pytest.raises(ProtocolError):
+            applied(made, step, files=[[7, lie]])
+        assert not (root / "new").exists()
+    true = [5, digest_of(b"hello"), False, False, b"hello"]
+    assert applied(made, step, files=[[7, true]]) == [[0, "done", ""]]
+    assert (root / "new").read_bytes() == b"hello"
 
 
 def test_no_power_is_given(asked: tuple[RootService, Path]):
