@@ -274,14 +274,6 @@ class Call(Struct, frozen=True):
 
 
 _AROUND = Record(Around, nodes=NODES, names_of=NAMES_OF, without=IDS, forgotten=IDS)
-_GLANCE = Record(
-    Glance,
-    choices=Several(_CHOICE, MANY, list),
-    scanned=_SCANNED,
-    companions=Several(PLACE, MANY, list),
-    around=_AROUND,
-    at=AT,
-)
 _INLINE = Record(
     Inline,
     size=Int(0, LARGEST),
@@ -289,6 +281,16 @@ _INLINE = Record(
     writer=Bool(),
     instant=Bool(),
     data=Bytes(BULK),
+)
+_CONTENTS = Table(NUMBER, _INLINE, 64)
+_GLANCE = Record(
+    Glance,
+    choices=Several(_CHOICE, MANY, list),
+    scanned=_SCANNED,
+    companions=Several(PLACE, MANY, list),
+    around=_AROUND,
+    at=AT,
+    contents=_CONTENTS,
 )
 _STRS = Several(Text(), 65536, list)
 _KEYS = Several(NUMBER, MANY, list)
@@ -321,7 +323,7 @@ CALLS: dict[str, Call] = {
                 Several(STEP, MANY, list),
                 Table(NUMBER, Text(1 << 20), MANY),
                 Several(TOGETHER, MANY),
-                Table(NUMBER, _INLINE, 64),
+                _CONTENTS,
             )
         ),
         NODES,

@@ -5,10 +5,11 @@ What comes is hashed here: the digest that counts is never the other end's word.
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from bisync.core.node import NodeId
+from bisync.core.closure import View
+from bisync.core.node import Kind, NodeId
 from bisync.delta.digest import BLOCK_SIZE, ContentHasher
 from bisync.endpoint.channel import Channel
 from bisync.endpoint.glance import Inline
@@ -49,6 +50,10 @@ class RemoteContent:
     def learn(self, files: dict[NodeId, Inline]) -> None:
         """These came already; what was not asked for of those before is of no use."""
         self._here = files
+
+    def has(self, nodes: Iterable[NodeId]) -> bool:
+        """Whether all of these came already."""
+        return self._here.keys() >= set(nodes)
 
     def _ask_ahead(self) -> None:
         if len(self._coming) > _AHEAD // 2 or self._coming_size > _AHEAD_SIZE // 2:
@@ -129,14 +134,18 @@ class RemoteContent:
         finally:
             stream.close()
 
-    def close(self) -> None:
-        """What was asked for ahead is of no use."""
+    def forget(self) -> None:
+        """What came already may not hold any more."""
         self._here = {}
+
+    def close(self) -> None:
+        """What came or was asked for ahead is of no use."""
+        self.forget()
         self._drop_all()
 
 
-def inline(source: ContentSource, files: list[Expected]) -> dict[NodeId, Inline]:
-    """Read what goes along with steps: a few small files, as they are now.
+def inline(source: ContentSource, files: Sequence[Expected]) -> dict[NodeId, Inline]:
+    """Read what goes along with something else: a few small files, as they are now.
 
     What cannot be read now is left out: it is asked for, and why not is said then.
     """
@@ -160,6 +169,16 @@ def inline(source: ContentSource, files: list[Expected]) -> dict[NodeId, Inline]
             version.size, version.digest, version.writer, version.instant, bytes(data)
         )
     return found
+
+
+def small_files(view: View, nodes: list[NodeId]) -> list[Expected]:
+    """The files among a few nodes; what has more names, or somebody writes to, is left out."""
+    some = view.nodes(nodes).values() if len(nodes) <= _MOST_INLINE else ()
+    return [
+        Expected(each.id, each.content.size, refuse_writer=True)
+        for each in some
+        if each.kind is Kind.FILE and each.nlink == 1
+    ]
 
 
 class _Taken:

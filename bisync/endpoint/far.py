@@ -20,11 +20,8 @@ _LEAVES_INDEX = frozenset(
 )  # fmt: skip
 # What may be asked before it is known that all went well that was asked for :meth:`Far.later`.
 _MAY_FOLLOW = frozenset(
-    {
-        "around", "changed", "glance", "path", "place_path", "probe_displaced", "rest",
-        "set_directory_times",
-    }
-)  # fmt: skip
+    {"around", "changed", "glance", "path", "place_path", "probe_displaced", "rest"}
+)
 _REMEMBERED = 2 * MOST_AROUND
 _FEW = 200  # nodes that are asked about again at once, when something may have changed them
 

@@ -37,6 +37,7 @@ class Glance(Struct, frozen=True):
     companions: list[Place]
     around: Around  # what has to be looked at, and the peers of what changed on the other side
     at: dict[Place, NodeId]  # what is at their places
+    contents: dict[NodeId, "Inline"]  # of what has to be looked at: a few small files
 
 
 class Inline(Struct, frozen=True):

@@ -211,6 +211,7 @@ class RemoteEndpoint:
         def index_changes() -> None:
             view.forget()
             self._glance, self._more_due, self._is_probed = None, True, False
+            self._content.forget()
 
         far.index_changes = index_changes
         far("open", opening)
@@ -322,8 +323,13 @@ class RemoteEndpoint:
 
     def expect(self, files: Sequence[Expected]) -> None:
         """These will be asked for whole, in this order."""
-        self._far.index_changes()  # who reads a file learns its digest
+        self._read_there([file.node for file in files])
         self._content.expect(files)
+
+    def _read_there(self, nodes: list[NodeId]) -> None:
+        """These will be read there, if they did not come already: who reads learns digests."""
+        if not self._content.has(nodes):
+            self._far.index_changes()
 
     def supply(
         self,
@@ -334,7 +340,7 @@ class RemoteEndpoint:
         refuse_writer: bool,
     ) -> Version:
         """Read one whole version of a node."""
-        self._far.index_changes()
+        self._read_there([node])
         return self._content.supply(node, sink, restart, refuse_writer=refuse_writer)
 
     def supply_changes(self, node: NodeId, sink: Any, *, refuse_writer: bool = False) -> Version:
@@ -462,6 +468,7 @@ class RemoteEndpoint:
         """Record how a run ended."""
         found: list[str] = self._far("finish", archive.pair, ending)
         self._glance, self._more_due = None, True  # the next run begins with what is pending
+        self._content.forget()
         return found
 
     def deletions_since(self, archive: AgreedCopy, side: int, time_ns: int) -> int:
@@ -560,6 +567,7 @@ class RemoteEndpoint:
             if glance is not None:
                 self.view.learn(glance.around)
                 self.view.learn_at(peers.places, glance.at)
+                self._content.learn(glance.contents)
                 self._glance, self._more_due = (spots, glance), False
         if anew:
             self._closed()

@@ -33,7 +33,7 @@ from bisync.core.plan import (
 from bisync.core.rows import check_rows
 from bisync.endpoint.calls import BY_NUMBER, CALLS, Call, Done, Opening
 from bisync.endpoint.channel import Channel
-from bisync.endpoint.content import ContentServer, RemoteContent
+from bisync.endpoint.content import ContentServer, RemoteContent, inline, small_files
 from bisync.endpoint.glance import AT_A_TIME, Around, Glance, Inline, Peers, around
 from bisync.endpoint.interface import Ending, Hello, Read
 from bisync.endpoint.local import LocalEndpoint
@@ -318,20 +318,20 @@ class RootService:
         peers: Peers,
         send: Callable[[Any], None],
     ) -> Glance | None:
-        """Go on after a rest, and say all that a run over a few directories begins with."""
+        """Go on after a rest; say all that a run over a few directories begins with."""
         if len(peers.nodes) + len(peers.places) > AT_A_TIME:
             refuse("more at a time than is answered")
         if self._wake(wait_ms):
             return None
-        archive = self._archive_of(pair)
-        choices = self.side.choices(archive)
+        choices = self.side.choices(archive := self._archive_of(pair))
         scanned = self.side.look(spots)
         due = list(self.side.changed(archive))
         for at in range(0, len(due), _SOME):
             send(due[at : at + _SOME])
         there = self.side.view.at(peers.places)
+        contents = inline(self.side, small_files(self.side.view, due))
         said = around(self.side.view, {ROOT, *peers.nodes, *there.values(), *due[: AT_A_TIME - 1]})
-        return Glance(choices, scanned, self.side.companions(), said, there)
+        return Glance(choices, scanned, self.side.companions(), said, there, contents)
 
     # -- a side --------------------------------------------------------------
 
