@@ -1,6 +1,7 @@
 """A root on another machine as a side of a session, through a connection."""
 
 import json
+import logging
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from bisync.endpoint.glance import AT_A_TIME, Glance, Peers
 from bisync.endpoint.interface import AgreedCopy, Ending, Hello, Read
 from bisync.endpoint.service import ContentOnly, FarContent
 from bisync.endpoint.watching import listener
-from bisync.errors import EndpointError
+from bisync.errors import BisyncError, EndpointError, RootLockedError
 from bisync.fs.apply import expected
 from bisync.fs.archive import Chain, Commit, PairState
 from bisync.fs.claim import Claim
@@ -33,6 +34,7 @@ from bisync.fs.walk import ScanResult
 from bisync.watch.interface import Coverage, Sink, Spot
 from bisync.wire.schema import refuse
 
+log = logging.getLogger(__name__)
 _NUMBERS = 4096  # taken at a time
 _MOST_MARKS = 50_000_000
 
@@ -513,7 +515,11 @@ class RemoteEndpoint:
         if self._probes is None:
             return answer()
         probed = self._far.ask("probe_displaced", self._probes)
-        found = answer()
+        try:
+            found = answer()
+        except RootLockedError:
+            self._brought_back += probed()
+            raise
         self._brought_back += probed()
         self._is_probed = True
         return found
@@ -581,9 +587,15 @@ class RemoteEndpoint:
 
     def leave(self) -> None:
         """Give the root back, and keep the connection."""
-        if not self.channel.broken:
-            self._far("close")
-        self._closed()
+        try:
+            if not self.channel.broken:
+                try:
+                    self._far.hear()
+                except BisyncError as error:  # why it is given back now says more
+                    log.info("not-done reason=%s", error)
+                self._far("close")
+        finally:
+            self._closed()
 
     def close(self) -> None:
         """Give everything back."""

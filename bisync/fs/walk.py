@@ -142,15 +142,18 @@ class Scanner:
             self._freeze(node, path, f"cannot open directory: {error.strerror}", "problem")
             return True
         try:
-            if node != ROOT:
-                self._look_at_itself(directories, node, path, fd)
-            self._list(fd, node, path, only_new=True)
+            if node == ROOT or self._look_at_itself(directories, node, path, fd):
+                self._list(fd, node, path, only_new=True)
         finally:
             os.close(fd)
         return True
 
-    def _look_at_itself(self, directories: Directories, node: NodeId, path: bytes, fd: int) -> None:
-        """What was done in a directory changed its time: nobody may take the old one for it."""
+    def _look_at_itself(self, directories: Directories, node: NodeId, path: bytes, fd: int) -> bool:
+        """What was done in a directory changed its time: nobody may take the old one for it.
+
+        What its parent's listing has to do with it is left to that: to look into all of it, too,
+        where nothing is vouched for (``NO_STAMP``), or into what took its place just now.
+        """
         for place in self.index.places(node):
             try:
                 parent, name = directories.at(place)
@@ -161,11 +164,15 @@ class Scanner:
                 )  # fmt: skip
                 known = self.index.stamp(place)
                 if stamp != known and os.path.samestat(info, os.fstat(fd)):
-                    self._look(parent, place, path, info, stamp, (node, known))
+                    found = self._look(parent, place, path, info, stamp, (node, known))
+                    if known == NO_STAMP or found != node:
+                        self.index.set_stamp(place, NO_STAMP)
             except (FileNotFoundError, StaleError):
                 pass  # it goes just now, which its parent will tell
             except OSError as error:
                 self._freeze(node, path, f"cannot be looked at: {error.strerror}", "problem")
+                return False
+        return True
 
     def _lose_way(self, directories: Directories, node: NodeId) -> None:
         """It, or one above, is not where it was, nor was it met elsewhere: it has to be found.

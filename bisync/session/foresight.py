@@ -1,7 +1,7 @@
 """What a run will ask the other machine about, told from what changed on this one."""
 
 from bisync.core.node import ROOT, NodeId, Place, Side
-from bisync.endpoint.glance import Peers
+from bisync.endpoint.glance import AT_A_TIME, Peers
 from bisync.endpoint.local import LocalEndpoint
 from bisync.session.commit import Ledger
 from bisync.watch.interface import Spot
@@ -39,11 +39,11 @@ def peers(ledger: Ledger, here: LocalEndpoint, side: Side, spots: set[Spot]) -> 
         places.update(_at(ROOT if p == ROOT else there(keys.get(p)), name) for p, name in names)
     for names in agreed_names.values():
         places.update(_at(ROOT if p == ROOT else there(p), name) for p, name in names)
-    nodes = {there(key) for key in keys.values()}
-    return Peers(
-        [node for node in nodes if node is not None],
-        [place for place in places if place != _NOWHERE],
-    )
+    nodes = {there(key) for key in keys.values()} - {None}
+    places.discard(_NOWHERE)
+    if len(nodes) + len(places) > AT_A_TIME:  # of files with many names
+        return Peers()
+    return Peers([node for node in nodes if node is not None], list(places))
 
 
 _NOWHERE: Place = (0, b"")

@@ -383,11 +383,9 @@ class Session:
         """Give both roots back, and keep the connections."""
         sides, self._open_sides = self._open_sides, [None, None]
         self._pairing = None
-        for side in sides:
-            if isinstance(side, RemoteEndpoint):
-                side.leave()
-            elif side is not None:
-                side.close()
+        with contextlib.ExitStack() as stack:  # each is, whatever the others say
+            for side in filter(None, sides):
+                stack.callback(side.leave if isinstance(side, RemoteEndpoint) else side.close)
 
     def _opening(self, where: Location, *, dry: bool, set_aside: bool = False) -> Opening:
         c = self.config

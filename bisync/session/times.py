@@ -125,13 +125,25 @@ class DirectoryTimes:
 def _both(first: DirectoryTime, then: DirectoryTime) -> DirectoryTime:
     """The first time counts, before the engine did anything; and what a user did since.
 
-    That shows only on a side where the engine did nothing until then.
+    That shows only on a side where the engine had done nothing until then: on the other one
+    the time may be the engine's own, so that what was decided with it counts for nothing.
     """
+    fresh = [
+        side
+        for side in SIDES
+        if not first.ours[side] and then.seen_ns[side] not in (None, first.seen_ns[side])
+    ]
     mtime_ns, seen = first.mtime_ns, list(first.seen_ns)
-    for side in SIDES:
-        now = then.seen_ns[side]
-        if not first.ours[side] and now is not None and now != seen[side]:
-            mtime_ns, seen[side] = (now, now), now
+    for side in fresh:
+        seen[side] = then.seen_ns[side]
+    if fresh and not any(first.ours):
+        mtime_ns = then.mtime_ns
+    elif fresh:
+        side = fresh[0]
+        now, before = then.seen_ns[side] or 0, first.mtime_ns[side]
+        if before != first.seen_ns[side]:
+            now = max(now, before)  # the other side's user had set that one
+        mtime_ns = now, now
     return DirectoryTime(
         key=first.key,
         ids=then.ids,

@@ -11,8 +11,10 @@ from bisync.core.ignore import Matcher
 from bisync.core.node import ROOT
 from bisync.endpoint.local import LocalEndpoint
 from bisync.fs import walk
+from bisync.fs.index import NO_STAMP
 from bisync.fs.replica import Options
 from bisync.fs.walk import ScanRules
+from bisync.watch.interface import Spot
 from tests.trees import put
 
 
@@ -83,3 +85,55 @@ def test_a_directory_renamed_after_something_was_written_in_it(
     monkeypatch.setattr(walk.Scanner, "_prove_vanished", lambda self: self._lost.clear())
     side.scan({x, d})
     assert b"d/q/x/new" in _paths(side)
+
+
+@pytest.mark.parametrize("spots", [["d"], ["d", "d/p"], ["", "d", "d/p"]])
+def test_what_is_owed_to_a_directory_is_paid_by_its_parent(
+    side: LocalEndpoint, tmp_path: Path, spots: list[str]
+):
+    """Nothing is vouched for below it: that it was looked at itself does not change that."""
+    put(tmp_path / "d/p/x/new", b"2")
+    side.view.set_stamp((ROOT, b"d"), NO_STAMP)
+    side.look({Spot(spot.encode()) for spot in spots})
+    side.look({Spot(b"")})
+    assert b"d/p/x/new" in _paths(side)
+
+
+def test_a_directory_that_another_one_replaces_while_it_is_looked_at(
+    side: LocalEndpoint,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """The other one is looked into when its parent is listed."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    put(elsewhere / "n/sub/g", b"2")
+    put(tmp_path / "d/new", b"3")
+    real, done = walk.Scanner._look, list[int]()
+
+    def look(self: walk.Scanner, fd: int, place: Any, path: bytes, *rest: Any) -> Any:
+        if path == b"d" and not done:
+            done.append(1)
+            (tmp_path / "d").rename(elsewhere / "gone")
+            (elsewhere / "n").rename(tmp_path / "d")
+        return real(self, fd, place, path, *rest)
+
+    monkeypatch.setattr(walk.Scanner, "_look", look)
+    side.look({Spot(b"d")})
+    side.look({Spot(b"")})
+    assert b"d/sub/g" in _paths(side)
+    assert b"d/new" not in _paths(side)
+
+
+def test_the_time_of_a_directory_is_seen_with_what_was_done_in_it(
+    side: LocalEndpoint, tmp_path: Path
+):
+    """By the listing of the directory alone."""
+    put(tmp_path / "d/p/new", b"2")
+    assert side.look({Spot(b"d/p")}).changed == 2
+    assert _mtime(side, b"d/p") == (tmp_path / "d/p").stat().st_mtime_ns
+
+
+def _mtime(side: LocalEndpoint, path: bytes) -> int:
+    node = _node(side, path)
+    return side.nodes([node])[node].attributes.mtime_ns
