@@ -5,7 +5,8 @@ from msgspec import Struct
 from bisync.core.method import Apply
 from bisync.core.node import Place
 from bisync.core.plan import Placed, Placements
-from bisync.endpoint.glance import Around, Glance, Inline, Peers
+from bisync.endpoint.glance import Around, Glance, Peers
+from bisync.endpoint.inline import Inline
 from bisync.endpoint.interface import Ending, Hello, Read
 from bisync.fs.archive import Chain, Commit, Epoch, PairState
 from bisync.fs.conflicts import Choice, Quarrel, Take
@@ -295,7 +296,7 @@ _GLANCE = Record(
 _STRS = Several(Text(), 65536, list)
 _KEYS = Several(NUMBER, MANY, list)
 _PLACES = Several(PLACE, MANY, list)
-_PEERS = Record(Peers, nodes=_KEYS, places=_PLACES)
+_PEERS = Record(Peers, nodes=_KEYS, places=_PLACES, contents=Bool())
 _ON = (_PAIR,)
 
 CALLS: dict[str, Call] = {

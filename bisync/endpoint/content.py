@@ -4,15 +4,15 @@ Small files are asked for ahead of their turn, so a long way does not cost a rou
 What comes is hashed here: the digest that counts is never the other end's word.
 """
 
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from bisync.core.closure import View
-from bisync.core.node import Kind, NodeId
+from bisync.core.node import NodeId
 from bisync.delta.digest import BLOCK_SIZE, ContentHasher
 from bisync.endpoint.channel import Channel
-from bisync.endpoint.glance import Inline
+from bisync.endpoint.inline import Inline
 from bisync.endpoint.stream import Stream
 from bisync.endpoint.versions import fault_in, version_from_plain, version_to_plain
 from bisync.errors import BisyncError, PathError, ProtocolError, StaleError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _AHEAD = 256  # files that were asked for and not taken yet
 _AHEAD_SIZE = 4 << 20  # bytes of them
-_MOST_INLINE, _MOST_INLINE_SIZE = 16, 64 << 10  # files, and bytes of them
+_FRESH_S = 1.0  # in which what came along is taken for what would come now
 _SLACK = 4 << 10  # bytes that a small file may have grown by
 _SIZE, _YES, _NODE = Int(0, LARGEST), Bool(), Int(0)
 
@@ -40,19 +40,22 @@ class RemoteContent:
         self._coming: OrderedDict[NodeId, tuple[Stream, Expected]] = OrderedDict()
         self._coming_size = 0
         self._here: dict[NodeId, Inline] = {}
+        self._came = 0.0
 
     def expect(self, files: Sequence[Expected]) -> None:
         """These will be asked for whole, in this order."""
         self._drop_all()
-        self._due = deque(file for file in files if file.node not in self._here)
+        self._due = deque(file for file in files if not self.has([file.node]))
         self._ask_ahead()
 
     def learn(self, files: dict[NodeId, Inline]) -> None:
         """These came already; what was not asked for of those before is of no use."""
-        self._here = files
+        self._here, self._came = files, time.monotonic()
 
     def has(self, nodes: Iterable[NodeId]) -> bool:
-        """Whether all of these came already."""
+        """Whether all of these came already, just now."""
+        if time.monotonic() - self._came > _FRESH_S:
+            self.forget()
         return self._here.keys() >= set(nodes)
 
     def _ask_ahead(self) -> None:
@@ -100,7 +103,8 @@ class RemoteContent:
         refuse_writer: bool,
     ) -> Version:
         """Read one whole version into ``sink``."""
-        if (came := self._here.pop(node, None)) is not None:
+        if self.has([node]):
+            came = self._here.pop(node)
             taken = _Taken(sink)
             if came.data:
                 taken.data(memoryview(came.data))
@@ -142,43 +146,6 @@ class RemoteContent:
         """What came or was asked for ahead is of no use."""
         self.forget()
         self._drop_all()
-
-
-def inline(source: ContentSource, files: Sequence[Expected]) -> dict[NodeId, Inline]:
-    """Read what goes along with something else: a few small files, as they are now.
-
-    What cannot be read now is left out: it is asked for, and why not is said then.
-    """
-    found: dict[NodeId, Inline] = {}
-    size = sum(file.size for file in files)
-    if len(files) > _MOST_INLINE or size > _MOST_INLINE_SIZE:
-        return found
-    for file in files:
-        data = bytearray()
-
-        def take(chunk: Chunk, data: bytearray = data) -> None:
-            if len(data) + chunk.length > BULK:
-                raise StaleError("it grew")
-            data += bytes(chunk.length) if chunk.data is None else chunk.data
-
-        try:
-            version = source.supply(file.node, take, data.clear, refuse_writer=file.refuse_writer)
-        except (PathError, OSError):
-            continue
-        found[file.node] = Inline(
-            version.size, version.digest, version.writer, version.instant, bytes(data)
-        )
-    return found
-
-
-def small_files(view: View, nodes: list[NodeId]) -> list[Expected]:
-    """The files among a few nodes; what has more names, or somebody writes to, is left out."""
-    some = view.nodes(nodes).values() if len(nodes) <= _MOST_INLINE else ()
-    return [
-        Expected(each.id, each.content.size, refuse_writer=True)
-        for each in some
-        if each.kind is Kind.FILE and each.nlink == 1
-    ]
 
 
 class _Taken:

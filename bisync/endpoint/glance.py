@@ -6,6 +6,7 @@ from msgspec import Struct, field
 
 from bisync.core.closure import View
 from bisync.core.node import Node, NodeId, Place
+from bisync.endpoint.inline import Inline
 from bisync.fs.conflicts import Choice
 from bisync.fs.walk import ScanResult
 
@@ -27,6 +28,7 @@ class Peers(Struct, frozen=True):
 
     nodes: list[NodeId] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
+    contents: bool = True  # whether what changed on that side may come to the other
 
 
 class Glance(Struct, frozen=True):
@@ -37,17 +39,7 @@ class Glance(Struct, frozen=True):
     companions: list[Place]
     around: Around  # what has to be looked at, and the peers of what changed on the other side
     at: dict[Place, NodeId]  # what is at their places
-    contents: dict[NodeId, "Inline"]  # of what has to be looked at: a few small files
-
-
-class Inline(Struct, frozen=True):
-    """A small file's version that goes along with the steps it is for."""
-
-    size: int
-    digest: bytes
-    writer: bool
-    instant: bool
-    data: bytes
+    contents: dict[NodeId, Inline]  # of what was marked: a few small files
 
 
 def around(view: View, ids: Iterable[NodeId]) -> Around:

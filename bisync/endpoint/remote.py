@@ -15,9 +15,9 @@ from bisync.core.plan import Exchange, Move, Transition, place_of
 from bisync.core.rows import check_rows
 from bisync.endpoint.calls import Done, Opening
 from bisync.endpoint.connect import Connection
-from bisync.endpoint.content import inline
 from bisync.endpoint.far import Far, RemoteView, in_messages
 from bisync.endpoint.glance import AT_A_TIME, Glance, Peers
+from bisync.endpoint.inline import inline
 from bisync.endpoint.interface import AgreedCopy, Ending, Hello, Read
 from bisync.endpoint.service import ContentOnly, FarContent
 from bisync.endpoint.watching import listener
@@ -37,6 +37,7 @@ from bisync.wire.schema import refuse
 log = logging.getLogger(__name__)
 _NUMBERS = 4096  # taken at a time
 _MOST_MARKS = 50_000_000
+_NO_PEERS = Peers()
 
 
 class RemoteArchive:
@@ -549,7 +550,7 @@ class RemoteEndpoint:
         self._far.later("rest")
 
     def wake(
-        self, wait_ms: int | None, spots: set[Spot] | None = None, peers: Peers | None = None
+        self, wait_ms: int | None, spots: set[Spot] | None = None, peers: Peers = _NO_PEERS
     ) -> bool:
         """Go on after a rest.
 
@@ -565,7 +566,6 @@ class RemoteEndpoint:
         if spots is None or self._pair is None:
             anew = bool(self._far("wake", wait_ms))
         else:
-            peers = peers or Peers()
             values = (wait_ms, self._pair, spots, peers)
             answer = self._far.ask("glance", *values, part=self._is_due)
             glance = self._probe_behind(answer)

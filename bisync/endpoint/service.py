@@ -33,8 +33,9 @@ from bisync.core.plan import (
 from bisync.core.rows import check_rows
 from bisync.endpoint.calls import BY_NUMBER, CALLS, Call, Done, Opening
 from bisync.endpoint.channel import Channel
-from bisync.endpoint.content import ContentServer, RemoteContent, inline, small_files
-from bisync.endpoint.glance import AT_A_TIME, Around, Glance, Inline, Peers, around
+from bisync.endpoint.content import ContentServer, RemoteContent
+from bisync.endpoint.glance import AT_A_TIME, Around, Glance, Peers, around
+from bisync.endpoint.inline import Inline, changed
 from bisync.endpoint.interface import Ending, Hello, Read
 from bisync.endpoint.local import LocalEndpoint
 from bisync.endpoint.stream import Stream
@@ -324,12 +325,11 @@ class RootService:
         if self._wake(wait_ms):
             return None
         choices = self.side.choices(archive := self._archive_of(pair))
-        scanned = self.side.look(spots)
-        due = list(self.side.changed(archive))
+        scanned, due = self.side.look(spots), list(self.side.changed(archive))
         for at in range(0, len(due), _SOME):
             send(due[at : at + _SOME])
         there = self.side.view.at(peers.places)
-        contents = inline(self.side, small_files(self.side.view, due))
+        contents = changed(self.side, self.side.view, archive, due) if peers.contents else {}
         said = around(self.side.view, {ROOT, *peers.nodes, *there.values(), *due[: AT_A_TIME - 1]})
         return Glance(choices, scanned, self.side.companions(), said, there, contents)
 

@@ -9,7 +9,9 @@ from bisync.watch.interface import Spot
 _MOST = 500  # changed nodes; of more it asks in the usual way
 
 
-def peers(ledger: Ledger, here: LocalEndpoint, side: Side, spots: set[Spot]) -> Peers:
+def peers(
+    ledger: Ledger, here: LocalEndpoint, side: Side, spots: set[Spot], *, contents: bool = True
+) -> Peers:
     """Look at directories of a side that is here, and find out whom that concerns there.
 
     That is: what was agreed to be the same, the directories that it is in, what is where it is
@@ -18,10 +20,11 @@ def peers(ledger: Ledger, here: LocalEndpoint, side: Side, spots: set[Spot]) -> 
     Args:
         side: which one is here.
         spots: what the run will look at on that side.
+        contents: whether what changed there may come here.
     """
     found = set(here.foresee(ledger.archives[side], spots))
     if not found or len(found) > _MOST:
-        return Peers()
+        return Peers(contents=contents)
     names_of = here.view.names_of(found)
     parents = {parent for names in names_of.values() for parent, _ in names}
     keys = ledger.lead.by_side(side, found | parents)
@@ -42,8 +45,8 @@ def peers(ledger: Ledger, here: LocalEndpoint, side: Side, spots: set[Spot]) -> 
     nodes = {there(key) for key in keys.values()} - {None}
     places.discard(_NOWHERE)
     if len(nodes) + len(places) > AT_A_TIME:  # of files with many names
-        return Peers()
-    return Peers([node for node in nodes if node is not None], list(places))
+        return Peers(contents=contents)
+    return Peers([node for node in nodes if node is not None], list(places), contents)
 
 
 _NOWHERE: Place = (0, b"")

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from bisync.core.ignore import Matcher
 from bisync.core.location import Location, location
-from bisync.core.node import SIDES
+from bisync.core.node import SIDES, Side
 from bisync.core.path import display
 from bisync.endpoint.calls import Opening
 from bisync.endpoint.connect import Connection, Reach
@@ -340,12 +340,13 @@ class Session:
         self.opened(number, side)
         return side
 
-    def _peers(self, number: int, only: tuple[set[Spot], set[Spot]] | None) -> Peers | None:
+    def _peers(self, number: int, only: tuple[set[Spot], set[Spot]] | None) -> Peers:
         """Whom on the other side that concerns which changed on a side that is here."""
-        here = self._open_sides[number]
+        here, side = self._open_sides[number], SIDES[number]
+        contents = self.config.one_way is None or side is Side.BETA
         if only is None or self._pairing is None or not isinstance(here, LocalEndpoint):
-            return None
-        return peers(self._pairing.ledger, here, SIDES[number], only[number])
+            return Peers(contents=contents)
+        return peers(self._pairing.ledger, here, side, only[number], contents=contents)
 
     def is_whole(self) -> bool:
         """Whether the roots that are open just now are still where they were."""
