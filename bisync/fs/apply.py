@@ -6,9 +6,11 @@ content that is not durable, and nothing is unlinked, replaced or overwritten be
 has its place in the store.
 """
 
+import errno
 import json
 import logging
 import os
+import stat
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -20,7 +22,7 @@ from bisync.core.groups import Together
 from bisync.core.ignore import Matcher, reserved
 from bisync.core.method import Apply
 from bisync.core.node import ROOT, Attributes, Content, Kind, Node, NodeId
-from bisync.core.path import STATE_DIR
+from bisync.core.path import STATE_DIR, display
 from bisync.core.plan import (
     Exchange,
     Link,
@@ -51,6 +53,8 @@ from bisync.fs.soften import hard_directories, harden, softened
 from bisync.fs.stage import Stage
 from bisync.fs.store import Store
 from bisync.linux.filesystem import syncfs
+from bisync.linux.lease import Lease, probed
+from bisync.linux.rename import rename_noreplace
 
 if TYPE_CHECKING:
     from bisync.fs.blocklist import BlockLists
@@ -98,6 +102,7 @@ class Applier:
         )  # fmt: skip
         self.record = Recorder(self.look, tools.db)
         self.log = ResultLog(tools.db, tools.index, pair)
+        self.steps: list[Transition] = []
         self.staged: dict[int, Staged] = {}  # by position in the batch
         self.made: dict[NodeId, Staged] = {}
         self.outs: dict[int, bytes] = {}  # names in out/, by position
@@ -138,13 +143,13 @@ class Applier:
             HaltError: the root is not what it was.
         """
         self.t.root.check()
+        self.steps = steps
         bound = {key for group in together for key in group.keys}
         self.fixed = {s.node for s in steps if isinstance(s, Link) or bound & set(keys_of(s))}
         self.source.expect(expected(steps))
         stopped = self._prepare_all(steps)
         self._bind(steps, together)
-        if self.t.fsync:
-            self.t.stage.flush()
+        self.t.stage.flush(durable=self.t.fsync)
         todo = [(i, step) for i, step in enumerate(steps) if i not in self.results]
         if todo:
             self.hard = hard_directories([step for _, step in todo], self.t.index)
@@ -312,13 +317,51 @@ class Applier:
             log.info("stage-not-looked-at name=%s reason=%s", staged.name, error)
             ours = False
         try:
-            if ours:
+            if ours and staged.shown:
+                self._discard(i, staged)
+            elif ours:
                 remove_object(*staged.spot)
             elif staged.dir_fd == self.t.stage.incoming:
                 # Something of the user's got stuck here: recovery brings it to the store.
                 self.t.stage.set_aside(staged.name)
         except OSError as error:
             log.info("stage-clean-up name=%s reason=%s", staged.name, error)
+
+    def _discard(self, i: int, staged: Staged) -> None:
+        """Remove a staged object, unless it was somebody's for a moment.
+
+        It may have been at its name before that was taken back. Whoever opened it there goes on
+        with it, and finds it beside the name; so does who made something in a directory.
+        """
+        info = self.look.stat(*staged.spot)
+        if stat.S_ISDIR(info.st_mode):
+            try:
+                os.rmdir(staged.name, dir_fd=staged.dir_fd)
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+        elif stat.S_ISREG(info.st_mode):
+            with probed(*staged.spot) as (_, lease):
+                then = staged.info.st_size, staged.info.st_mtime_ns
+                if lease is not Lease.REFUSED and (info.st_size, info.st_mtime_ns) == then:
+                    remove_object(*staged.spot)
+                    return
+        else:
+            remove_object(*staged.spot)
+            return
+        place = place_of(self.steps[i]) or (ROOT, staged.name)
+        try:
+            dir_fd, name = self.t.directories.at(place)
+            beside = name[:200] + b".edited-" + os.urandom(4).hex().encode()
+            rename_noreplace(*staged.spot, dir_fd, beside)
+        except (StaleError, OSError) as error:
+            log.warning("kept-in-stage name=%s reason=%s", staged.name, error)
+            if staged.dir_fd == self.t.stage.incoming:
+                self.t.stage.set_aside(staged.name)
+            return
+        self.record.touched.add(place[0])
+        log.warning("kept-beside path=%s", display(self.t.index.place_path((place[0], beside))))
 
     def _prepare(self, i: int, step: Transition) -> None:
         """Build what the step needs, and choose names for what it takes away."""

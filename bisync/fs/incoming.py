@@ -65,6 +65,7 @@ class Staged(Struct):
     matched: int = 0  # content bytes that were here already
     blocks: "Blocks | None" = None  # of a big file
     apart: "Apart | None" = None  # of a file that is to be written into: only what is new is here
+    shown: bool = False  # it may have had its name for a moment
 
     @property
     def spot(self) -> tuple[int, bytes]:

@@ -181,6 +181,7 @@ class Performer:
         if known is not None and is_dir and known.foreign and self._holds_more(removal):
             raise PathError("a directory that holds files which are left alone is in its place")
         with self.look.guarded(place, removal.node) as guard:
+            staged.shown = True
             self._near(i, place, lambda: self._swap_in(staged.spot, place, guard))
         with _undone_by(lambda: swap(*staged.spot, *self.directories.at(place))):
             if stat.S_ISDIR(guard.looked.info.st_mode):
@@ -416,6 +417,7 @@ class Performer:
             if step.keep is not None:
                 self._link_free(guard.looked, *self.directories.at(step.keep))
             with _undone_by(lambda: self._undo_keep(step, guard)):
+                staged.shown = True
                 self._near(i, first, lambda: self._swap_in(staged.spot, first, guard))
                 done = [first]
                 with _undone_by(lambda: self._swap_back(staged, done)):

@@ -124,11 +124,13 @@ class Stage:
         else:
             os.close(fd)
 
-    def flush(self) -> None:
-        """Make every finished file durable."""
+    def flush(self, *, durable: bool = True) -> None:
+        """Make every finished file durable, if it has to be; we do not write to them any more."""
         fds, count = self._unflushed, self._written
         self._unflushed, self._written = [], 0
         try:
+            if not durable:
+                return
             if count > _FSYNC_EACH:
                 syncfs(self.incoming)
             elif len(fds) > 1 and self._workers > 1:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,9 +57,7 @@ def test_writer_who_opens_during_the_exchange(here: Pair, monkeypatch: pytest.Mo
         if not threads and b_name == b"x":
             threads.append(threading.Thread(target=write))
             threads[0].start()
-            breaking = time.monotonic() + 20
-            while not _somebody_waits(b / "x") and time.monotonic() < breaking:
-                pass
+            assert _somebody_waits(b / "x")
         real(a_dir, a_name, b_dir, b_name)
 
     monkeypatch.setattr(perform, "swap", swap)
@@ -73,13 +72,97 @@ def test_writer_who_opens_during_the_exchange(here: Pair, monkeypatch: pytest.Mo
 
 
 def _somebody_waits(path: Path) -> bool:
-    """Whether a lease on a file is being broken: a second opener would have to wait."""
-    flags = os.O_RDWR | os.O_NONBLOCK
-    try:
-        os.close(os.open(path, flags))
-    except BlockingIOError:
-        return True
+    """Wait until somebody who opens a file waits for its lease."""
+    number, until = path.stat().st_ino, time.monotonic() + 20
+    while time.monotonic() < until:
+        for line in Path("/proc/locks").read_text().splitlines():
+            if "LEASE" in line and "BREAKING" in line and line.split()[-3].endswith(f":{number}"):
+                return True
+        time.sleep(0.001)
     return False
+
+
+@pytest.mark.parametrize("end", ["closes it", "goes on"])
+@pytest.mark.parametrize("why", ["somebody waits", "no room"])
+def test_writer_who_opens_what_is_taken_back(
+    here: Pair, monkeypatch: pytest.MonkeyPatch, why: str, end: str
+):
+    """What was at the name for a moment only is the file of whoever opened it then."""
+    a, b = here
+    put(a / "x", b"old", t=NOON)
+    bisync.sync(a, b)
+    edit(a / "x", b"from alpha", t=NOON + 10)
+    real, keep, threads, files = perform.swap, perform.Performer._keep, [], list[Any]()
+
+    def write() -> None:
+        with (b / "x").open("r+b", buffering=0) as file:
+            file.write(b"WRITTEN")
+
+    def use() -> None:
+        files.append((b / "x").open("r+b", buffering=0))
+        files[0].write(b"SOMETHING ELSE")
+        if end == "closes it":
+            files[0].close()
+
+    def swap(a_dir: int, a_name: bytes, b_dir: int, b_name: bytes) -> None:
+        if files or b_name != b"x" or why != "somebody waits":
+            return real(a_dir, a_name, b_dir, b_name)
+        threads.append(threading.Thread(target=write))
+        threads[0].start()
+        assert _somebody_waits(b / "x")
+        real(a_dir, a_name, b_dir, b_name)
+        return use()
+
+    def kept(self: perform.Performer, *rest: Any) -> Any:
+        if files or why != "no room":
+            return keep(self, *rest)
+        use()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(perform, "swap", swap)
+    monkeypatch.setattr(perform.Performer, "_keep", kept)
+    bisync.sync(a, b)
+    for thread in threads:
+        thread.join()
+    edited = b"SOMETHING ELSE"
+    if end == "goes on":
+        files[0].write(b" AND MORE")
+        files[0].close()
+        edited += b" AND MORE"
+    monkeypatch.undo()
+    for _ in range(2):
+        bisync.sync(a, b)
+    assert_equal(a, b)
+    assert {edited, b"from alpha"} <= everything(a, b)
+    (beside,) = (name for name in look(b) if name.startswith("x.edited-"))
+    assert look(b)[beside] == edited
+
+
+def test_something_made_in_a_directory_that_is_taken_back(
+    here: Pair, monkeypatch: pytest.MonkeyPatch
+):
+    """As of a file: it was somebody's for a moment."""
+    a, b = here
+    put(a / "x", b"old", t=NOON)
+    bisync.sync(a, b)
+    (a / "x").unlink()
+    (a / "x").mkdir()
+    keep, done = perform.Performer._keep, list[Path]()
+
+    def kept(self: perform.Performer, *rest: Any) -> Any:
+        if not done:
+            done.append(put(b / "x/new", b"made"))
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return keep(self, *rest)
+
+    monkeypatch.setattr(perform.Performer, "_keep", kept)
+    bisync.sync(a, b)
+    assert done
+    monkeypatch.undo()
+    for _ in range(2):
+        bisync.sync(a, b)
+    assert_equal(a, b)
+    assert b"made" in everything(a, b)
 
 
 # --- No rename leads there ---

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from bisync import Session
+from bisync import Config, Fsync, Session
 from tests.system.live import AGENT, Watching, ready, watching
 from tests.trees import assert_equal, contents, environment, kept, look, put, snapshot, sync
 
@@ -160,6 +160,18 @@ def test_storms_on_both_sides(live: tuple[Path, Path, Watching], seed: int):
     assert again.counts("created", "updated", "deleted", "moves") == {
         "created": 0, "updated": 0, "deleted": 0, "moves": 0,
     }  # fmt: skip
+
+
+def test_without_flushes(here: Pair):
+    """What the engine wrote it does not hold open: it would be busy for ever."""
+    a, b = here
+    put(a / "d/f", b"0")
+    with Session(a, b, Config(fsync=Fsync.NEVER)) as session:
+        session.run()
+        for number in range(3):
+            (a / "d/f").write_bytes(b"again %d" % number)
+            assert session.run(only=(["d"], [])).exit_code == 0
+            assert (b / "d/f").read_bytes() == b"again %d" % number
 
 
 def test_while_a_file_is_written(live: tuple[Path, Path, Watching]):
