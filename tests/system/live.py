@@ -143,7 +143,7 @@ def watching(
     assert "Traceback" not in "".join(it.said), "".join(it.said)
 
 
-def ready(it: Watching) -> Watching:
+def ready(it: Watching, seconds: float = 60) -> Watching:
     """Wait until both sides were made equal for the first time."""
-    assert it.until(lambda e: e["type"] == "ready"), it.said
+    assert it.until(lambda e: e["type"] == "ready", seconds), it.said
     return it

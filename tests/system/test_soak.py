@@ -244,9 +244,10 @@ def _cut(host: str) -> None:
 
 
 def _quiet(it: Watching) -> None:
-    """Until it says that all is done."""
-    ready(it)
-    deadline = time.monotonic() + 180
+    """Until it says that all is done; after a long soak there is much to look at again."""
+    patience_s = 180 + SECONDS / 10
+    ready(it, seconds=patience_s)
+    deadline = time.monotonic() + patience_s
     while (done := it.ask("wait", "--timeout", "60", check=(0, 12, 23, 24, 30))).rc:
         assert time.monotonic() < deadline, (done, it.status(), it.said[-20:])
 
