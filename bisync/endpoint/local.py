@@ -26,7 +26,7 @@ from bisync.fs.archive import Archive, add_pair
 from bisync.fs.claim import Claim, claim
 from bisync.fs.conflicts import Choice, Quarrel
 from bisync.fs.content import Chunk, ContentSource, Expected, Version
-from bisync.fs.displaced import was_written
+from bisync.fs.displaced import edited, was_written
 from bisync.fs.index import Index
 from bisync.fs.oplog import OperationLog
 from bisync.fs.recovery import Recovered, recover
@@ -583,7 +583,7 @@ class LocalEndpoint:
                         parts = parts[:number]  # the nearest directory that is still there
                         break
                     opened.append(folder)
-                beside = base[:200] + b".edited-" + os.urandom(4).hex().encode()
+                beside = edited(base)
                 rename_noreplace(fd, name, folder, beside)
                 return b"/".join([*parts, beside])
             finally:

@@ -41,6 +41,7 @@ from bisync.errors import BusyError, Interrupted, PathError, StaleError
 from bisync.fs.content import ContentSource, Expected
 from bisync.fs.copying import remove_object
 from bisync.fs.database import Database
+from bisync.fs.displaced import edited
 from bisync.fs.incoming import LARGE, Arrived, Builder, Staged, not_told
 from bisync.fs.index import Index
 from bisync.fs.log import ResultLog
@@ -353,7 +354,7 @@ class Applier:
         place = place_of(self.steps[i]) or (ROOT, staged.name)
         try:
             dir_fd, name = self.t.directories.at(place)
-            beside = name[:200] + b".edited-" + os.urandom(4).hex().encode()
+            beside = edited(name)
             rename_noreplace(*staged.spot, dir_fd, beside)
         except (StaleError, OSError) as error:
             log.warning("kept-in-stage name=%s reason=%s", staged.name, error)

@@ -13,6 +13,11 @@ from bisync.fs.root import OPEN_DIR
 from bisync.linux.lease import Lease, probed
 
 
+def edited(name: bytes) -> bytes:
+    """A name beside one, for what somebody has open under that."""
+    return name[:200] + b".edited-" + os.urandom(4).hex().encode()
+
+
 def evidence(dir_fd: int, name: bytes) -> list[Any] | None:
     """What would change if somebody wrote to an object; ``None`` where nobody can."""
     info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)

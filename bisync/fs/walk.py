@@ -21,6 +21,7 @@ from bisync.core.node import ROOT, Content, Kind, Node, NodeId, Place
 from bisync.core.path import STATE_DIR, TEMP_PREFIX, display
 from bisync.errors import HaltError, StaleError
 from bisync.fs.index import NO_STAMP, Index, stamp_of
+from bisync.fs.look import stamp
 from bisync.fs.meta import attributes_of, kind_of, read_xattrs
 from bisync.fs.observe import differs, known_as, observe
 from bisync.fs.proof import is_gone
@@ -158,13 +159,9 @@ class Scanner:
             try:
                 parent, name = directories.at(place)
                 info = os.stat(name, dir_fd=parent, follow_symlinks=False)
-                stamp = stamp_of(
-                    info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_mode,
-                    info.st_uid, info.st_gid, info.st_nlink,
-                )  # fmt: skip
-                known = self.index.stamp(place)
-                if stamp != known and os.path.samestat(info, os.fstat(fd)):
-                    found = self._look(parent, place, path, info, stamp, (node, known))
+                now, known = stamp(info), self.index.stamp(place)
+                if now != known and os.path.samestat(info, os.fstat(fd)):
+                    found = self._look(parent, place, path, info, now, (node, known))
                     if known == NO_STAMP or found != node:
                         self.index.set_stamp(place, NO_STAMP)
             except (FileNotFoundError, StaleError):
