@@ -6,11 +6,9 @@ content that is not durable, and nothing is unlinked, replaced or overwritten be
 has its place in the store.
 """
 
-import errno
 import json
 import logging
 import os
-import stat
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -41,7 +39,7 @@ from bisync.errors import BusyError, Interrupted, PathError, StaleError
 from bisync.fs.content import ContentSource, Expected
 from bisync.fs.copying import remove_object
 from bisync.fs.database import Database
-from bisync.fs.displaced import edited
+from bisync.fs.displaced import leave_beside, remove_unused
 from bisync.fs.incoming import LARGE, Arrived, Builder, Staged, not_told
 from bisync.fs.index import Index
 from bisync.fs.log import ResultLog
@@ -54,8 +52,6 @@ from bisync.fs.soften import hard_directories, harden, softened
 from bisync.fs.stage import Stage
 from bisync.fs.store import Store
 from bisync.linux.filesystem import syncfs
-from bisync.linux.lease import Lease, probed
-from bisync.linux.rename import rename_noreplace
 
 if TYPE_CHECKING:
     from bisync.fs.blocklist import BlockLists
@@ -334,35 +330,19 @@ class Applier:
         It may have been at its name before that was taken back. Whoever opened it there goes on
         with it, and finds it beside the name; so does who made something in a directory.
         """
-        info = self.look.stat(*staged.spot)
-        if stat.S_ISDIR(info.st_mode):
-            try:
-                os.rmdir(staged.name, dir_fd=staged.dir_fd)
-                return
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-        elif stat.S_ISREG(info.st_mode):
-            with probed(*staged.spot) as (_, lease):
-                then = staged.info.st_size, staged.info.st_mtime_ns
-                if lease is not Lease.REFUSED and (info.st_size, info.st_mtime_ns) == then:
-                    remove_object(*staged.spot)
-                    return
-        else:
-            remove_object(*staged.spot)
+        then = staged.info.st_size, staged.info.st_mtime_ns
+        if remove_unused(*staged.spot, then):
             return
         place = place_of(self.steps[i]) or (ROOT, staged.name)
         try:
-            dir_fd, name = self.t.directories.at(place)
-            beside = edited(name)
-            rename_noreplace(*staged.spot, dir_fd, beside)
+            beside = leave_beside(self.t.directories, staged.spot, place)
         except (StaleError, OSError) as error:
             log.warning("kept-in-stage name=%s reason=%s", staged.name, error)
             if staged.dir_fd == self.t.stage.incoming:
                 self.t.stage.set_aside(staged.name)
             return
         self.record.touched.add(place[0])
-        log.warning("kept-beside path=%s", display(self.t.index.place_path((place[0], beside))))
+        log.warning("kept-beside path=%s", display(self.t.index.place_path(beside)))
 
     def _prepare(self, i: int, step: Transition) -> None:
         """Build what the step needs, and choose names for what it takes away."""

@@ -93,9 +93,6 @@ class ResultLog:
                 row["before"] = self._group_before(step)
                 if isinstance(step, Link):
                     row["linked"] = self._made(step.node, todo, staged) or self._state(step.node)
-                elif (new := staged.get(i)) is not None:
-                    is_file = new.content.kind is Kind.FILE
-                    row["mtime"] = new.info.st_mtime_ns if is_file else 0
                 elif isinstance(step, Remove):
                     row["members"] = [node for _, node in step.members]
                 elif isinstance(step, SetAttributes):
@@ -162,11 +159,13 @@ class ResultLog:
             digest = staged.content.digest
             row["digest"] = None if digest is None else digest.hex()
             row["size"] = staged.content.size
+            if not isinstance(step, Link):  # of which only the name is new
+                is_file = staged.content.kind is Kind.FILE
+                row["mtime"] = staged.info.st_mtime_ns if is_file else 0
             known = self.index.identity(step.node)
             if staged.apart is not None and known is not None:
                 row["undo"] = staged.apart.undo.decode()
                 row["into"] = known[0].hex()
-                row["mtime"] = staged.info.st_mtime_ns
         if out is not None:
             row["out"] = out.decode()
         match step:

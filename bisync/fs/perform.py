@@ -447,7 +447,7 @@ class Performer:
         kept = in_place.write(place, step.node, staged)
         if kept is None:
             in_place.make_whole(place, step.node, staged)
-            self.log.amend(i, undo=None)
+            self.log.amend(i, undo=None, mtime=staged.info.st_mtime_ns)
             return None
         return kept
 

@@ -20,6 +20,7 @@ from bisync.core.rows import update_from_list
 from bisync.errors import PathError, StaleError
 from bisync.fs.content import read_version
 from bisync.fs.copying import is_another_place, remove_object
+from bisync.fs.displaced import leave_beside, remove_unused
 from bisync.fs.finisher import Finisher, handle_in
 from bisync.fs.incoming import link_beside
 from bisync.fs.log import FAILED, STUCK_PAIR, note_stuck, place_from_row
@@ -342,7 +343,7 @@ class _Recovery:
         elif "in" not in row:
             self._bring_back(dir_fd, name, row)
         elif handle_in(row) in (None, handle):
-            remove_object(dir_fd, name)
+            self._discard((dir_fd, name), row)
         else:
             self.to_store(dir_fd, name, row)
         self._remove_links(dir_fd, name, len(row.get("at", ())))
@@ -371,8 +372,8 @@ class _Recovery:
             if name.startswith(PARTIAL):
                 continue  # the next run may go on with it
             found = incoming.get(name.removesuffix(ASIDE))
-            if not name.endswith(ASIDE) and self._is_unused(name, found):
-                remove_object(stage.incoming, name)
+            if not name.endswith(ASIDE) and self._is_ours(name, found):
+                self._discard((stage.incoming, name), found)
             else:
                 self.to_store(stage.incoming, name, found)
         for name in map(os.fsencode, there):
@@ -383,17 +384,39 @@ class _Recovery:
             else:
                 self.to_store(stage.displaced, name, found)
 
-    def _is_unused(self, name: bytes, row: dict[str, Any] | None) -> bool:
-        """Whether an incoming object never had a name in the tree.
+    def _is_ours(self, name: bytes, row: dict[str, Any] | None) -> bool:
+        """Whether an incoming object is what a step made, and not what an exchange gave for it.
 
         Intents are durable before the first name is touched, so what the log does not know
         was never used; unless the log itself was lost.
         """
         if row is None:
             return not self.replica.lost_log
-        if "near" in row or row.get("undo"):
-            return True  # what is to be written into a file is never exchanged with it
+        if _stayed_in_stage(row):
+            return True
         return handle_in(row) in (None, self.look.handle(self.replica.stage.incoming, name))
+
+    def _discard(self, spot: tuple[int, bytes], row: dict[str, Any] | None) -> None:
+        """Remove what a step made, unless somebody used it while an exchange showed it."""
+        in_stage = spot[0] == self.replica.stage.incoming
+        # A link adds nothing; without an identity it is no whole copy yet.
+        hidden = row is None or "mtime" not in row or handle_in(row) is None
+        if row is None or hidden or (in_stage and _stayed_in_stage(row)):
+            remove_object(*spot)
+        elif not remove_unused(*spot, (row["size"], row["mtime"])):
+            self._leave_beside(spot, row)
+
+    def _leave_beside(self, spot: tuple[int, bytes], row: dict[str, Any]) -> None:
+        try:
+            beside = leave_beside(self.replica.directories, spot, place_from_row(row["at"][0]))
+            os.fsync(self.replica.directories.open(beside[0]))
+        except (StaleError, OSError) as error:
+            log.info("recovered name=%s reason=%s", spot[1], error)
+            self.to_store(*spot, row)
+            return
+        path = display(self.index.place_path(beside))
+        self.out.returned += 1
+        self.out.said.append(f"{path}: somebody used it before the run stopped that had brought it")
 
     def _bring_back(self, from_fd: int, name: bytes, row: dict[str, Any]) -> None:
         """What was on its way out of the tree goes back: the next plan decides again."""
@@ -493,6 +516,14 @@ class _Recovery:
         else:
             return  # it has its name in the tree
         note_stuck(self.replica.database, path, where)
+
+
+def _stayed_in_stage(row: dict[str, Any]) -> bool:
+    """Whether what a step made there was never exchanged with a name of the tree.
+
+    It was copied beside its target first, or was there to be written into a file.
+    """
+    return "near" in row or bool(row.get("undo"))
 
 
 def _places(rows: list[Any]) -> list[Place]:

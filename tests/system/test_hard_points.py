@@ -10,12 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from signal import SIGKILL
 from typing import Any
 
 import pytest
 
 import bisync
-from bisync.fs import perform
+from bisync.fs import apply, perform
 from bisync.linux import rename
 from tests.system.vault import Vault
 from tests.trees import (
@@ -163,6 +164,58 @@ def test_something_made_in_a_directory_that_is_taken_back(
         bisync.sync(a, b)
     assert_equal(a, b)
     assert b"made" in everything(a, b)
+
+
+@pytest.mark.parametrize("end", ["closes it", "goes on", "makes something in it"])
+def test_killed_when_it_took_back_what_somebody_used(
+    here: Pair, monkeypatch: pytest.MonkeyPatch, end: str
+):
+    """As above; but nobody is left to look at it, and the next run finds it in the stage."""
+    a, b = here
+    put(a / "x", b"old", t=NOON)
+    bisync.sync(a, b)
+    (a / "x").unlink()
+    if end == "makes something in it":
+        (a / "x").mkdir()
+        script = 'read go; printf EDITED > "$1/new"; echo done'
+    else:
+        put(a / "x", b"from alpha", t=NOON + 10)
+        script = (
+            'read go; exec 3<>"$1"; printf EDITED >&3; truncate -s 6 "$1"; echo done; '
+            "read go; printf MORE >&3"
+        )
+    line = ["sh", "-c", script, "sh", b / "x"]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as user:
+
+        def use(*_: Any) -> Any:
+            user.stdin.write(b"go\n")
+            assert user.stdout.readline() == b"done\n"
+            if end == "closes it":
+                user.stdin.write(b"go\n")
+                user.stdout.read()  # until it ended
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(perform.Performer, "_keep", use)
+        monkeypatch.setattr(apply.Applier, "_clean_up", lambda *_: os.kill(os.getpid(), SIGKILL))
+        if not (engine := os.fork()):
+            try:
+                bisync.sync(a, b)
+            finally:
+                os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(engine, 0)[1]) == -SIGKILL
+        monkeypatch.undo()
+        report = bisync.sync(a, b)
+        if end == "goes on":
+            user.stdin.write(b"go\n")
+        user.stdin.close()
+    assert any("x.edited-" in said for said in report.messages), report
+    for _ in range(2):
+        bisync.sync(a, b)
+    assert_equal(a, b)
+    edited = b"EDITED" if end == "makes something in it" else b"EDITEDMORE"
+    (beside,) = {name.split("/")[0] for name in look(b) if name.startswith("x.edited-")}
+    assert edited in everything(a, b)
+    assert edited in (look(b).get(beside), look(b).get(f"{beside}/new"))
 
 
 # --- No rename leads there ---
