@@ -314,13 +314,12 @@ class Applier:
             log.info("stage-not-looked-at name=%s reason=%s", staged.name, error)
             ours = False
         try:
-            if ours and staged.shown:
+            if not ours:
+                self._let_wait(i, staged)  # somebody's got stuck here
+            elif staged.shown and not isinstance(self.steps[i], Link):
                 self._discard(i, staged)
-            elif ours:
+            else:
                 remove_object(*staged.spot)
-            elif staged.dir_fd == self.t.stage.incoming:
-                # Something of the user's got stuck here: recovery brings it to the store.
-                self.t.stage.set_aside(staged.name)
         except OSError as error:
             log.info("stage-clean-up name=%s reason=%s", staged.name, error)
 
@@ -337,12 +336,15 @@ class Applier:
         try:
             beside = leave_beside(self.t.directories, staged.spot, place)
         except (StaleError, OSError) as error:
-            log.warning("kept-in-stage name=%s reason=%s", staged.name, error)
-            if staged.dir_fd == self.t.stage.incoming:
-                self.t.stage.set_aside(staged.name)
+            log.warning("not-left-beside name=%s reason=%s", staged.name, error)
+            self._let_wait(i, staged)
             return
         self.record.touched.add(place[0])
         log.warning("kept-beside path=%s", display(self.t.index.place_path(beside)))
+
+    def _let_wait(self, i: int, staged: Staged) -> None:
+        place = place_of(self.steps[i]) or (ROOT, staged.name)
+        self.performer.back.let_wait(staged.spot, self.t.index.place_path(place), place[0])
 
     def _prepare(self, i: int, step: Transition) -> None:
         """Build what the step needs, and choose names for what it takes away."""

@@ -46,6 +46,7 @@ def remove_unused(dir_fd: int, name: bytes, state: tuple[int, int]) -> bool:
             return False
     elif stat.S_ISREG(info.st_mode):
         with probed(dir_fd, name) as (_, lease):
+            info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)  # now that nobody writes
             if lease is Lease.REFUSED or (info.st_size, info.st_mtime_ns) != state:
                 return False
             remove_object(dir_fd, name)
@@ -96,9 +97,7 @@ def _add(digest: Any, dir_fd: int, name: bytes) -> None:
 
 def was_written(dir_fd: int, name: bytes, before: list[Any]) -> bool:
     """Whether an object is not what it was, or a writer holds it."""
-    if evidence(dir_fd, name) != before:
-        return True
     if not stat.S_ISREG(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
-        return False
-    with probed(dir_fd, name) as (_, lease):
-        return lease is Lease.REFUSED
+        return evidence(dir_fd, name) != before
+    with probed(dir_fd, name) as (_, lease):  # who writes and closes now is seen by what follows
+        return lease is Lease.REFUSED or evidence(dir_fd, name) != before

@@ -31,6 +31,7 @@ from bisync.fs.index import Index
 from bisync.fs.soften import soft
 
 FAILED = "Failed"  # in place of an operation
+NOBODYS = "00"  # a handle that no object has: what is there was exchanged, and is not ours
 STUCK_PAIR = -1  # its rows say where that belongs which the store did not take yet
 _INSERT = "INSERT INTO result(pair, done, payload) VALUES(?, 0, ?)"
 
@@ -126,12 +127,13 @@ class ResultLog:
         self.db.execute("UPDATE result SET payload=? WHERE seq=?", (json.dumps(row), self.rows[i]))
         self.db.commit()
 
-    def stuck(self, path: bytes, name: bytes, *, displaced: bool) -> None:
-        """Note what waits in the stage for the store, so that it is never taken for unused."""
-        # A handle that no object has: what is there was exchanged, and is not ours.
-        where = (
-            {"out": name.decode("latin-1")} if displaced else {"in": name.decode(), "handle": "00"}
-        )
+    def stuck(self, path: bytes, where: dict[str, Any]) -> None:
+        """Note what waits for the store, so that it is never taken for unused. No commit.
+
+        Args:
+            path: where it was.
+            where: where it is: ``out``, ``in`` with a handle, or ``near``, as rows say it.
+        """
         self.db.begin()
         note_stuck(self.db, path, where)
 

@@ -8,7 +8,7 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,6 +43,7 @@ from bisync.fs.retention import HAS_DELTAS
 from bisync.fs.root import OPEN_DIR
 from bisync.fs.stage import Stage
 from bisync.fs.store import Store
+from bisync.fs.takeback import Spot, TakeBack, link
 from bisync.linux.rename import is_unsupported, rename_noreplace, swap
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class Performer:
         self.stage = stage
         self.store = store
         self.log = log
+        self.back = TakeBack(look, stage, log)
         self.staged = staged  # by position in the batch
         self.outs = outs  # names in out/, by position
         self.matcher = matcher
@@ -182,8 +184,8 @@ class Performer:
             raise PathError("a directory that holds files which are left alone is in its place")
         with self.look.guarded(place, removal.node) as guard:
             staged.shown = True
-            self._near(i, place, lambda: self._swap_in(staged.spot, place, guard))
-        with _undone_by(lambda: swap(*staged.spot, *self.directories.at(place))):
+            self._near(i, place, lambda: self._swap_in(staged.spot, staged.handle, place, guard))
+        with _undone_by(lambda: self.back.exchange(staged.spot, place, staged.handle)):
             if stat.S_ISDIR(guard.looked.info.st_mode):
                 members = {node for _, node in removal.members}
                 look_through(self.look, *staged.spot, removal.node, members)
@@ -191,11 +193,10 @@ class Performer:
         self.record.forget_tree(removal, place)
         return kept
 
-    def _swap_in(self, spot: tuple[int, bytes], place: Place, guard: Guard) -> None:
+    def _swap_in(self, spot: Spot, ours: bytes, place: Place, guard: Guard) -> None:
         """Exchange, look at what came out, and take it back if it is a surprise."""
-        dir_fd, name = self.directories.at(place)
-        swap(*spot, dir_fd, name)
-        with _undone_by(lambda: swap(*spot, dir_fd, name)):
+        swap(*spot, *self.directories.at(place))
+        with _undone_by(lambda: self.back.exchange(spot, place, ours)):
             if guard.somebody_waits() or not self.look.same_object(*spot, guard.looked):
                 raise StaleError("somebody changed it at the same moment")
         self.record.touched.add(place[0])
@@ -225,23 +226,12 @@ class Performer:
             if not self.together or dir_fd not in (self.stage.incoming, self.stage.displaced):
                 raise
             self.waiting = f"what it replaced waits in the stage: {error.reason}"
-            self._let_wait(dir_fd, name, path)
+            self.back.let_wait((dir_fd, name), path, ROOT)
             return None
         is_copied_dir = kept.copied and stat.S_ISDIR(info.st_mode)
         if before is not None and not is_copied_dir:  # nobody holds what is only a copy
             self.displaced.append((kept.path, path, before))
         return kept.path
-
-    def _let_wait(self, dir_fd: int, name: bytes, path: bytes) -> None:
-        """What the store does not take now stays in the stage; the next run brings it there."""
-        log.warning("not-kept-yet path=%s reason=%s", display(path), self.waiting)
-        if dir_fd == self.stage.incoming:
-            try:
-                self.stage.set_aside(name)
-                dir_fd = self.stage.displaced
-            except OSError as error:
-                log.info("stage-entry-stays name=%s reason=%s", name, error)
-        self.log.stuck(path, name, displaced=dir_fd == self.stage.displaced)
 
     def _link(self, i: int, step: Link) -> Result:
         places = self.index.places(step.node)
@@ -266,7 +256,7 @@ class Performer:
     @staticmethod
     def _link_free(looked: Looked, dir_fd: int, name: bytes) -> None:
         try:
-            _link((looked.dir_fd, looked.name), (dir_fd, name))
+            link((looked.dir_fd, looked.name), (dir_fd, name))
         except FileExistsError as error:
             raise StaleError("something new has its name") from error
         except OSError as error:
@@ -321,7 +311,7 @@ class Performer:
         with self.look.guarded(step.new, removal.node) as guard:
             two = guard.looked
             swap(one.dir_fd, one.name, two.dir_fd, two.name)
-            with _undone_by(lambda: swap(one.dir_fd, one.name, two.dir_fd, two.name)):
+            with _undone_by(lambda: self.back.names(one, two)):
                 if (
                     self.look.handle(two.dir_fd, two.name) != one.handle
                     or not self.look.same_object(one.dir_fd, one.name, two)
@@ -330,8 +320,8 @@ class Performer:
                     raise StaleError("somebody changed it at the same moment")
                 out = self._take_out(i, step.old, one)
         with (
-            _undone_by(lambda: swap(one.dir_fd, one.name, two.dir_fd, two.name)),
-            _undone_by(lambda: self._place_free(*out, one.dir_fd, one.name)),
+            _undone_by(lambda: self.back.names(one, two)),
+            _undone_by(lambda: self._put_back(out, one)),
         ):
             kept = self._keep(*out, path, removal)
         self.record.forget_tree(removal, step.new)
@@ -418,9 +408,11 @@ class Performer:
                 self._link_free(guard.looked, *self.directories.at(step.keep))
             with _undone_by(lambda: self._undo_keep(step, guard)):
                 staged.shown = True
-                self._near(i, first, lambda: self._swap_in(staged.spot, first, guard))
+                self._near(
+                    i, first, lambda: self._swap_in(staged.spot, staged.handle, first, guard)
+                )
                 done = [first]
-                with _undone_by(lambda: self._swap_back(staged, done)):
+                with _undone_by(lambda: self.back.group(staged, done)):
                     for place in rest:
                         self._follow(staged, len(done), first, place, guard)
                         done.append(place)
@@ -429,7 +421,7 @@ class Performer:
             os.unlink(staged.name, dir_fd=staged.dir_fd)
             self.record.touched.add(step.keep[0])
         else:
-            with _undone_by(lambda: self._swap_back(staged, step.places)):
+            with _undone_by(lambda: self.back.group(staged, step.places)):
                 kept = self._keep(*staged.spot, path, step)
         self.record.replaced(step, staged)
         return Result(step, Status.DONE, size=staged.size, kept=kept, missed=staged.missed)
@@ -459,23 +451,14 @@ class Performer:
         What comes out is a link of the old object, which the stage still has.
         """
         temp = staged.dir_fd, link_beside(staged.name, number)
-        _link(self.directories.at(first), temp)
+        link(self.directories.at(first), temp)
         try:
             if self.look.handle(*temp) != staged.handle:
+                os.unlink(temp[1], dir_fd=temp[0])
                 raise StaleError("somebody changed it at the same moment")
-            self._swap_in(temp, place, guard)
+            self._swap_in(temp, staged.handle, place, guard)
         finally:
-            _forget(temp)
-
-    def _swap_back(self, staged: Staged, places: Sequence[Place]) -> None:
-        """The old version could not be kept: it takes its names again."""
-        first, *rest = [self.directories.at(place) for place in places]
-        for number, (dir_fd, name) in enumerate(rest, 1):
-            temp = staged.dir_fd, link_beside(staged.name, number)
-            _link(staged.spot, temp)
-            swap(*temp, dir_fd, name)
-            _forget(temp)
-        swap(*staged.spot, *first)
+            self.back.drop_link(temp, place, staged.handle, guard.looked.handle)
 
     def _undo_keep(self, step: Replace, guard: Guard) -> None:
         if step.keep is not None:
@@ -599,22 +582,3 @@ class Performer:
         self.record.db.begin()
         self.record.attributes(row, wanted)
         return Result(step, Status.DONE, missed=tuple(missed))
-
-
-def _forget(link: tuple[int, bytes]) -> None:
-    """Remove a link in the stage; one that stays is removed before the next run."""
-    try:
-        os.unlink(link[1], dir_fd=link[0])
-    except OSError as error:
-        log.info("stage-not-emptied name=%s reason=%s", link[1], error)
-
-
-def _link(source: tuple[int, bytes], target: tuple[int, bytes]) -> None:
-    """One more name for an object; a symlink itself, never what it leads to."""
-    os.link(
-        source[1],
-        target[1],
-        src_dir_fd=source[0],
-        dst_dir_fd=target[0],
-        follow_symlinks=False,
-    )

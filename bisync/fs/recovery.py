@@ -28,6 +28,7 @@ from bisync.fs.look import Looker
 from bisync.fs.meta import attributes_of, kind_of
 from bisync.fs.replica import Replica
 from bisync.fs.stage import PARTIAL
+from bisync.fs.takeback import link, swap_back
 from bisync.fs.torn import Mended, Mender
 from bisync.linux.boot import boot_id
 from bisync.linux.filesystem import syncfs
@@ -255,16 +256,18 @@ class _Recovery:
         if (info.st_size, info.st_mtime_ns) != (size, mtime_ns):
             return
         first_dir, first = self.replica.directories.at(places[0])
-        self._remove_links(*spot, len(places))
+        self._remove_links(*spot, row)
         for number, place in enumerate(places[1:], 1):
             if self._handle_at(place) != old:
                 continue
             dir_fd, name = self.replica.directories.at(place)
-            temp = link_beside(spot[1], number)
-            os.link(first, temp, src_dir_fd=first_dir, dst_dir_fd=spot[0], follow_symlinks=False)
-            swap(spot[0], temp, dir_fd, name)
+            temp = spot[0], link_beside(spot[1], number)
+            link((first_dir, first), temp)
+            swap(*temp, dir_fd, name)
+            if self._handle_at_spot(temp) != old:  # somebody was faster
+                swap_back(self.look.root.handles, temp, (dir_fd, name), new)
             os.fsync(dir_fd)
-            os.unlink(temp, dir_fd=spot[0])
+            self._drop_link(temp, row)
 
     def finish_names(self) -> None:
         """Take away names that a step had given and come no further."""
@@ -346,17 +349,30 @@ class _Recovery:
             self._discard((dir_fd, name), row)
         else:
             self.to_store(dir_fd, name, row)
-        self._remove_links(dir_fd, name, len(row.get("at", ())))
+        self._remove_links(dir_fd, name, row)
 
-    def _remove_links(self, dir_fd: int, near: bytes, count: int) -> None:
-        """Remove what a hard-link group left beside its target on its way: links, no objects."""
-        for number in range(1, count):
-            name = link_beside(near, number)
-            try:
-                if self.look.stat(dir_fd, name).st_nlink > 1:
-                    os.unlink(name, dir_fd=dir_fd)
-            except StaleError:
-                continue
+    def _remove_links(self, dir_fd: int, near: bytes, row: dict[str, Any]) -> None:
+        """Remove what a hard-link group left beside its new object on its way."""
+        for number in range(1, len(row.get("at", ()))):
+            self._drop_link((dir_fd, link_beside(near, number)), row)
+
+    def _drop_link(self, spot: tuple[int, bytes], row: dict[str, Any]) -> None:
+        """Remove a link of a group's new or old object; what somebody saved goes to the store."""
+        known = {handle_in(row), bytes.fromhex(row["old"][0]) if row.get("old") else None}
+        try:
+            others = self.look.stat(*spot).st_nlink - 1
+            if others and self.look.handle(*spot) in known:
+                os.unlink(spot[1], dir_fd=spot[0])
+            else:
+                self.to_store(*spot, row)
+        except StaleError:
+            return
+
+    def _handle_at_spot(self, spot: tuple[int, bytes]) -> bytes | None:
+        try:
+            return self.look.handle(*spot)
+        except StaleError:
+            return None
 
     def _empty_stage(self) -> None:
         stage = self.replica.stage
@@ -366,6 +382,9 @@ class _Recovery:
             if "near" in row:
                 self._settle_near(row)
         incoming = {row["in"].encode(): row for row in rows if "in" in row}
+        for name, row in incoming.items():
+            if "near" not in row:
+                self._remove_links(stage.incoming, name, row)
         outgoing = {row["out"].encode("latin-1"): row for row in rows if "out" in row}
         there = os.listdir(stage.displaced)  # before more has to wait there
         for name in map(os.fsencode, os.listdir(stage.incoming)):
@@ -407,13 +426,16 @@ class _Recovery:
             self._leave_beside(spot, row)
 
     def _leave_beside(self, spot: tuple[int, bytes], row: dict[str, Any]) -> None:
+        if "at" not in row:
+            self.to_store(*spot, row)
+            return
         try:
             beside = leave_beside(self.replica.directories, spot, place_from_row(row["at"][0]))
-            os.fsync(self.replica.directories.open(beside[0]))
         except (StaleError, OSError) as error:
             log.info("recovered name=%s reason=%s", spot[1], error)
             self.to_store(*spot, row)
             return
+        os.fsync(self.replica.directories.open(beside[0]))
         path = display(self.index.place_path(beside))
         self.out.returned += 1
         self.out.said.append(f"{path}: somebody used it before the run stopped that had brought it")

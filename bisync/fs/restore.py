@@ -15,12 +15,14 @@ from typing import Any
 from bisync.core.path import TEMP_PREFIX, valid_name
 from bisync.errors import BusyError, PathError, StaleError
 from bisync.fs.copying import copy_object, remove_object
+from bisync.fs.displaced import edited, remove_unused
 from bisync.fs.index import Index
-from bisync.fs.log import place_to_row
+from bisync.fs.log import NOBODYS, note_stuck, place_to_row
 from bisync.fs.look import hold
 from bisync.fs.root import OPEN_DIR, Root
 from bisync.fs.stage import Stage
 from bisync.fs.store import Store
+from bisync.fs.takeback import Spot, swap_back
 from bisync.linux.lease import Lease, is_breaking
 from bisync.linux.rename import rename_noreplace, swap
 
@@ -88,31 +90,56 @@ class Restorer:
             seq = self._log(row)
             try:
                 self._bring(kept, spot, row, seq)
-                if self._arrive(spot, dir_fd, base):
+                if self._arrive(spot, (dir_fd, base), row):
                     record = {"reason": reason, "conflict": False, "digest": None}
-                    self._keep(*spot, path, record)
+                    try:
+                        self._keep(*spot, path, record)
+                    except (PathError, OSError):
+                        self._take_back(spot, (dir_fd, base), row)
+                        raise
                 os.fsync(dir_fd)
             except (PathError, OSError):
-                self._clear(spot, row["handle"])
+                self._clear(spot, (dir_fd, base), row)
                 raise
             finally:
                 self._unlog(seq)
 
-    def _bring(self, kept: bytes, spot: tuple[int, bytes], row: dict[str, Any], seq: int) -> None:
+    def _bring(self, kept: bytes, spot: Spot, row: dict[str, Any], seq: int) -> None:
         """Copy a kept object to where it waits; the log knows it before it is used."""
         self._copy_of(kept, spot)
         row["handle"] = self.root.handles.read(*spot).hex()
+        info = os.stat(spot[1], dir_fd=spot[0], follow_symlinks=False)
+        row["size"], row["mtime"] = info.st_size, info.st_mtime_ns
         self.db.begin()
         self.db.execute("UPDATE result SET payload=? WHERE seq=?", (_payload(row), seq))
         self.db.commit()
 
-    def _clear(self, spot: tuple[int, bytes], handle: str | None) -> None:
-        """Remove a copy that got no name; whatever else is there stays."""
+    def _take_back(self, spot: Spot, target: Spot, row: dict[str, Any]) -> bool:
+        return swap_back(self.root.handles, spot, target, bytes.fromhex(row["handle"]))
+
+    def _clear(self, spot: Spot, target: Spot, row: dict[str, Any]) -> None:
+        """Remove a copy that kept no name; what is somebody's stays, and the log says where."""
         try:
-            if handle is None or self.root.handles.read(*spot).hex() == handle:
-                remove_object(*spot)
+            handle = self.root.handles.read(*spot).hex()
         except FileNotFoundError:
             return
+        if row["handle"] is None:
+            remove_object(*spot)
+        elif handle != row["handle"]:
+            self._let_wait(spot, row)
+        elif not remove_unused(*spot, (row["size"], row["mtime"])):
+            rename_noreplace(*spot, target[0], edited(target[1]))
+
+    def _let_wait(self, spot: Spot, row: dict[str, Any]) -> None:
+        """The store does not take what has no name any more: the next run tries again."""
+        if "near" in row:
+            where = {"near": row["near"]}
+        elif spot[0] == self.stage.displaced:
+            where = {"out": spot[1].decode("latin-1")}
+        else:
+            where = {"in": spot[1].decode("latin-1"), "handle": NOBODYS}
+        self.db.begin()
+        note_stuck(self.db, row["path"].encode("latin-1"), where)
 
     def retire(self, path: bytes, reason: str) -> None:
         """Take what is at ``path`` out of the tree and into the store.
@@ -122,7 +149,8 @@ class Restorer:
             BusyError: somebody can write to it.
         """
         out = Stage.name()
-        done = self._log({"op": "Retire", "out": out.decode(), "path": path.decode("latin-1")})
+        row = {"op": "Retire", "out": out.decode(), "path": path.decode("latin-1")}
+        done = self._log(row)
         try:
             with parent_of(self.root.fd, path) as (dir_fd, base), hold(dir_fd, base) as held:
                 if held.lease is Lease.REFUSED:
@@ -131,8 +159,11 @@ class Restorer:
                 record = {"reason": reason, "conflict": False, "digest": None}
                 try:
                     self._keep(self.stage.displaced, out, path, record)
-                except PathError:
-                    rename_noreplace(self.stage.displaced, out, dir_fd, base)
+                except (PathError, OSError):
+                    try:
+                        rename_noreplace(self.stage.displaced, out, dir_fd, base)
+                    except OSError:  # it is gone, or somebody saved another one meanwhile
+                        self._let_wait((self.stage.displaced, out), row)
                     raise
                 os.fsync(dir_fd)
         except FileNotFoundError as error:
@@ -168,8 +199,9 @@ class Restorer:
 
     # -- parts ---------------------------------------------------------------
 
-    def _arrive(self, spot: tuple[int, bytes], dir_fd: int, base: bytes) -> bool:
+    def _arrive(self, spot: Spot, target: Spot, row: dict[str, Any]) -> bool:
         """Bring a waiting object to its name; whether something came out of it."""
+        dir_fd, base = target
         try:
             rename_noreplace(*spot, dir_fd, base)
             return False
@@ -186,7 +218,7 @@ class Restorer:
                 for field in ("st_ino", "st_size", "st_mtime_ns")
             )
             if not same or (held.lease is Lease.GRANTED and is_breaking(held.fd)):
-                swap(*spot, dir_fd, base)
+                self._take_back(spot, target, row)
                 raise StaleError("somebody changed it at the same moment")
         return True
 
