@@ -101,6 +101,7 @@ class Cycle:
         listener: Listener,
         note: Callable[[list[Noted]], None],
         *,
+        approved: Mapping[bytes, int],
         dry: bool,
     ) -> None:
         self.sides = sides
@@ -110,6 +111,7 @@ class Cycle:
         self.report = report
         self.tell = listener
         self.note = note  # records decided conflicts, each with where its loser is kept
+        self.approved = approved  # deletions in declared directories, by path
         self.dry = dry
         self.numbers = Numbers(
             (sides[0].numbers(), sides[1].numbers()), itertools.count(ledger.lead.next_key())
@@ -307,9 +309,13 @@ class Cycle:
             outcome, left = settle(joined, outcome, self.databases, self.rules, judge)
             at_once = set[int]().union(*(goes_with(outcome, group) for group in self.databases))
             plan = make_plan(joined, outcome, self.numbers, removals=removals, at_once=at_once)
-            waiting = whole_or_not(joined, outcome, plan, self.databases, self.config)
+            waiting = whole_or_not(
+                joined, outcome, plan, self.databases, self.config, self.approved
+            )
             for group, met, count in waiting:
                 self.report.withheld += count
+                if count:
+                    self.report.held.directories[met.path] = count
                 self._tell_met(met)
                 held = held | dict.fromkeys(group.keys, met.reason)
             if not waiting:

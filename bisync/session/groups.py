@@ -230,18 +230,27 @@ def settle(
 
 
 def whole_or_not(
-    joined: Join, outcome: Outcome, plan: Plan, groups: list[Group], config: Config
+    joined: Join,
+    outcome: Outcome,
+    plan: Plan,
+    groups: list[Group],
+    config: Config,
+    approved: Mapping[bytes, int],
 ) -> list[tuple[Group, Met, int]]:
     """Declared directories that have to wait, why, and how many deletions wait with them.
 
     They would lose too much, or a crash could leave them done in part.
+
+    Args:
+        approved: deletions that a person approved in such directories, by path.
     """
     found = []
     for group in groups:
         if group.declared is None:
             continue
         gone = 0 if config.yes else gone_from(joined, outcome, group)
-        if gone and config.max_delete.exceeded(gone, len(group.keys)):
+        too_many = gone != approved.get(group.declared.path, 0)
+        if gone and too_many and config.max_delete.exceeded(gone, len(group.keys)):
             text = f"{gone} of its {len(group.keys)} entries would be deleted; approve with --yes"
             found.append((group, Met("", "withheld", group.declared.path, text), gone))
             continue

@@ -21,6 +21,7 @@ from msgspec import Struct, field
 from msgspec.structs import asdict, replace
 
 from bisync.core.node import SIDES
+from bisync.core.path import display
 from bisync.endpoint.interface import Endpoint
 from bisync.endpoint.local import LocalEndpoint
 from bisync.endpoint.remote import RemoteEndpoint
@@ -34,9 +35,11 @@ from bisync.errors import (
 )
 from bisync.fs.facts import facts
 from bisync.fs.sizes import Sizes
+from bisync.session.approval import Withheld
 from bisync.session.report import Event, Listener, Met, Progress, Report
 from bisync.session.run import Manner, Proving
 from bisync.session.session import Session
+from bisync.session.totals import Totals
 from bisync.watch.choose import Kind, watch
 from bisync.watch.interface import Coverage, Spot, Watcher
 from bisync.watch.marks import Batch, Marks
@@ -102,29 +105,6 @@ def _spots(standing: list[Met]) -> tuple[set[Spot], set[Spot]]:
     return found
 
 
-class _Totals(Struct):
-    """What was done since the start."""
-
-    runs: int = 0
-    created: int = 0
-    updated: int = 0
-    moves: int = 0
-    deleted: int = 0
-    kept: int = 0
-    conflicts: int = 0
-    bytes_sent: int = 0
-    bytes_received: int = 0
-    literal_bytes: int = 0
-    matched_bytes: int = 0
-    files_scanned: int = 0
-    presumed: int = 0
-
-    def add(self, report: Report) -> None:
-        self.runs += 1
-        for name in self.__struct_fields__[1:]:
-            setattr(self, name, getattr(self, name) + getattr(report, name))
-
-
 class Live:
     """Keeps a session's roots equal until it is told to stop.
 
@@ -142,7 +122,9 @@ class Live:
         self._numbers = itertools.count(time.time_ns())  # never one of an earlier life
         self._phase, self._reason, self._last_error = "starting", "", ""
         self._stopping = self._paused = False
-        self._approved: dict[str, Any] = {}  # for the next run, by a person
+        self._held = Withheld()  # deletions, as they were shown
+        self._approved = Withheld()  # of those, by a person
+        self._accepts_root = False
         self._failures = self._busy_rounds = 0
         self._began = now = time.monotonic()
         self._all_at = now  # when everything is looked at
@@ -161,7 +143,7 @@ class Live:
         self._sizes: tuple[Sizes, Sizes] | None = None  # the engine's own files; now and then
         self._standing: list[Met] = []  # problems, until somebody looks there again
         self._withheld = 0  # deletions; a run that leaves removals for later does not count them
-        self._totals = _Totals()
+        self._totals = Totals()
         self._hearers: list[Listener] = [session.listener]
         session.opened, session.drives, session.listener = self._opened, True, self._tell
 
@@ -176,14 +158,20 @@ class Live:
         self._set(_paused=True)
 
     def resume(self, *, yes: bool = False, accept_root: bool = False) -> None:
-        """Go on; approve a halt, in the next run, as a person saw it."""
+        """Go on; approve a halt, as a person saw it.
+
+        Args:
+            yes: the deletions that are withheld, as status and events showed them; what is
+                deleted after that is judged anew. Of a halted session: what halted it.
+            accept_root: a root that is another one than before.
+        """
         with self._changed:
             self._paused = False
             if yes:
-                self._approved["yes"] = True
-            if accept_root:
-                self._approved["accept_root"] = True
-            if self._failures or self._approved:
+                self._approved = self._held
+            if accept_root or (yes and self._phase == "halted"):
+                self._accepts_root = True
+            if self._failures or yes or accept_root:
                 self._all_at = time.monotonic()
             self._changed.notify_all()
 
@@ -226,7 +214,7 @@ class Live:
                 "complete_ns": self._complete_ns,
                 "busy": [p for s in SIDES for p in report.busy_paths(s)][:_SHOWN],
                 "problems": [
-                    f"{met.side} {met.path.decode(errors='backslashreplace')}: {met.reason}"
+                    f"{met.side} {display(met.path)}: {met.reason}"
                     for met in self._standing[:_SHOWN]
                 ],
                 "withheld": self._withheld,
@@ -240,16 +228,20 @@ class Live:
                     for seen in self._coverage
                 ],
                 "sizes": self._sizes and list(map(asdict, self._sizes)),
-                "totals": {name: getattr(totals, name) for name in totals.__struct_fields__},
+                "totals": {
+                    **asdict(totals), "conflicts": totals.conflicts + report.waiting
+                },
             }  # fmt: skip
 
     def report(self) -> Report:
         """What was done since the start, as one report."""
-        report = Report(elapsed_s=time.monotonic() - self._began)
         with self._changed:
-            for name in _Totals.__struct_fields__[1:]:
-                setattr(report, name, getattr(self._totals, name))
-        return report
+            return self._totals.report(
+                time.monotonic() - self._began,
+                self._last,
+                withheld=self._withheld,
+                problems=len(self._standing),
+            )
 
     def _oldest(self) -> float | None:
         times = [marks.oldest() for marks in self._marks]
@@ -447,11 +439,10 @@ class Live:
             again = everything or bool(ripe) or (self._again_at or math.inf) <= now
             most = len(self._standing) if everything else _LOOKED_AT if again else 0
             troubled, unseen = _spots(self._standing[:most]), self._standing[most:]
-            approved, self._approved = self._approved, {}
             manner = self._manner(batches, now, asked=bool(ripe) or everything)
         self._used_before = time.process_time()
         config = self.session.config
-        self.session.config = replace(config, **approved)
+        self.session.config = replace(config, accept_root=config.accept_root or self._accepts_root)
         marked = (batches[0].directories | troubled[0], batches[1].directories | troubled[1])
         only = None if everything else marked
         try:
@@ -465,6 +456,7 @@ class Live:
                 raise
             self._failed(error, "halted")  # it did work: a root is not there just now
         except HaltError as error:
+            self._accepts_root = False  # it was for another halt than this one
             self._failed(error, "halted")
         except DrivenError as error:
             self._failed(error, "following")
@@ -496,7 +488,9 @@ class Live:
         tend = now - self._tended > _TEND_S
         if tend:
             self._tended = now
-        return Manner(removals=not waits, tend=tend, measure=tend, prove=proves)
+        return Manner(
+            removals=not waits, tend=tend, measure=tend, prove=proves, approved=self._approved
+        )
 
     def _ended(
         self,
@@ -512,6 +506,11 @@ class Live:
         with self._changed:
             now, used = time.monotonic(), time.process_time() - self._used_before
             self._failures, self._reason, self._in_hand = 0, "", None
+            self._accepts_root = False
+            if manner.removals:
+                self._held = report.held
+                if manner.approved is self._approved:  # and not one that came meanwhile
+                    self._approved = Withheld()
             self._last = report
             self._sizes = report.sizes or self._sizes
             took = now - began if self._totals.runs else 0.0  # what came while it started is next

@@ -24,6 +24,7 @@ from bisync.core.plan import (
 from bisync.fs.result import Result
 from bisync.fs.sizes import Sizes
 from bisync.fs.walk import Problem
+from bisync.session.approval import Withheld
 
 _WORST_FIRST = (1, 2, 3, 12, 30, 25, 23, 40, 24, 0)
 
@@ -94,6 +95,7 @@ class Report(Struct):
     conflict_list: list[Conflict] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)  # only of a plan
     sizes: tuple[Sizes, Sizes] | None = None  # if they were asked for
+    held: Withheld = field(default_factory=Withheld)
     _start: float = field(default_factory=time.monotonic)
     _met_before: set[Met] = field(default_factory=set)
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import replace
 
 from bisync.core.conflict import Conflict
@@ -21,6 +21,7 @@ from bisync.errors import Interrupted
 from bisync.fs.conflicts import Quarrel, Take
 from bisync.fs.recovery import Recovered
 from bisync.fs.walk import ScanResult
+from bisync.session.approval import Withheld
 from bisync.session.commit import Ledger, open_ledger
 from bisync.session.config import Config
 from bisync.session.cycle import Cycle, Noted
@@ -59,6 +60,7 @@ class Manner(Struct, frozen=True):
     tend: bool = True  # let the store go of what is old, tidy the state
     measure: bool = False  # see how much room the engine's own files take
     prove: Proving | None = None  # go on with this for a while; None: not without --checksum
+    approved: Withheld = field(default_factory=Withheld)  # by a person, as it was shown
 
 
 WHOLE = Manner()
@@ -118,6 +120,7 @@ class Run:
             self.report,
             self.tell,
             note,
+            approved=manner.approved.directories,
             dry=self.dry,
         )
         for side in SIDES:
@@ -136,7 +139,7 @@ class Run:
             cycle.run(changed)
             cycle.repeat()
             for _ in range(_REMOVAL_ROUNDS if manner.removals else 0):
-                deletions += self._removals(cycle, ledger, deletions)
+                deletions += self._removals(cycle, ledger, deletions, manner.approved)
                 cycle.repeat()
             cycle.leave_removals()
         except Interrupted as error:
@@ -313,42 +316,48 @@ class Run:
         )
 
     def _removals(
-        self, cycle: Cycle, ledger: Ledger, before: list[tuple[int, int]]
+        self,
+        cycle: Cycle,
+        ledger: Ledger,
+        before: list[tuple[int, int]],
+        approved: Withheld,
     ) -> list[tuple[int, int]]:
         """Let the guard judge each side's removals, then do them.
 
         Args:
             before: (column that asked, entries) of this run so far.
+            approved: by a person, who was shown just these; they count for nothing later.
         """
         now = time.time_ns()
         done = []
         for side in SIDES:
-            asking = side.other
-            count = sum(cycle.withheld[side].values())
-            if not count:
-                continue
+            asking, waiting = side.other, cycle.withheld[side]
+            new = dict(waiting.items() - approved.nodes[side].items())
+            seen = sum(waiting.values()) - sum(new.values())
+            count = sum(new.values())
             column = ledger.lead.column(asking)
-            wanted = Wanted(
-                count=count,
-                done_this_hour=self.sides[side].deletions_since(
-                    ledger.archives[side], column, now - HOUR_NS
+            if count and not self.config.yes:
+                wanted = Wanted(
+                    count=count,
+                    done_this_hour=self.sides[side].deletions_since(
+                        ledger.archives[side], column, now - HOUR_NS
+                    )
+                    + sum(count for asked, count in before if asked == column),
+                    entries=ledger.lead.state().entries,
+                    emptied=self.sides[asking].is_empty(),
                 )
-                + sum(count for asked, count in before if asked == column),
-                entries=ledger.lead.state().entries,
-                emptied=self.sides[asking].is_empty(),
-            )
-            reason = None if self.config.yes else withhold(wanted, self.config.max_delete)
-            if reason is not None:
-                text = f"{reason}; approve with --yes"
-                self.report.withheld += count
-                self._meet(Met(side.label, "withheld", b"", text))
-                for node in cycle.withheld[side]:
-                    cycle.unfinished[side][node] = "withheld"
-                cycle.withheld[side].clear()
-                continue
-            deleted = self.report.deleted
-            cycle.remove(side)
-            done.append((column, self.report.deleted - deleted))
+                reason = withhold(wanted, self.config.max_delete)
+                if reason is not None:
+                    self.report.withheld += count
+                    self.report.held.nodes[side].update(new)
+                    self._meet(Met(side.label, "withheld", b"", f"{reason}; approve with --yes"))
+                    for node in new:
+                        cycle.unfinished[side][node] = "withheld"
+                        del waiting[node]
+            if waiting:
+                deleted = self.report.deleted
+                cycle.remove(side)
+                done.append((column, max(self.report.deleted - deleted - seen, 0)))
         return done
 
     def _look_again(self, cycle: Cycle) -> None:

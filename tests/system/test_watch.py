@@ -300,6 +300,34 @@ def test_a_mass_deletion_waits_for_a_person(here: Pair, kind: str):
         assert len(kept(b)) == 51
 
 
+def test_what_is_deleted_after_it_was_shown_is_not_approved(here: Pair, kind: str):
+    """A person approves what was shown; a tree emptied meanwhile is for another look."""
+    a, b = here
+    for number in range(60):
+        put(a / f"f{number}", b"%d" % number)
+    with watching(a, b, "--watcher", kind, "--poll", "1s") as it:
+        ready(it)
+        for number in range(40):
+            (a / f"f{number}").unlink()
+        assert it.wait(check=25).rc == 25
+        it.ask("pause")
+        for number in range(40, 60):
+            (a / f"f{number}").unlink()
+        it.ask("resume", "--yes")
+        assert it.wait(check=25).rc == 25
+        assert set(look(b)) == {f"f{number}" for number in range(40, 60)}
+        assert it.status()["withheld"] == 20
+        it.ask("resume", "--yes")
+        it.wait()
+        assert look(b) == {}
+        assert len(kept(b)) == 60
+        put(a / "new", b"1")
+        it.wait()
+        (a / "new").unlink()
+        it.stop()
+    assert it.summary["withheld"] == 0
+
+
 def test_a_root_that_goes_and_comes_back(here: Pair, kind: str):
     """A root that was moved away halts; back again, it goes on by itself."""
     a, b = here
