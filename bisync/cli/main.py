@@ -252,7 +252,9 @@ def _control_options(commands: "_Commands") -> None:
                 "--prometheus", action="store_true", help="in the text format of Prometheus"
             )
         if name in ("wait", "flush"):
-            p.add_argument("--timeout", metavar="TIME", help="give up after so long (30)")
+            p.add_argument(
+                "--timeout", metavar="TIME", help="give up after so long, with exit code 30 (never)"
+            )
         if name == "resume":
             p.add_argument("--yes", action="store_true", help="approve the deletions withheld")
             p.add_argument("--accept-root", action="store_true", help="approve another root")

@@ -144,10 +144,12 @@ class Output:
     def summary(self, report: Report) -> None:
         """Close with what was done."""
         if self._json:
-            line(json.dumps(report.summary()))
+            self._say_json(report.summary())
             return
         if self._quiet:
             return
+        if self._label:
+            line(f"{self._label}:")
         r = report
         line(
             f"scanned {r.files_scanned}, created {r.created}, updated {r.updated}, "

@@ -49,13 +49,16 @@ def keep_days(text: str) -> int | None:
     return int(number) * factors[unit]
 
 
-def seconds(text: str, option: str) -> float:
+def seconds(text: str, option: str, least: float = 0.0) -> float:
     """A length of time: ``90``, ``1.5``, ``30s``, ``15min``, ``1h``, ``2d``.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is none, or shorter than ``least``.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)?", text.strip())
     if found is None:
         raise UsageError(f"{option} {text}: give a time like 30s, 15min or 1h")
-    return float(found[1]) * (_SECONDS | {"m": 60})[found[2] or "s"]
+    value = float(found[1]) * (_SECONDS | {"m": 60})[found[2] or "s"]
+    if value < least:
+        raise UsageError(f"{option} {text}: at least {least:g} s")
+    return value

@@ -185,7 +185,7 @@ _CHOICE = Record(Choice, quarrel=_QUARREL, take=Member(Take))
 _ENDING = Record(
     Ending,
     time_ns=MOMENT,
-    complete=Bool(),
+    complete_ns=Maybe(MOMENT),
     pending=REASONS,
     waiting=Several(_ID, MANY, frozenset),
     deletions=Several(Each((_COLUMN, _COUNT)), 65536),

@@ -56,7 +56,7 @@ class Ending(Struct, frozen=True):
     """How a run ended, for one side."""
 
     time_ns: int
-    complete: bool
+    complete_ns: int | None  # all that had happened until then is done; None: something is left
     pending: dict[NodeId, str]
     waiting: frozenset[str]  # ids of the conflicts that still wait
     deletions: tuple[tuple[int, int], ...]  # (column that asked, entries)

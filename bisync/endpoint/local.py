@@ -509,10 +509,9 @@ class LocalEndpoint:
         db.execute(
             "UPDATE pair SET cursor=?, incarnation=?, complete_ns=coalesce(?, complete_ns) "
             "WHERE id=?",
-            (self._read_up_to[pair], r.marker.incarnation,
-             ending.time_ns if ending.complete else None, pair),
-        )  # fmt: skip
-        if ending.complete:
+            (self._read_up_to[pair], r.marker.incarnation, ending.complete_ns, pair),
+        )
+        if ending.complete_ns is not None:
             OperationLog(db).begin(pair, ending.time_ns)
         if ending.retention is not None and ending.retention.days is not None:
             keep_ns, now = ending.retention.days * DAY_NS, passing(db, time.time_ns())

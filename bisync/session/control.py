@@ -14,10 +14,12 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import IO, Any
 
-from bisync.errors import EndpointError, UsageError
+from bisync.core.location import Location
+from bisync.errors import EndpointError, TimedOutError, UsageError
 from bisync.session.hearing import Ear
 from bisync.session.live import Live
 
@@ -106,15 +108,15 @@ class Server:
                 answer = {"code": 2, "said": f"not understood: {error}"}
             connection.sendall(json.dumps(answer).encode() + b"\n")
             if answer["code"] == 0 and answer["sessions"] and question["do"] == "events":
-                self._tell(connection, question.get("session"))
+                self._tell(connection, question)
 
-    def _tell(self, connection: socket.socket, word: object) -> None:
-        """Pass on what happens in the sessions that a word means, also in those to come."""
+    def _tell(self, connection: socket.socket, question: dict[str, Any]) -> None:
+        """Pass on what happens in the sessions that are meant, also in those to come."""
         ear = Ear()
         heard: dict[Live, contextlib.ExitStack] = {}
         try:
             while not _has_left(connection):
-                present = {live: name for name, live in chosen_of(self._sessions(), word)}
+                present = {live: name for name, live in self._meant(question)}
                 for live in heard.keys() - present.keys():
                     heard.pop(live).close()
                 for live, name in present.items():
@@ -128,9 +130,12 @@ class Server:
             for each in heard.values():
                 each.close()
 
+    def _meant(self, question: dict[str, Any]) -> Iterator[tuple[str, Live]]:
+        return chosen_of(self._sessions(), question.get("session"), question.get("path"))
+
     def _do(self, question: dict[str, Any]) -> dict[str, Any]:
         what = question["do"]
-        chosen = dict(chosen_of(self._sessions(), question.get("session")))
+        chosen = dict(self._meant(question))
         answer: dict[str, Any] = {"code": 0, "said": "", "sessions": []}
         if what == "status":
             answer["sessions"] = [
@@ -154,7 +159,7 @@ class Server:
                         accept_root=question.get("accept_root") is True,
                     )
                 answer["sessions"].append({"session": name, "code": 0, "said": ""})
-        elif what == "events":
+        elif what in ("events", "find"):
             answer["sessions"] = [{"session": name} for name in chosen]
         else:
             raise UsageError(f"{what}: nobody does that here")
@@ -170,17 +175,28 @@ class Server:
         self._thread.join()
 
 
-def chosen_of(sessions: dict[str, Live], word: object) -> Iterator[tuple[str, Live]]:
-    """The sessions that a word means: a name, or a side as it was given, or as a path."""
+def chosen_of(
+    sessions: dict[str, Live], word: object, path: object = None
+) -> Iterator[tuple[str, Live]]:
+    """The sessions that a word means: a name, or a side as it was given, or as a path.
+
+    Args:
+        path: where the word leads for who said it; nobody else's folder counts.
+    """
     for name, live in sessions.items():
-        sides = [where.text for where in live.session.locations]
-        if word is None or word == name or word in sides or _leads_to(word, sides):
+        if (
+            word is None
+            or word == name
+            or any(
+                word == where.text if where.is_remote else path == _real(where)
+                for where in live.session.locations
+            )
+        ):
             yield name, live
 
 
-def _leads_to(word: object, sides: list[str]) -> bool:
-    real = os.path.realpath(word) if isinstance(word, str) else None
-    return real is not None and any(real == os.path.realpath(side) for side in sides)
+def _real(where: Location) -> str:
+    return os.path.realpath(os.fsdecode(where.path))
 
 
 def _has_left(connection: socket.socket) -> bool:
@@ -191,43 +207,103 @@ def _has_left(connection: socket.socket) -> bool:
         return False
 
 
-def ask(question: dict[str, Any], *, slow: bool = False) -> list[dict[str, Any]]:
+def ask(
+    question: dict[str, Any], *, slow: bool = False, silent: list[EndpointError] | None = None
+) -> list[dict[str, Any]]:
     """Ask every process of this user that runs sessions.
 
+    A process that does not answer keeps nobody from asking for a session of another one.
+
     Args:
-        question: what.
+        question: what; with ``session`` and ``timeout`` in seconds, if there is one.
         slow: the answer may take any time.
+        silent: gets why processes did not answer, if others did; else one is one too many where
+            no session is named.
 
     Returns:
         What they say of each session that is meant.
 
     Raises:
-        EndpointError: nobody is there, or nobody has such a session.
-        UsageError: it was not understood.
+        EndpointError: nobody is there, or who may have the session does not answer.
+        TimedOutError: nor did within the question's time.
+        UsageError: it was not understood, or nobody has such a session.
     """
-    where = folder()
-    found: list[dict[str, Any]] = []
-    there = False
-    for path in _sockets(where):
-        answer = _asked(path, question, slow=slow)
-        if answer is None:
-            continue
-        there = True
+    question = _located(question)
+    timeout = question.get("timeout")
+    patience: float | None
+    patience = _ANSWER_S if timeout is None else min(_ANSWER_S, max(float(timeout), _LOOK_S))
+    paths, failed = list(_sockets(folder())), list[EndpointError]()
+    answers = _answers(paths, {**question, "do": "find"} if slow else question, patience, failed)
+    word = question.get("session")
+    _require(answers, failed, word, all_of_them=silent is None)
+    if slow:  # who is meant is known now, and nobody else is waited for
+        meant = [path for path, answer in answers.items() if answer["sessions"]]
+        patience = None if timeout is None else float(timeout) + _ANSWER_S
+        answers = _answers(meant, question, patience, failed)
+        _require(answers, failed, word, all_of_them=True)
+    if silent is not None:
+        silent += failed
+    return [row for answer in answers.values() for row in answer["sessions"]]
+
+
+def _located(question: dict[str, Any]) -> dict[str, Any]:
+    """With where its session leads as a path from here."""
+    word = question.get("session")
+    return question if word is None else {**question, "path": os.path.realpath(word)}
+
+
+def _answers(
+    paths: list[str], question: dict[str, Any], patience: float | None, silent: list[EndpointError]
+) -> dict[str, dict[str, Any]]:
+    """What each process answers that is there; all are asked at once.
+
+    Args:
+        patience: seconds until one is silent.
+        silent: gets why one did not answer.
+
+    Raises:
+        UsageError: one did not understand it.
+    """
+
+    def asked(path: str) -> dict[str, Any] | EndpointError | None:
+        try:
+            return _asked(path, question, patience)
+        except EndpointError as error:
+            return error
+
+    found = {}
+    if paths:
+        with ThreadPoolExecutor(len(paths)) as pool:
+            for path, answer in zip(paths, pool.map(asked, paths), strict=True):
+                if isinstance(answer, EndpointError):
+                    silent.append(answer)
+                elif answer is not None:
+                    found[path] = answer
+    for answer in found.values():
         if answer["code"]:
             raise UsageError(str(answer["said"]))
-        found += answer["sessions"]
-    _require(there, found, question.get("session"))
     return found
 
 
-def _require(there: bool, found: object, word: object) -> None:
-    """Somebody was there, and had what was meant."""
-    if not there:
+def _require(
+    answers: dict[str, dict[str, Any]],
+    silent: list[EndpointError],
+    word: object,
+    *,
+    all_of_them: bool,
+) -> None:
+    """Somebody was there, and had what was meant; of all sessions, everybody was."""
+    if silent and word is None and all_of_them:
+        raise silent[0]
+    if any(answer["sessions"] for answer in answers.values()):
+        return
+    if silent:
+        raise silent[0]
+    if not answers:
         raise EndpointError(
             "no session runs here; start one with 'bisync watch' or 'bisync daemon'"
         )
-    if not found:
-        raise UsageError(f"{word}: no session is called that, nor has that side")
+    raise UsageError(f"{word}: no session is called that, nor has that side")
 
 
 def follow(word: str | None) -> Iterator[dict[str, Any]]:
@@ -247,16 +323,19 @@ def follow(word: str | None) -> Iterator[dict[str, Any]]:
         finally:
             happened.put(None)
 
-    question = {"do": "events", "session": word}
-    there, left = False, 0
+    question = _located({"do": "events", "session": word})
+    answers, silent, left = dict[str, dict[str, Any]](), list[EndpointError](), 0
     with contextlib.ExitStack() as closing:
         for path in _sockets(folder()):
             connection = closing.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-            if not _connect(connection, path):
-                continue
-            there = True
             stream = closing.enter_context(connection.makefile("rb"))
-            answer = _answer_of(connection, stream, path, question, slow=False)
+            try:
+                if not _connect(connection, path, _ANSWER_S):
+                    continue
+                answer = answers[path] = _answer_of(connection, stream, path, question)
+            except EndpointError as error:
+                silent.append(error)
+                continue
             if answer["code"]:
                 raise UsageError(str(answer["said"]))
             if answer["sessions"]:
@@ -264,7 +343,7 @@ def follow(word: str | None) -> Iterator[dict[str, Any]]:
                 closing.callback(connection.shutdown, socket.SHUT_RDWR)  # ends who reads it
                 left += 1
                 threading.Thread(target=read, args=(stream,), daemon=True).start()
-        _require(there, left, word)
+        _require(answers, silent, word, all_of_them=False)
         while left:
             row = happened.get()
             if row is None:
@@ -288,18 +367,19 @@ def _sockets(where: str) -> Iterable[str]:
     return [os.path.join(where, n) for n in sorted(os.listdir(where)) if n.endswith(_SUFFIX)]
 
 
-def _asked(path: str, question: dict[str, Any], *, slow: bool) -> dict[str, Any] | None:
+def _asked(path: str, question: dict[str, Any], patience: float | None) -> dict[str, Any] | None:
     """The answer of one process; ``None``: it has gone."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        if not _connect(connection, path):
+        if not _connect(connection, path, _ANSWER_S if patience is None else patience):
             return None
+        connection.settimeout(patience)
         with connection.makefile("rb") as stream:
-            return _answer_of(connection, stream, path, question, slow=slow)
+            return _answer_of(connection, stream, path, question)
 
 
-def _connect(connection: socket.socket, path: str) -> bool:
+def _connect(connection: socket.socket, path: str, patience: float) -> bool:
     """Reach a process; ``False``: it has gone."""
-    connection.settimeout(_ANSWER_S)
+    connection.settimeout(patience)
     try:
         with _short(path) as address:
             connection.connect(address)
@@ -313,12 +393,14 @@ def _connect(connection: socket.socket, path: str) -> bool:
 
 
 def _answer_of(
-    connection: socket.socket, stream: IO[bytes], path: str, question: dict[str, Any], *, slow: bool
+    connection: socket.socket, stream: IO[bytes], path: str, question: dict[str, Any]
 ) -> dict[str, Any]:
     try:
-        connection.settimeout(None if slow else _ANSWER_S)
         connection.sendall(json.dumps(question).encode() + b"\n")
         text = stream.readline()
+    except TimeoutError as error:
+        late = TimedOutError if question.get("timeout") is not None else EndpointError
+        raise late(f"{path}: it does not answer") from error
     except OSError as error:
         raise EndpointError(f"{path}: it does not answer") from error
     if not text:

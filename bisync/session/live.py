@@ -20,6 +20,7 @@ from typing import Any
 from msgspec import Struct, field
 from msgspec.structs import asdict, replace
 
+from bisync.core.location import Location
 from bisync.core.node import SIDES
 from bisync.core.path import display
 from bisync.endpoint.interface import Endpoint
@@ -33,9 +34,9 @@ from bisync.errors import (
     Interrupted,
     UsageError,
 )
-from bisync.fs.facts import facts
 from bisync.fs.sizes import Sizes
 from bisync.session.approval import Withheld
+from bisync.session.remembered import last_complete
 from bisync.session.report import Event, Listener, Met, Progress, Report
 from bisync.session.run import Manner, Proving
 from bisync.session.session import Session
@@ -85,15 +86,9 @@ class _Request(Struct):
         self.done.set()
 
 
-def _last_complete(session: Session) -> int | None:
-    """When all was done in an earlier life, as a root that is here remembers; ``None``: unknown."""
-    if session.config.state_dir is not None:
-        return None
-    times = []
-    for here, there in (session.locations, session.locations[::-1]):
-        with contextlib.suppress(UsageError):
-            times += [] if here.is_remote else [facts(here.path).complete_with(there)]
-    return max((time for time in times if time is not None), default=None)
+def _absolute(where: Location) -> str:
+    """A location as it is understood in any folder."""
+    return where.text if where.is_remote else os.path.abspath(where.text)
 
 
 def _spots(standing: list[Met]) -> tuple[set[Spot], set[Spot]]:
@@ -125,6 +120,8 @@ class Live:
         self._held = Withheld()  # deletions, as they were shown
         self._approved = Withheld()  # of those, by a person
         self._accepts_root = False
+        self._has_followed = False  # somebody else drove it, so it can be driven
+        self._end = (EndpointError.exit_code, "it was stopped")  # for who waits after the end
         self._failures = self._busy_rounds = 0
         self._began = now = time.monotonic()
         self._all_at = now  # when everything is looked at
@@ -136,7 +133,7 @@ class Live:
         self._guarded = now
         self._removals_wait: float | None = None  # since when
         self._in_hand: float | None = None  # the oldest mark of the run in hand
-        self._complete_ns = complete = _last_complete(session)
+        self._complete_ns = complete = last_complete(session)
         age = 0.0 if complete is None else max(0.0, (time.time_ns() - complete) / 1e9)
         self._open_since: float | None = now - age  # since when something may not be done
         self._last = Report()
@@ -162,15 +159,14 @@ class Live:
 
         Args:
             yes: the deletions that are withheld, as status and events showed them; what is
-                deleted after that is judged anew. Of a halted session: what halted it.
+                deleted after that is judged anew.
             accept_root: a root that is another one than before.
         """
         with self._changed:
             self._paused = False
             if yes:
                 self._approved = self._held
-            if accept_root or (yes and self._phase == "halted"):
-                self._accepts_root = True
+            self._accepts_root = self._accepts_root or accept_root
             if self._failures or yes or accept_root:
                 self._all_at = time.monotonic()
             self._changed.notify_all()
@@ -188,6 +184,8 @@ class Live:
         """
         request = _Request(next(self._numbers), everything)
         with self._changed:
+            if self._phase in ("stopped", "failed"):
+                return self._end
             self._requests.append(request)
             self._changed.notify_all()
         if not request.done.wait(timeout_s):
@@ -204,8 +202,8 @@ class Live:
             oldest = self._oldest()
             report, totals = self._last, self._totals
             return {
-                "alpha": self.session.locations[0].text,
-                "beta": self.session.locations[1].text,
+                "alpha": _absolute(self.session.locations[0]),
+                "beta": _absolute(self.session.locations[1]),
                 "direction": "both" if self.session.config.one_way is None else "to beta",
                 "phase": self._phase,
                 "reason": self._reason,
@@ -269,7 +267,7 @@ class Live:
         Raises:
             UsageError: it cannot work like this.
         """
-        self._set(_all_at=time.monotonic(), _failures=0)
+        self._set(_phase="starting", _all_at=time.monotonic(), _failures=0)
         try:
             with self.session:
                 told = False
@@ -280,12 +278,16 @@ class Live:
                         ready()
         except Interrupted:
             log.info("interrupted")
+        except BisyncError as error:
+            self.failed(error)
+            raise
         finally:
             self._drop_watchers()
             with self._changed:
-                self._phase = "stopped"
+                if self._phase != "failed":
+                    self._phase = "stopped"
                 for request in self._requests:
-                    request.answer(12, "it was stopped")
+                    request.answer(*self._end)
                 self._requests.clear()
 
     def events(self) -> Iterator[Event]:
@@ -439,7 +441,8 @@ class Live:
             again = everything or bool(ripe) or (self._again_at or math.inf) <= now
             most = len(self._standing) if everything else _LOOKED_AT if again else 0
             troubled, unseen = _spots(self._standing[:most]), self._standing[most:]
-            manner = self._manner(batches, now, asked=bool(ripe) or everything)
+            manner = self._manner(batches, now, asked=bool(ripe) or everything, left=bool(unseen))
+            began_ns = time.time_ns()
         self._used_before = time.process_time()
         config = self.session.config
         self.session.config = replace(config, accept_root=config.accept_root or self._accepts_root)
@@ -452,19 +455,20 @@ class Live:
         except Interrupted:
             raise
         except UsageError as error:
-            if not self._totals.runs:
+            if not (self._totals.runs or self._has_followed):
                 raise
             self._failed(error, "halted")  # it did work: a root is not there just now
         except HaltError as error:
             self._accepts_root = False  # it was for another halt than this one
             self._failed(error, "halted")
         except DrivenError as error:
+            self._has_followed = True
             self._failed(error, "following")
         except BisyncError as error:
             self._failed(error, "reconnecting")
         else:
             self._stand(report, unseen)
-            self._ended(report, now, manner, ripe, everything=everything)
+            self._ended(report, (now, began_ns), manner, ripe, everything=everything)
         finally:
             self.session.config = config
 
@@ -474,7 +478,7 @@ class Live:
         with self._changed:
             self._standing = list(dict.fromkeys([*unseen, *met]))
 
-    def _manner(self, batches: list[Batch], now: float, *, asked: bool) -> Manner:
+    def _manner(self, batches: list[Batch], now: float, *, asked: bool, left: bool) -> Manner:
         idle = not (asked or any(batch.directories for batch in batches))
         proves = self._proving if idle and now >= self._prove_at else None
         if proves is None:
@@ -489,18 +493,24 @@ class Live:
         if tend:
             self._tended = now
         return Manner(
-            removals=not waits, tend=tend, measure=tend, prove=proves, approved=self._approved
+            removals=not waits,
+            tend=tend,
+            measure=tend,
+            left=left,
+            prove=proves,
+            approved=self._approved,
         )
 
     def _ended(
         self,
         report: Report,
-        began: float,
+        times: tuple[float, int],
         manner: Manner,
         ripe: list[_Request],
         *,
         everything: bool,
     ) -> None:
+        began, began_ns = times
         if everything:
             self._look_at_coverage()
         with self._changed:
@@ -524,7 +534,7 @@ class Live:
             self._again_at = self._look_again_at(report, manner, now)
             if report.exit_code == 0 and manner.removals and not self._standing:
                 self._open_since = None
-                self._complete_ns = time.time_ns()
+                self._complete_ns = began_ns
             elif self._open_since is None:
                 self._open_since = began
             known = 0 if manner.removals else self._withheld
@@ -557,7 +567,8 @@ class Live:
 
     def failed(self, error: BisyncError) -> None:
         """:meth:`run` ended with an error that a person has to see."""
-        self._set(_phase="failed", _reason=str(error), _last_error=str(error))
+        said = str(error)
+        self._set(_phase="failed", _reason=said, _last_error=said, _end=(error.exit_code, said))
 
     def _failed(self, error: BisyncError, phase: str) -> None:
         """Try again later, at everything: nobody knows what was missed."""

@@ -122,7 +122,7 @@ def _record_of_location(
     if same_root and not lost_all:
         relation.messages.append(f"{there.path}: its state was lost; {config.merging}")
         return
-    if not (config.yes or config.accept_root):
+    if not config.accept_root:
         what = "is empty and has no state" if lost_all else "is another root than before"
         raise HaltError(
             f"{there.path}: {what}; a lost mount is likelier than a wish, nothing was touched. "

@@ -59,6 +59,7 @@ class Manner(Struct, frozen=True):
     removals: bool = True  # else what became free may get a new owner first
     tend: bool = True  # let the store go of what is old, tidy the state
     measure: bool = False  # see how much room the engine's own files take
+    left: bool = False  # something that an earlier run met is not looked at by this one
     prove: Proving | None = None  # go on with this for a while; None: not without --checksum
     approved: Withheld = field(default_factory=Withheld)  # by a person, as it was shown
 
@@ -107,6 +108,7 @@ class Run:
         relation, hellos, ledger = pairing.relation, pairing.hellos, pairing.ledger
         if not self.dry:
             self._carry_out(ledger, hellos)
+        began_ns = time.time_ns()  # what happens from here on may be seen, or not
         seen = self._observe(only)
 
         def note(found: list[Noted]) -> None:
@@ -147,7 +149,8 @@ class Run:
         cycle.set_times()
         if not self.dry:
             self._look_again(cycle)
-            self._finish(cycle, ledger, deletions, manner, stopped=stopped is not None)
+            if stopped is None:  # else no mark was forgotten: the next run reads them again
+                self._finish(cycle, ledger, deletions, manner, began_ns)
         if stopped is not None:
             raise stopped
 
@@ -375,13 +378,9 @@ class Run:
         ledger: Ledger,
         deletions: list[tuple[int, int]],
         manner: Manner,
-        *,
-        stopped: bool,
+        began_ns: int,
     ) -> None:
-        now = time.time_ns()
-        if stopped:
-            return  # no mark was forgotten: the next run reads them again
-        left = any(cycle.unfinished) or self.report.problems > 0
+        left = any(cycle.unfinished) or self.report.problems > 0 or manner.left
         entries = ledger.lead.state().entries
         busy = [[], []] if not self.report.busy else [self.report.busy_paths(s) for s in SIDES]
         for side in SIDES:
@@ -389,8 +388,8 @@ class Run:
                 self.sides[side].keep_pending(ledger.archives[side], cycle.unfinished[side])
         for side in SIDES:
             ending = Ending(
-                now,
-                not left,
+                time.time_ns(),
+                None if left else began_ns,
                 cycle.unfinished[side],
                 frozenset(map(_conflict_id, cycle.waiting)),
                 tuple(deletions),

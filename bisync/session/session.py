@@ -260,6 +260,17 @@ class Session:
 
     # -- opening, and turns ----------------------------------------------------
 
+    def check(self) -> None:
+        """Refuse what can never work, as far as that is known without touching anything.
+
+        Raises:
+            UsageError: the roots are one, or one in the other; or options say what cannot be.
+        """
+        if not any(where.is_remote for where in self.locations):
+            _refuse_nested((self.locations[0].path, self.locations[1].path))
+        elif self.config.state_dir is not None:
+            raise UsageError("--state-dir: it cannot be said for another machine")
+
     def _open(
         self, only: tuple[set[Spot], set[Spot]] | None, *, dry: bool
     ) -> tuple[Endpoint, Endpoint]:
@@ -269,10 +280,7 @@ class Session:
         wants would wait for ever.
         """
         matcher = self.config.matcher()
-        if not any(where.is_remote for where in self.locations):
-            _refuse_nested((self.locations[0].path, self.locations[1].path))
-        elif self.config.state_dir is not None:
-            raise UsageError("--state-dir: it cannot be said for another machine")
+        self.check()
         self._set_out()
         wait_s = self.config.wait_s
         end = None if wait_s is None else time.monotonic() + wait_s

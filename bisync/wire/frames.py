@@ -26,7 +26,7 @@ from bisync.errors import ProtocolError
 from bisync.wire.schema import Plain, refuse
 
 MAGIC = b"\xf0bisync\n"
-VERSIONS = (3, 3)  # the lowest and the highest that is spoken here
+VERSIONS = (4, 4)  # the lowest and the highest that is spoken here
 MOST = 1 << 20  # bytes of a frame without its head
 BULK = 256 << 10  # bytes of content in one frame at most
 NONCE_SIZE = 16

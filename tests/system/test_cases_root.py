@@ -83,6 +83,7 @@ def test_case_119_another_directory(pair: tuple[Path, Path]):
     b.rename(b.with_name("elsewhere"))
     put(b / "f", b"of the other directory")
     _withheld(a, b)
+    sync(a, b, "--yes", check=25)  # that is for deletions
     outcome = sync(a, b, "--accept-root", "--yes")
     assert outcome.summary["deleted"] == 0
     assert_equal(a, b)

@@ -44,7 +44,8 @@ def daemon(folder: Path, text: str, **more: str) -> Iterator[tuple[Watching, Pat
     it = Watching(process, folder / "runtime")
     try:
         deadline = time.monotonic() + 60
-        while it.status().get("phase") != "watching" and time.monotonic() < deadline:
+        ends = ("watching", "failed")
+        while it.status().get("phase") not in ends and time.monotonic() < deadline:
             time.sleep(0.1)
         yield it, config
     finally:

@@ -5,20 +5,31 @@ import fcntl
 import logging
 import os
 import signal
-import sys
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from bisync.cli.commands.sync import config_of
 from bisync.cli.commands.watch import live_config
 from bisync.cli.configfile import default_path, read
 from bisync.cli.output import Output, complain, line
 from bisync.cli.reaching import reach
-from bisync.errors import BisyncError, Interrupted, RootLockedError, UsageError
+from bisync.errors import (
+    BisyncError,
+    Interrupted,
+    RootLockedError,
+    UnwrittenError,
+    UsageError,
+)
 from bisync.linux.manager import notify, watchdog_s
+from bisync.session.config import Config
 from bisync.session.control import Server, folder
-from bisync.session.live import Live
+from bisync.session.live import Live, LiveConfig
+from bisync.session.report import Event, Listener
 from bisync.session.session import Session
 
 log = logging.getLogger(__name__)
@@ -30,11 +41,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the command; 0 when it was asked to stop."""
     path = options.config or default_path()
     if options.check:
-        names = read(path, _parser())
-        for one in names.values():
-            config_of(one, lambda: None)
-            reach(one)
-            live_config(one)
+        names = _checked(path)
         line(f"{path}: {len(names)} sessions: {', '.join(names)}")
         return 0
     return Daemon(path, as_json=options.json, verbose=options.verbose).run()
@@ -46,20 +53,49 @@ def _parser() -> argparse.ArgumentParser:
     return build_parser()
 
 
+def _never() -> None:
+    """Stop for nothing: a session that is not run."""
+
+
+class _Wanted(Struct, frozen=True):
+    """One session of a configuration, understood: what files it names say counts, too."""
+
+    options: argparse.Namespace
+    config: Config
+    how: LiveConfig
+
+    def session(self, stop: Callable[[], None], listener: Listener) -> Session:
+        """That session."""
+        o, config = self.options, replace(self.config, stop=stop)
+        return Session(o.alpha, o.beta, config, listener=listener, reach=reach(o))
+
+
+def _checked(path: str) -> dict[str, _Wanted]:
+    """The sessions of a configuration.
+
+    Raises:
+        UsageError: something in it is wrong.
+    """
+    wanted = {}
+    for name, options in read(path, _parser()).items():
+        try:
+            one = _Wanted(options, config_of(options, _never), live_config(options))
+            one.session(_never, lambda _event: None).check()
+        except UsageError as error:
+            raise UsageError(f"{path}: [session.{name}] {error}") from error
+        wanted[name] = one
+    return wanted
+
+
 class _Running:
     """One session on a thread of its own; begun again when it ended without being asked to."""
 
-    def __init__(self, name: str, options: argparse.Namespace, output: Output) -> None:
-        self.name, self.options = name, options
+    def __init__(self, name: str, wanted: _Wanted, output: Output) -> None:
+        self.name, self.wanted = name, wanted
         self._stopping = threading.Event()
         self._output = output
-        config = config_of(options, self._stop)  # what cannot be understood is said at once
-        self.live = Live(
-            Session(
-                options.alpha, options.beta, config, listener=output.event, reach=reach(options)
-            ),
-            live_config(options),
-        )
+        self._is_heard = True
+        self.live = Live(wanted.session(self._stop, self._hear), wanted.how)
         self.settled = threading.Event()  # it was complete once, or has failed
         self._thread = threading.Thread(target=self._run, name=f"session-{name}")
         self._thread.start()
@@ -67,6 +103,19 @@ class _Running:
     def _stop(self) -> None:
         if self._stopping.is_set():
             raise Interrupted(signal.SIGTERM)
+
+    def _hear(self, event: Event) -> None:
+        self._write(lambda: self._output.event(event))
+
+    def _write(self, show: Callable[[], None]) -> None:
+        """Show something; who has no room for a log still wants the files kept equal."""
+        if not self._is_heard:
+            return
+        try:
+            show()
+        except (OSError, UnwrittenError) as error:
+            self._is_heard = False
+            log.warning("%s: nothing more is written: %s", self.name, error)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -83,7 +132,7 @@ class _Running:
 
     def _ready(self) -> None:
         self.settled.set()
-        self._output.ready()
+        self._write(self._output.ready)
 
     def ask_to_stop(self) -> None:
         """End after the run in hand."""
@@ -91,8 +140,9 @@ class _Running:
         self.live.stop()
 
     def join(self) -> None:
-        """Wait for the end."""
+        """Wait for the end, and close with what was done."""
         self._thread.join()
+        self._write(lambda: self._output.summary(self.live.report()))
 
     @property
     def has_begun(self) -> bool:
@@ -116,7 +166,7 @@ class Daemon:
 
     def run(self) -> int:
         """Run until SIGINT or SIGTERM; SIGHUP reads the configuration again."""
-        wanted = read(self._path, _parser())
+        wanted = _checked(self._path)
         lock = self._lock()
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, self._note)
@@ -174,28 +224,25 @@ class Daemon:
     def _read_again(self) -> None:
         """Sessions that did not change go on; a file that is wrong changes nothing."""
         try:
-            wanted = read(self._path, _parser())
-            for options in wanted.values():
-                config_of(options, lambda: None)
+            wanted = _checked(self._path)
         except UsageError as error:
             complain(f"{error}; going on as before")
             return
         self._apply(wanted)
-        line(f"read again: {', '.join(self._sessions)}")
-        sys.stdout.flush()
+        complain(f"read again: {', '.join(self._sessions)}")
 
-    def _apply(self, wanted: dict[str, argparse.Namespace]) -> None:
+    def _apply(self, wanted: dict[str, _Wanted]) -> None:
         leaving = {
-            name: each for name, each in self._sessions.items() if wanted.get(name) != each.options
+            name: each for name, each in self._sessions.items() if wanted.get(name) != each.wanted
         }
         for each in leaving.values():
             each.ask_to_stop()
         for name, each in leaving.items():
             each.join()
             del self._sessions[name]
-        for name, options in wanted.items():
+        for name, one in wanted.items():
             if name not in self._sessions:
-                self._sessions[name] = _Running(name, options, self._output(name, options))
+                self._sessions[name] = _Running(name, one, self._output(name, one.options))
 
     def _output(self, name: str, options: argparse.Namespace) -> Output:
         return Output(

@@ -10,10 +10,12 @@ from bisync.cli.moments import when
 from bisync.cli.output import human_size, line
 from bisync.cli.prometheus import exposition
 from bisync.cli.times import seconds
+from bisync.errors import EndpointError, UsageError
 from bisync.session.control import ask
 
 _WORST = (1, 2, 3, 12, 30, 25, 23, 40, 24, 0)
 _REFRESH_S = 0.5
+_LINES_S = 2.0  # where they are no picture on a terminal
 
 
 def run(options: argparse.Namespace) -> int:
@@ -35,15 +37,25 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
+    if options.prometheus and options.json:
+        raise UsageError("--prometheus: it is a format of its own; leave out --json")
     if options.prometheus:
         sys.stdout.write(exposition(ask({"do": "status", "session": options.session})))
         return 0
-    for row in ask({"do": "status", "session": options.session}):
+    silent: list[EndpointError] = []
+    for row in ask({"do": "status", "session": options.session}, silent=silent):
         line(json.dumps(row) if options.json else "\n".join(_told(row)))
+    if silent and options.session is None:
+        raise silent[0]
     return 0
 
 
 def _watched(options: argparse.Namespace) -> int:
+    if options.json or not sys.stdout.isatty():
+        while True:  # until somebody stops it, or nobody is there any more
+            _status(options)
+            sys.stdout.flush()
+            time.sleep(_LINES_S)
     from rich.console import Console  # noqa: PLC0415 -- only for a terminal
     from rich.live import Live as Screen  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415

@@ -15,6 +15,8 @@ from bisync.session.live import Live, LiveConfig
 from bisync.session.session import Session
 from bisync.watch.choose import Kind
 
+_LEAST_S = 0.1  # between two looks; one after the other would never rest
+
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; 0 when it was asked to stop."""
@@ -46,6 +48,6 @@ def live_config(options: argparse.Namespace) -> LiveConfig:
     """How changes are noticed."""
     return LiveConfig(
         watcher=Kind(options.watcher),
-        poll_s=seconds(options.poll, "--poll"),
-        rescan_s=seconds(options.rescan, "--rescan"),
+        poll_s=seconds(options.poll, "--poll", _LEAST_S),
+        rescan_s=seconds(options.rescan, "--rescan", _LEAST_S),
     )
