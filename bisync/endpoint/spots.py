@@ -27,7 +27,7 @@ def directories_of(index: Index, spots: set[Spot]) -> set[NodeId]:
         if node is None or node.kind is not Kind.DIR:
             found.add(index.nearest_directory(spot.path))
         elif spot.above:
-            found.update(parent for parent, _ in index.places(node.id))
+            found |= {parent for parent, _ in index.places(node.id)} or {node.id}  # or the root
         else:
             found.add(node.id)
     return found

@@ -42,6 +42,7 @@ from bisync.watch.tokens import make_folder, make_token
 log = logging.getLogger(__name__)
 _READ = 1 << 18
 _MOST_PATHS = 100_000
+_PAUSE_S, _MOST_PAUSE_S = 1.0, 60.0  # after a failed read
 _UNKNOWN = b"//"
 """The path of a directory that is too long to be asked for: it may be anywhere."""
 
@@ -93,14 +94,19 @@ class FanotifyWatcher:
         poll = select.poll()
         poll.register(self._group, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
+        pause = _PAUSE_S
         while not any(fd == self._wake for fd, _ in poll.poll()):
             try:
                 data = os.read(self._group, _READ)
+                pause = _PAUSE_S
             except BlockingIOError:
                 continue
             except OSError as error:
                 self._sink.lost(f"events cannot be read: {error.strerror}")
-                return
+                if select.select([self._wake], [], [], pause)[0]:
+                    return
+                pause = min(2 * pause, _MOST_PAUSE_S)
+                continue
             try:
                 for event in events(data):
                     self._came(event)
@@ -136,8 +142,11 @@ class FanotifyWatcher:
         """Whether a directory was moved to here from where nothing was noticed."""
         if len(event.names) != 2:
             return True
-        before, after = (self._path(handle) for handle, _ in event.names)
-        return before is None and after is not None
+        (old, name), (new, _) = event.names
+        before, after = self._path(old), self._path(new)
+        if after is None:
+            return False
+        return before is None or self._scope.skip(before + b"/" + name if before else name)
 
     def _look_at_root(self) -> None:
         """Nothing is noticed while the root, or what it lies in, is elsewhere."""

@@ -51,6 +51,8 @@ _MASK = Mask(
 _TOKENS = Mask(In.IN_CREATE | In.IN_ONLYDIR)
 _ID = CallbackId(1)
 _HALF_S = 1.0  # the other half of a move comes within
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE)
+_NOT_OURS = (errno.EACCES, errno.EPERM)  # until an event says that its permissions changed
 
 
 class _Watched(Struct):
@@ -60,6 +62,15 @@ class _Watched(Struct):
     name: bytes
     handle: bytes
     below: dict[bytes, int] = field(default_factory=dict)  # watches, by name
+
+
+class _Half(Struct):
+    """A directory that was moved away, and has not come out elsewhere yet."""
+
+    wd: int
+    since: float
+    parent: int  # the watch of the directory that it was in
+    path: bytes
 
 
 class InotifyWatcher:
@@ -74,11 +85,11 @@ class InotifyWatcher:
         self._table: dict[int, _Watched] = {}
         self._handles = HandleReader()
         self._by_handle: dict[bytes, int] = {}  # a number may be another directory's at once
-        self._halves: dict[int, tuple[int, float]] = {}  # moved away, by cookie: watch, when
+        self._halves: dict[int, _Half] = {}  # by cookie
         self._newborn: Newborn[tuple[int, bytes]] = Newborn()
         self._missed: set[int] = set()  # directories in which something may have been made unseen
-        self._unwatched: set[bytes] = set()  # tops of what is polled
-        self._notes: list[str] = []
+        self._unwatched: dict[bytes, str] = {}  # tops of what is polled, and why
+        self._has_lost = False  # the table may be wrong
         self._token_watch = -1
         self._lock = threading.RLock()
         self._closing = threading.Event()
@@ -134,8 +145,9 @@ class InotifyWatcher:
                     continue
                 try:
                     child = os.open(name, _OPEN, dir_fd=here)
-                except OSError:
-                    continue  # gone, or not for us: the scan says so
+                except OSError as error:
+                    self._cannot_open(below, error)
+                    continue
                 added = self._add(child, watch, name, below)
                 if tell:
                     self._sink.touched(self._spot(added, below), AT_ONCE)
@@ -170,15 +182,19 @@ class InotifyWatcher:
         self._table[parent].below[name] = wd
         return wd
 
+    def _cannot_open(self, path: bytes, error: OSError) -> None:
+        """A directory is gone, or not for us, which the scan says; else it may hold news."""
+        if error.errno not in (*_GONE, *_NOT_OURS):
+            self._cannot_watch(path, error)
+
     def _cannot_watch(self, path: bytes, error: OSError) -> None:
-        if not self._unwatched:
-            what = "the limit of watches" if error.errno == errno.ENOSPC else error.strerror
-            text = f"inotify: {what}; what is not watched is looked at now and then"
-            if error.errno == errno.ENOSPC:
-                text += " (raise fs.inotify.max_user_watches)"
-            self._notes.append(text)
+        what = "the limit of watches" if error.errno == errno.ENOSPC else error.strerror
+        text = f"inotify: {what}; what is not watched is looked at now and then"
+        if error.errno == errno.ENOSPC:
+            text += " (raise fs.inotify.max_user_watches)"
+        if text not in self._unwatched.values():
             log.warning("%s: %s", os.fsdecode(self._scope.root), text)
-        self._unwatched.add(path)
+        self._unwatched[path] = text
 
     def _directories_in(self, fd: int, path: bytes) -> list[bytes]:
         try:
@@ -186,6 +202,7 @@ class InotifyWatcher:
                 return [os.fsencode(e.name) for e in entries if e.is_dir(follow_symlinks=False)]
         except OSError as error:
             log.info("cannot-list path=%r error=%s", path, error.strerror)
+            self._cannot_open(path, error)
             return []
 
     def _detach(self, wd: int, known: _Watched) -> None:
@@ -239,6 +256,7 @@ class InotifyWatcher:
             self._came(event)
         except Exception as error:  # noqa: BLE001 -- the reader would end, and nobody would hear
             log.warning("watcher-failed error=%r", error)
+            self._has_lost = True
             self._sink.lost(f"the watcher failed: {type(error).__name__}: {error}")
 
     def _came(self, event: InotifyEvent) -> None:
@@ -288,21 +306,65 @@ class InotifyWatcher:
         mask, wd = event.mask, event.wd
         if mask & In.IN_MOVED_FROM:
             child = self._table[wd].below.get(event.name)
-            if child is not None:
-                self._detach(child, self._table[child])
-                self._halves[event.cookie] = (child, time.monotonic())
+            known = None if child is None else self._table.get(child)
+            if child is not None and known is not None and known.parent == wd:
+                self._detach(child, known)
+                self._halves[event.cookie] = _Half(child, time.monotonic(), wd, below)
         elif mask & In.IN_MOVED_TO:
             half = self._halves.pop(event.cookie, None)
-            if half is not None and half[0] in self._table:
-                known = self._table[half[0]]
-                known.parent, known.name = wd, event.name
-                self._table[wd].below[event.name] = half[0]
-                self._make_up()
+            if half is not None and half.wd in self._table:
+                self._moved(half, wd, event.name, below)
             else:
                 self._enter(wd, event.name, below)
-        elif mask & In.IN_CREATE:
-            self._enter(wd, event.name, below)
+        elif not mask & In.IN_DELETE and event.name not in self._table[wd].below:
+            self._enter(wd, event.name, below)  # it is new, or may be opened since just now
         self._sink.touched(self._spot(wd, path), AT_ONCE)
+
+    def _moved(self, half: _Half, parent: int, name: bytes, path: bytes) -> None:
+        known = self._table[half.wd]
+        known.parent, known.name = parent, name
+        self._table[parent].below[name] = half.wd
+        for top in [t for t in self._unwatched if t.startswith(half.path + b"/")]:
+            self._unwatched[path + top[len(half.path) :]] = self._unwatched.pop(top)
+        fd = self._open_watched(half.wd)
+        if fd is not None:
+            os.close(fd)
+        else:  # an exchange of two is told as two moves; or there are more to come
+            self._look_again(parent)
+            self._look_again(half.parent)
+        self._make_up()
+
+    def _look_again(self, wd: int) -> None:
+        """See which of the watched directories are really in one, whatever events said."""
+        if wd not in self._table:
+            return
+        fd, path = self._open_watched(wd), self._path(wd)
+        if fd is None or path is None:
+            self._missed.add(wd)
+            return
+        try:
+            for name in self._directories_in(fd, path):
+                below = path + b"/" + name if path else name
+                if not self._scope.skip(below):
+                    self._look_at(fd, wd, name, below)
+        finally:
+            os.close(fd)
+        self._sink.touched(self._spot(wd, path), AT_ONCE)
+
+    def _look_at(self, above: int, parent: int, name: bytes, path: bytes) -> None:
+        try:
+            fd = os.open(name, _OPEN, dir_fd=above)
+        except OSError as error:
+            self._cannot_open(path, error)
+            return
+        try:
+            count = len(self._table)
+            wd = self._add(fd, parent, name, path)
+            if wd is not None and len(self._table) > count:
+                self._add_below(fd, wd, path, tell=True)
+                self._sink.touched(self._spot(wd, path), AT_ONCE)
+        finally:
+            os.close(fd)
 
     def _enter(self, parent: int, name: bytes, path: bytes) -> None:
         """Watch a directory that is new, then all below it; then they may be listed."""
@@ -312,8 +374,9 @@ class InotifyWatcher:
             return
         try:
             fd = os.open(name, _OPEN, dir_fd=above)
-        except OSError:
-            return  # gone again, or moved, which is said
+        except OSError as error:
+            self._cannot_open(path, error)
+            return
         finally:
             os.close(above)
         try:
@@ -368,12 +431,12 @@ class InotifyWatcher:
         if not self._halves:
             return
         long_ago = time.monotonic() - _HALF_S
-        for cookie, (wd, since) in list(self._halves.items()):
-            if since < long_ago:
+        for cookie, half in list(self._halves.items()):
+            if half.since < long_ago:
                 del self._halves[cookie]
-                known = self._table.get(wd)
+                known = self._table.get(half.wd)
                 if known is not None and known.parent is None:
-                    self._drop(wd)
+                    self._drop(half.wd)
 
     def on_watch_deleted(self, wd: WatchDescriptor) -> None:
         """The kernel gave a watch up: its directory is gone, or was unmounted."""
@@ -390,11 +453,23 @@ class InotifyWatcher:
         """The kernel dropped events; the watches are still there."""
         with self._lock:
             log.warning("%s: the queue of events overflowed", os.fsdecode(self._scope.root))
+            self._lose("events were lost: the kernel's queue overflowed")
+
+    def _lose(self, why: str) -> None:
+        """Find again what is where; tell that anything may have happened, whatever comes of it."""
+        self._has_lost = True
+        try:
             self._watch_again()
-            self._sink.lost("events were lost: the kernel's queue overflowed")
+            self._has_lost = False
+        except OSError as error:  # no descriptors, say: it is tried again
+            log.warning("%s: not watched: %s", os.fsdecode(self._scope.root), error.strerror)
+        finally:
+            self._sink.lost(why)
 
     def _watch_again(self) -> None:
         """Directories may have been made or moved unseen: find them, keep the watches there are."""
+        self._unwatched.clear()
+        self._missed.clear()
         for known in self._table.values():
             known.parent = None
             known.below.clear()
@@ -408,7 +483,7 @@ class InotifyWatcher:
 
     def send_token(self, number: int) -> bool:
         """Make a token. While something is not watched it says nothing."""
-        if self._scope.tokens is None or self._fd is None or self._unwatched:
+        if self._scope.tokens is None or not self._sees_all():
             return False
         try:
             with self._lock:
@@ -425,16 +500,47 @@ class InotifyWatcher:
             return False
         return True
 
+    def _sees_all(self) -> bool:
+        if self._fd is None or not self._fd.is_alive():
+            return False
+        return not (self._unwatched or self._missed or self._has_lost)
+
     def _token_came(self, name: bytes) -> None:
         if name.isdigit():
             self._sink.token(int(name))
 
     def _poll(self) -> None:
         while not self._closing.wait(self._scope.poll_s):
-            with self._lock:
-                tops = list(self._unwatched)
-            for top in tops:
-                self._touch_all(top)
+            try:
+                with self._lock:
+                    tops = self._tops()
+                for top in tops:
+                    self._touch_all(top)
+            except OSError as error:
+                log.warning("%s: not looked at: %s", os.fsdecode(self._scope.root), error)
+                self._sink.lost(f"what is not watched could not be looked at: {error.strerror}")
+
+    def _tops(self) -> list[bytes]:
+        """What is still not watched; whatever can be is, from now on."""
+        if self._fd is None or not self._fd.is_alive():
+            return [b""]  # nobody reads what the kernel says
+        self._make_up()
+        if self._has_lost or self._missed:
+            self._lose("what is watched was not clear")
+        tops = list(self._unwatched)
+        for path in tops:
+            *above, name = path.split(b"/")
+            known: _Watched | None = self._table[wd := self._root_watch]
+            for part in above:
+                wd = -1 if known is None else known.below.get(part, -1)
+                known = self._table.get(wd)
+            self._unwatched.pop(path)
+            try:
+                if known is not None and name:
+                    self._enter(wd, name, path)
+            except OSError as error:
+                self._cannot_watch(path, error)
+        return list({*tops, *self._unwatched})
 
     def _touch_all(self, top: bytes) -> None:
         """Everything below a directory may have changed."""
@@ -454,7 +560,8 @@ class InotifyWatcher:
     def coverage(self) -> Coverage:
         """What it sees."""
         with self._lock:
-            return Coverage("inotify", len(self._table), len(self._unwatched), list(self._notes))
+            notes = list(dict.fromkeys(self._unwatched.values()))
+            return Coverage("inotify", len(self._table), len(self._unwatched), notes)
 
     def close(self) -> None:
         """Stop."""

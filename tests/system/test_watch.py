@@ -17,7 +17,17 @@ import pytest
 
 from bisync import Config, Fsync, Session
 from tests.system.live import AGENT, Watching, ready, watching
-from tests.trees import assert_equal, contents, environment, kept, look, put, snapshot, sync
+from tests.trees import (
+    assert_equal,
+    contents,
+    environment,
+    exchange,
+    kept,
+    look,
+    put,
+    snapshot,
+    sync,
+)
 
 Pair = tuple[Path, Path]
 Start = Callable[..., Watching]
@@ -298,6 +308,59 @@ def test_a_mass_deletion_waits_for_a_person(here: Pair, kind: str):
         assert len(look(b)) == 11
         assert_equal(a, b)
         assert len(kept(b)) == 51
+
+
+def test_the_root_itself(live: tuple[Path, Path, Watching]):
+    """Its own attributes are carried as anybody's."""
+    a, b, it = live
+    it.wait()
+    for mode in (0o751, 0o710):
+        a.chmod(mode)
+        it.wait()
+        assert_equal(a, b)
+    os.setxattr(b, "user.x", b"1")
+    it.wait()
+    assert_equal(a, b)
+
+
+def test_exchanged_directories(live: tuple[Path, Path, Watching]):
+    """Two folders take each other's names; what is made in them later is carried at once."""
+    a, b, it = live
+    for name in ("one", "two"):
+        put(a / name / "deep" / name, b"1")
+    it.wait()
+    exchange(a / "one", a / "two")
+    it.wait()
+    assert_equal(a, b)
+    for root in (a, b):
+        for name in ("one", "two"):
+            put(root / name / f"new-{root.name}" / "f", b"2")
+            it.wait()
+            put(root / name / f"new-{root.name}" / "g", b"3")
+            it.wait()
+            assert_equal(a, b)
+
+
+def test_a_directory_that_may_be_read_again(here: Pair):
+    """It is watched from then on, with all that is in it."""
+    a, b = here
+    put(a / "d/e/1", b"1")
+    (a / "d").chmod(0)
+    words = (
+        ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
+    )
+    try:
+        with watching(a, b, "--watcher", "inotify", prefix=words) as it:
+            ready(it)
+            (a / "d").chmod(0o755)
+            it.wait()
+            assert_equal(a, b)
+            for number in (2, 3):
+                put(a / "d/e" / f"{number}", b"1")
+                it.wait()
+                assert_equal(a, b)
+    finally:
+        (a / "d").chmod(0o755)
 
 
 def test_what_is_deleted_after_it_was_shown_is_not_approved(here: Pair, kind: str):

@@ -1,11 +1,14 @@
 """One contract for every watcher: what happens below the root is said, of the right directory."""
 
+import errno
 import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +16,7 @@ from bisync.watch.choose import Kind, watch
 from bisync.watch.fanotify import FanotifyWatcher
 from bisync.watch.inotify import InotifyWatcher
 from bisync.watch.interface import Pace, Scope, Spot, UnavailableError, Watcher
+from tests.trees import exchange
 
 Start = Callable[..., Watcher]
 
@@ -154,6 +158,142 @@ def test_after_a_directory_was_moved(start: Start, heard: Heard, root: Path):
     (root / "moved/e/x").write_bytes(b"1")
     assert heard.about(b"moved/e")
     assert b"d/e" not in heard.directories
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("times", [1, 2])
+def test_directories_that_were_exchanged(
+    start: Start, heard: Heard, root: Path, times: int, *, apart: bool
+):
+    """Each is watched where it is then, and so is what is made in it."""
+    one, two = root / "d", root / ("n/o" if apart else "n")
+    (two / "below").mkdir(parents=True)
+    start(root)
+    for _ in range(times):
+        exchange(one, two)
+    assert heard.about(b"")
+    for place in (one, two):
+        (place / "new").mkdir()
+    _settle(heard, root)
+    for place in (one, two):
+        for below in ("new", "e" if (place / "e").exists() else "below"):
+            heard.clear()
+            (place / below / "f").write_bytes(b"1")
+            assert heard.about(_below(root, place / below)), (place, below)
+
+
+def _below(root: Path, path: Path) -> bytes:
+    return os.fsencode(path.relative_to(root))
+
+
+def _settle(heard: Heard, root: Path) -> None:
+    """Until all that happened so far was said."""
+    heard.clear()
+    (root / "mark").write_bytes(b"1")
+    assert heard.about(b"")
+
+
+def test_a_directory_that_was_of_no_interest_for_a_while(start: Start, heard: Heard, root: Path):
+    """What happened far below it meanwhile is said when it is back."""
+    start(root, skip=lambda path: any(name.endswith(b".tmp") for name in path.split(b"/")))
+    (root / "d").rename(root / "d.tmp")
+    (root / "d.tmp/e/new").write_bytes(b"1")
+    _settle(heard, root)
+    heard.clear()
+    (root / "d.tmp").rename(root / "d")
+    assert heard.about(b"d/e")
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_what_cannot_be_watched_yet(
+    heard: Heard, root: Path, monkeypatch: pytest.MonkeyPatch, *, moved: bool
+):
+    """It is looked at where it is, and watched as soon as it can be."""
+    original, full = InotifyWatcher._watch, [True]
+
+    def limited(self: InotifyWatcher, fd: int, *rest: Any) -> int:
+        if full and os.readlink(f"/proc/self/fd/{fd}").endswith("/e"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(self, fd, *rest)
+
+    monkeypatch.setattr(InotifyWatcher, "_watch", limited)
+    watcher = watch(Kind.INOTIFY, Scope(os.fsencode(root), poll_s=0.05), heard)
+    try:
+        assert watcher.coverage().polled == 1
+        place = b"d/e"
+        if moved:
+            (root / "d").rename(root / "there")
+            place = b"there/e"
+        _settle(heard, root)
+        heard.clear()
+        assert heard.until(lambda h: place in h.directories)
+        full.clear()
+        deadline = time.monotonic() + 20
+        while watcher.coverage().polled and time.monotonic() < deadline:
+            time.sleep(0.01)
+        seen = watcher.coverage()
+        assert (seen.polled, seen.directories, seen.notes) == (0, 3, [])
+        heard.clear()
+        (root / os.fsdecode(place) / "f").write_bytes(b"1")
+        assert heard.about(place)
+    finally:
+        watcher.close()
+
+
+def test_a_top_that_is_gone(heard: Heard, root: Path, monkeypatch: pytest.MonkeyPatch):
+    """What cannot be watched and is not there any more is not looked for any more."""
+    original = InotifyWatcher._watch
+
+    def limited(self: InotifyWatcher, fd: int, *rest: Any) -> int:
+        if os.readlink(f"/proc/self/fd/{fd}").endswith("/e"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(self, fd, *rest)
+
+    monkeypatch.setattr(InotifyWatcher, "_watch", limited)
+    watcher = watch(Kind.INOTIFY, Scope(os.fsencode(root), poll_s=0.05), heard)
+    try:
+        assert watcher.coverage().polled == 1
+        (root / "d/e").rmdir()
+        deadline = time.monotonic() + 20
+        while watcher.coverage().polled and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert watcher.coverage().polled == 0
+    finally:
+        watcher.close()
+
+
+def test_an_overflow_that_finds_no_descriptors(
+    heard: Heard, root: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It is said all the same; nothing is vouched for until the directories were found again."""
+    (root / ".bisync").mkdir()
+    watcher = InotifyWatcher(
+        Scope(os.fsencode(root), _is_ours, os.fsencode(root / ".bisync/watch"), poll_s=0.05), heard
+    )
+    original, full = InotifyWatcher._add_below, [True]
+
+    def add(*words: Any, **more: Any) -> None:
+        if full:
+            raise OSError(errno.EMFILE, "Too many open files")
+        original(*words, **more)
+
+    try:
+        assert watcher.send_token(1)
+        monkeypatch.setattr(InotifyWatcher, "_add_below", add)
+        watcher.on_queue_overflow()
+        assert heard.until(lambda h: any("overflow" in why for why in h.everything))
+        assert not watcher.send_token(2)
+        (root / "d/e/unseen").mkdir()
+        full.clear()
+        deadline = time.monotonic() + 20
+        while not watcher.send_token(3) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert heard.until(lambda h: 3 in h.tokens)
+        heard.clear()
+        (root / "d/e/unseen/f").write_bytes(b"1")
+        assert heard.until(lambda h: b"d/e/unseen" in h.directories)
+    finally:
+        watcher.close()
 
 
 def test_a_directory_that_left(start: Start, heard: Heard, root: Path, tmp_path: Path):
