@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import time
@@ -317,10 +318,10 @@ def test_the_root_itself(live: tuple[Path, Path, Watching]):
     for mode in (0o751, 0o710):
         a.chmod(mode)
         it.wait()
-        assert_equal(a, b)
+        assert stat.S_IMODE(b.stat().st_mode) == mode
     os.setxattr(b, "user.x", b"1")
     it.wait()
-    assert_equal(a, b)
+    assert os.getxattr(a, "user.x") == b"1"
 
 
 def test_exchanged_directories(live: tuple[Path, Path, Watching]):
