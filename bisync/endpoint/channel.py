@@ -40,6 +40,7 @@ _NAP_S = 0.001  # in which it does not get empty
 _AHEAD = 2 << 20  # bytes that wait to be written before who makes more has to wait
 _MOST_WAITING = 8192  # things asked for that nobody has begun
 _MOST_ASKS = 4  # letters among them
+_MOST_UNREAD = 256 << 20  # bytes of an answer that comes faster than it is read
 _MOST_BATCH = 512  # small files in one frame
 _LOOK_S = 0.2  # between two looks whether to stop
 _GOODBYE_S = 10.0
@@ -52,8 +53,10 @@ _DEEPEST = 8  # things in hand for the other end, one in the other
 class _Call(Struct):
     """A call that waits for its answer."""
 
-    parts: deque[Plain] = field(default_factory=deque)
+    has_parts: bool
+    parts: deque[tuple[Plain, int]] = field(default_factory=deque)  # with bytes of their frames
     last: Letter | None = None
+    unread: int = 0  # bytes of those frames
 
 
 class Channel:
@@ -101,6 +104,7 @@ class Channel:
         self._changed = threading.Condition()
         self._packing = threading.Lock()
         self._letters = Assembler()
+        self._letter_size = 0  # bytes of frames since the last letter was whole
         self._calls: dict[int, _Call] = {}
         self._streams: dict[int, Stream] = {}
         self._inbox: deque[Letter | tuple[Stream, Piece]] = deque()
@@ -176,8 +180,10 @@ class Channel:
             return
         letter = self._letters.take(frame)
         self._link.done(frame)
+        self._letter_size += frame.size
         if letter is None:
             return
+        size, self._letter_size = self._letter_size, 0
         if letter.word is Word.TELL and letter.about == STOP:
             self.stop_asked = True
         elif letter.word is Word.TELL and letter.about == PATIENCE:
@@ -187,7 +193,7 @@ class Channel:
         elif letter.word in (Word.ASK, Word.TELL):
             self._put(letter)
         else:
-            self._answered(letter)
+            self._answered(letter, size)
 
     def _piece_came(self, piece: Piece, frame: Frame) -> bool:
         """Take a piece; whether its credit may go back at once."""
@@ -224,12 +230,15 @@ class Channel:
             refuse("more questions than anybody has")
         self._inbox.append(what if len(what) == 2 else what[0])  # type: ignore[arg-type]
 
-    def _answered(self, letter: Letter) -> None:
+    def _answered(self, letter: Letter, size: int) -> None:
         call = self._calls.get(letter.number)
         if call is None or call.last is not None:
             refuse("an answer that nobody waits for")
         if letter.word is Word.PART:
-            call.parts.append(letter.body)
+            call.unread += size
+            if not call.has_parts or call.unread > _MOST_UNREAD:
+                refuse("a part of an answer that has none, or more than anybody reads")
+            call.parts.append((letter.body, size))
         else:
             call.last = letter
 
@@ -392,13 +401,16 @@ class Channel:
 
     def call(self, about: int, body: Plain, part: Callable[[Plain], None] | None = None) -> Plain:
         """Ask, and wait for the answer; see :meth:`ask` and :meth:`answer`."""
-        return self.answer(self.ask(about, body), part)
+        return self.answer(self.ask(about, body, parts=part is not None), part)
 
-    def ask(self, about: int, body: Plain) -> int:
+    def ask(self, about: int, body: Plain, *, parts: bool = False) -> int:
         """Ask, and go on; more may be asked meanwhile, and is answered in that order.
 
         But for a call that the other end asks something back for: nothing may follow that before
         it is answered.
+
+        Args:
+            parts: some of the answer may come before its end.
 
         Returns:
             What :meth:`answer` takes.
@@ -408,7 +420,7 @@ class Channel:
         """
         number = self._number()
         with self._changed:
-            self._calls[number] = _Call()
+            self._calls[number] = _Call(parts)
         self._send(Letter(Word.ASK, number, about, body))
         return number
 
@@ -426,10 +438,10 @@ class Channel:
             while True:
                 self.wait(lambda: bool(call.parts) or call.last is not None)
                 while call.parts:
-                    body = call.parts.popleft()
-                    if part is None:
-                        refuse("a part of an answer that has none")
-                    part(body)
+                    body, size = call.parts.popleft()
+                    call.unread -= size
+                    if part is not None:
+                        part(body)
                 if call.last is not None:
                     break
         finally:

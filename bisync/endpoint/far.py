@@ -83,7 +83,7 @@ class Far:
             self.index_changes()
         if name not in _MAY_FOLLOW:
             self.hear()
-        asked = self.channel.ask(call.number, call.takes.pack(values))
+        asked = self.channel.ask(call.number, call.takes.pack(values), parts=call.part is not None)
 
         def take(plain: Any) -> None:
             assert call.part is not None
@@ -189,9 +189,13 @@ class RemoteView:
 
         def take(part: dict[NodeId, list[tuple[bytes, NodeId]]]) -> None:
             for node, entries in part.items():
+                if node not in asked:
+                    refuse("what is in a directory that nobody asked for")
                 found.setdefault(node, []).extend(entries)
 
+        asked: set[NodeId] = set()
         for some in in_messages(ids):
+            asked.update(some)
             self._far("children", some, part=take)
         return found
 

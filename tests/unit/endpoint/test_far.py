@@ -134,7 +134,7 @@ def test_a_call_that_may_change_the_index_forgets(monkeypatch: pytest.MonkeyPatc
     forgot: list[str] = []
 
     class Broken:
-        def ask(self, *_: object) -> int:
+        def ask(self, *_: object, **__: object) -> int:
             return 1
 
         def answer(self, *_: object) -> None:
@@ -182,9 +182,9 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     together: list[str] = []
     ask, answer = Channel.ask, Channel.answer
 
-    def counted(self: Channel, about: int, body: Any) -> int:
+    def counted(self: Channel, about: int, body: Any, *, parts: bool = False) -> int:
         together.append(BY_NUMBER[about])
-        return ask(self, about, body)
+        return ask(self, about, body, parts=parts)
 
     def waited_for(self: Channel, number: int, part: Any = None) -> Any:
         if together:
