@@ -11,6 +11,7 @@ from bisync.endpoint.interface import Ending, Hello, Read
 from bisync.fs.archive import Chain, Commit, Epoch, PairState
 from bisync.fs.conflicts import Choice, Quarrel, Take
 from bisync.fs.content import LARGEST
+from bisync.fs.displaced import Probed
 from bisync.fs.recovery import Recovered
 from bisync.fs.result import Status
 from bisync.fs.sizes import Sizes
@@ -193,6 +194,7 @@ _ENDING = Record(
     busy=Several(Text(), MANY),
     retention=Maybe(RETENTION),
 )
+_PROBED = Record(Probed, back=Several(_FULL_PATH, MANY), weak=_COUNT)
 _COMMIT = Record(Commit, epoch=_EPOCH, payload=ROWS)
 CHAIN = Record(
     Chain,
@@ -350,7 +352,7 @@ CALLS: dict[str, Call] = {
     "carry_out": Call(32, Each((_PAIR, _CHOICE)), REASON),
     "add_conflicts": Call(33, Each((_PAIR, Several(_QUARREL, MANY, list))), NOTHING),
     "forget_conflicts": Call(34, Each((Several(_ID, MANY, list),)), NOTHING),
-    "probe_displaced": Call(35, Each((_COUNT,)), Several(_FULL_PATH, MANY, list)),
+    "probe_displaced": Call(35, Each((_COUNT,)), _PROBED),
     "sizes": Call(65, NOTHING, _SIZES),
     "close": Call(36, NOTHING, NOTHING),
     "rest": Call(37, NOTHING, NOTHING),

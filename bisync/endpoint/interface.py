@@ -19,6 +19,7 @@ from bisync.fs.archive import Chain, Commit, PairState
 from bisync.fs.claim import Claim
 from bisync.fs.conflicts import Choice, Quarrel
 from bisync.fs.content import ContentSource
+from bisync.fs.displaced import Probed
 from bisync.fs.recovery import Recovered
 from bisync.fs.result import Result
 from bisync.fs.sizes import Sizes
@@ -333,8 +334,8 @@ class Endpoint(ContentSource, Protocol):
         """Take conflicts off this side's list."""
         ...
 
-    def probe_displaced(self, *, min_age_ns: int) -> list[bytes]:
-        """Look again at what was displaced; bring back what somebody wrote to. Their paths."""
+    def probe_displaced(self, *, min_age_ns: int) -> Probed:
+        """Look again at what was displaced; bring back what somebody wrote to."""
         ...
 
     def sizes(self) -> Sizes:

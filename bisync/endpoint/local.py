@@ -26,7 +26,7 @@ from bisync.fs.archive import Archive, add_pair
 from bisync.fs.claim import Claim, claim
 from bisync.fs.conflicts import Choice, Quarrel
 from bisync.fs.content import Chunk, ContentSource, Expected, Version
-from bisync.fs.displaced import edited, was_written
+from bisync.fs.displaced import STILL_NS, Probed, edited, was_written
 from bisync.fs.index import Index
 from bisync.fs.oplog import OperationLog
 from bisync.fs.recovery import Recovered, recover
@@ -536,25 +536,26 @@ class LocalEndpoint:
 
     # -- what was displaced --------------------------------------------------
 
-    def probe_displaced(self, *, min_age_ns: int) -> list[bytes]:
+    def probe_displaced(self, *, min_age_ns: int) -> Probed:
         """Look again at displaced files: a writer caught in ``open`` holds the kept one.
 
         Its edit is an edit of the live name: the kept object goes back under a name beside
         the live one, where its user finds it and the next scan carries it over.
         """
         db = self.replica.database
-        back: list[bytes] = []
+        back, now, waiting = list[bytes](), time.time_ns(), 0
         rows = db.execute("SELECT path, payload FROM displaced").fetchall()
         for kept, payload in rows:
-            text, before, time_ns = json.loads(payload)
+            text, before, time_ns, weak = json.loads(payload)
             path = text.encode("latin-1")
             if self._was_written(kept, before):
                 back.append(self._bring_back(kept, path))
-            elif time.time_ns() - time_ns < min_age_ns:
+            elif 0 <= now - time_ns < max(min_age_ns, STILL_NS if weak else 0):
+                waiting += weak
                 continue
             db.begin()
             db.execute("DELETE FROM displaced WHERE path=?", (kept,))
-        return back
+        return Probed(tuple(back), waiting)
 
     def _was_written(self, kept: bytes, before: list[Any]) -> bool:
         try:

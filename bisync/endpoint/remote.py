@@ -27,6 +27,7 @@ from bisync.fs.archive import Chain, Commit, PairState
 from bisync.fs.claim import Claim
 from bisync.fs.conflicts import Choice, Quarrel
 from bisync.fs.content import Chunk, ContentSource, Expected, Version
+from bisync.fs.displaced import Probed
 from bisync.fs.recovery import Recovered
 from bisync.fs.result import Result
 from bisync.fs.sizes import Sizes
@@ -209,7 +210,7 @@ class RemoteEndpoint:
         self._holds = False
         self._probes: int | None = None  # the least age that was asked for
         self._is_probed = False  # since something was displaced
-        self._brought_back: list[bytes] = []
+        self._probed = Probed()
 
         def index_changes() -> None:
             view.forget()
@@ -503,13 +504,16 @@ class RemoteEndpoint:
             self._glance = None
             self._far("forget_conflicts", todo)
 
-    def probe_displaced(self, *, min_age_ns: int) -> list[bytes]:
+    def probe_displaced(self, *, min_age_ns: int) -> Probed:
         """Look again at what was displaced."""
         if not self._is_probed or self._probes != min_age_ns:
-            self._brought_back += self._far("probe_displaced", min_age_ns)
+            self._was_probed(self._far("probe_displaced", min_age_ns))
         self._probes, self._is_probed = min_age_ns, False
-        found, self._brought_back = self._brought_back, []
+        found, self._probed = self._probed, Probed()
         return found
+
+    def _was_probed(self, now: Probed) -> None:
+        self._probed = Probed((*self._probed.back, *now.back), now.weak)
 
     def _probe_behind(self, answer: Callable[[], Any]) -> Any:
         """Wait for an answer, and for what :meth:`probe_displaced` will ask as the last time."""
@@ -519,9 +523,9 @@ class RemoteEndpoint:
         try:
             found = answer()
         except RootLockedError:
-            self._brought_back += probed()
+            self._was_probed(probed())
             raise
-        self._brought_back += probed()
+        self._was_probed(probed())
         self._is_probed = True
         return found
 

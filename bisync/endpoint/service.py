@@ -46,6 +46,7 @@ from bisync.fs.claim import Claim
 from bisync.fs.conflicts import Quarrel
 from bisync.fs.content import ContentSource
 from bisync.fs.database import translated
+from bisync.fs.displaced import Probed
 from bisync.fs.pace import Pace
 from bisync.fs.replica import Options
 from bisync.fs.result import Result
@@ -553,14 +554,13 @@ class RootService:
 
     def _add_conflicts(self, pair: int, rows: list[Quarrel]) -> None:
         for row in rows:
-            paths = (row.path, row.kept, row.kept_as)
-            if not all(path is None or _is_plain(path) for path in paths):
+            if not all(p is None or _is_plain(p) for p in (row.path, row.kept, row.kept_as)):
                 refuse("a conflict about what is the engine's own")
         self.side.add_conflicts(self._archive_of(pair), rows)
 
-    def _probe_displaced(self, min_age_ns: int) -> list[bytes]:
+    def _probe_displaced(self, min_age_ns: int) -> Probed:
         # It may be asked for behind a call that would have opened the root, and could not.
-        return [] if self._side is None else self._side.probe_displaced(min_age_ns=min_age_ns)
+        return Probed() if self._side is None else self._side.probe_displaced(min_age_ns=min_age_ns)
 
     def _close(self) -> None:
         self.close()

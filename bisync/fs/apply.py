@@ -444,8 +444,8 @@ class Applier:
         db.begin()
         done = {i for i, result in self.results.items() if result.status is Status.DONE}
         self.log.conclude({i: self.results[i].step for i in self.log.rows if i not in done})
-        for where, path, before in self.performer.displaced:
-            row = [path.decode("latin-1"), before, time.time_ns()]
+        for where, path, before, weak in self.performer.displaced:
+            row = [path.decode("latin-1"), before, time.time_ns(), weak]
             db.execute("INSERT OR REPLACE INTO displaced VALUES(?, ?)", (where, json.dumps(row)))
         if not self.t.fsync:
             fresh = {

@@ -12,11 +12,27 @@ import os
 import stat
 from typing import Any
 
+from msgspec import Struct
+
 from bisync.core.node import Place
 from bisync.fs.copying import remove_object
 from bisync.fs.root import OPEN_DIR, Directories
 from bisync.linux.lease import Lease, probed
 from bisync.linux.rename import rename_noreplace
+
+STILL_NS = 60 * 10**9  # for so long nobody may write to what could not be leased
+
+
+class Probed(Struct, frozen=True):
+    """What came of a look at what was displaced.
+
+    Attributes:
+        back: paths of what somebody wrote to, and has again.
+        weak: how many could not be leased and were not still for long enough yet.
+    """
+
+    back: tuple[bytes, ...] = ()
+    weak: int = 0
 
 
 def edited(name: bytes) -> bytes:

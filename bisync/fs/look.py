@@ -170,6 +170,11 @@ class Guard(Struct, frozen=True):
     looked: Looked
     held: Held
 
+    @property
+    def is_weak(self) -> bool:
+        """Whether there may be a writer of the file: nobody could be held off, or asked for."""
+        return stat.S_ISREG(self.looked.info.st_mode) and self.held.lease is Lease.UNKNOWN
+
     def somebody_waits(self) -> bool:
         """Whether a writer was caught in ``open``; it would end up on the displaced object."""
         return self.held.lease is Lease.GRANTED and is_breaking(self.held.fd)

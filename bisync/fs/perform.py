@@ -85,7 +85,9 @@ class Performer:
         self.outs = outs  # names in out/, by position
         self.matcher = matcher
         self.parked: dict[NodeId, tuple[bytes, Place]] = {}  # name in out/, where it was
-        self.displaced: list[tuple[bytes, bytes, list[Any]]] = []  # kept, path, evidence
+        # Kept, path, evidence, and whether no lease could be had.
+        self.displaced: list[tuple[bytes, bytes, list[Any], bool]] = []
+        self.weak = False  # of what the step in hand displaces
         self.together = False  # the step in hand must not be undone: others were done with it
         self.waiting = ""  # why what it displaced is not in the store yet
 
@@ -96,7 +98,7 @@ class Performer:
             PathError: stale, busy or impossible; nothing changed.
             OSError: likewise.
         """
-        self.waiting = ""
+        self.waiting, self.weak = "", False
         result = self._dispatch(i, step)
         if self.waiting:
             result = replace(result, reason=self.waiting)
@@ -183,6 +185,7 @@ class Performer:
         if known is not None and is_dir and known.foreign and self._holds_more(removal):
             raise PathError("a directory that holds files which are left alone is in its place")
         with self.look.guarded(place, removal.node) as guard:
+            self.weak = guard.is_weak
             staged.shown = True
             self._near(i, place, lambda: self._swap_in(staged.spot, staged.handle, place, guard))
         with _undone_by(lambda: self.back.exchange(staged.spot, place, staged.handle)):
@@ -230,7 +233,7 @@ class Performer:
             return None
         is_copied_dir = kept.copied and stat.S_ISDIR(info.st_mode)
         if before is not None and not is_copied_dir:  # nobody holds what is only a copy
-            self.displaced.append((kept.path, path, before))
+            self.displaced.append((kept.path, path, before, self.weak))
         return kept.path
 
     def _link(self, i: int, step: Link) -> Result:
@@ -309,7 +312,7 @@ class Performer:
         path = self.index.place_path(step.new)
         one = self.look.at(step.old, step.node)
         with self.look.guarded(step.new, removal.node) as guard:
-            two = guard.looked
+            two, self.weak = guard.looked, guard.is_weak
             swap(one.dir_fd, one.name, two.dir_fd, two.name)
             with _undone_by(lambda: self.back.names(one, two)):
                 if (
@@ -402,6 +405,7 @@ class Performer:
         first, *rest = step.places
         path = self.index.place_path(first)
         with self.look.guarded(first, old) as guard:
+            self.weak = guard.is_weak
             for place in rest:
                 self.look.at(place, old, content=True)
             if step.keep is not None:
@@ -534,6 +538,7 @@ class Performer:
                 look_through(self.look, *out, step.node, members)
         else:
             with self.look.guarded(step.place, step.node) as guard:
+                self.weak = guard.is_weak
                 looked, out = self._displace(i, step.place, step.node)
                 with _undone_by(lambda: self._put_back(out, looked)):
                     if guard.somebody_waits():

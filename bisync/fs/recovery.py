@@ -152,7 +152,7 @@ class _Recovery:
         self.out.damaged |= mended.damaged
         self.out.returned += len(mended.old) + len(mended.new)
         for kept, path, before in mended.taken:
-            text = [path.decode("latin-1"), before, time.time_ns()]
+            text = [path.decode("latin-1"), before, time.time_ns(), False]
             self.replica.database.execute(
                 "INSERT OR REPLACE INTO displaced VALUES(?, ?)", (kept, json.dumps(text))
             )

@@ -20,7 +20,6 @@ from typing import Any
 from msgspec import Struct, field
 from msgspec.structs import asdict, replace
 
-from bisync.core.location import Location
 from bisync.core.node import SIDES
 from bisync.core.path import display
 from bisync.endpoint.interface import Endpoint
@@ -36,7 +35,7 @@ from bisync.errors import (
 )
 from bisync.fs.sizes import Sizes
 from bisync.session.approval import Withheld
-from bisync.session.remembered import last_complete
+from bisync.session.remembered import absolute, last_complete
 from bisync.session.report import Event, Listener, Met, Progress, Report
 from bisync.session.run import Manner, Proving
 from bisync.session.session import Session
@@ -52,6 +51,7 @@ _TEND_S = 600.0
 _GUARD_S = 5.0  # between two looks whether the roots are still there
 _BUSY_S = (1.0, 2.0, 4.0, 10.0)  # until busy files are looked at again
 _PROBLEMS_S = 60.0
+_PROBE_S, _PROBE_WEAK_S = 1.2, 5.0  # until what was displaced is looked at again
 _RETRY_S = (1.0, 2.0, 5.0, 15.0, 30.0, 60.0)  # after a failure
 # Two runs that follow each other leave a gap: as long as the processors worked for the first one,
 # and so much of the time it took, for those who wait for the same disk.
@@ -84,11 +84,6 @@ class _Request(Struct):
     def answer(self, code: int, said: str = "") -> None:
         self.code, self.said = code, said
         self.done.set()
-
-
-def _absolute(where: Location) -> str:
-    """A location as it is understood in any folder."""
-    return where.text if where.is_remote else os.path.abspath(where.text)
 
 
 def _spots(standing: list[Met]) -> tuple[set[Spot], set[Spot]]:
@@ -202,8 +197,8 @@ class Live:
             oldest = self._oldest()
             report, totals = self._last, self._totals
             return {
-                "alpha": _absolute(self.session.locations[0]),
-                "beta": _absolute(self.session.locations[1]),
+                "alpha": absolute(self.session.locations[0]),
+                "beta": absolute(self.session.locations[1]),
                 "direction": "both" if self.session.config.one_way is None else "to beta",
                 "phase": self._phase,
                 "reason": self._reason,
@@ -216,6 +211,7 @@ class Live:
                     for met in self._standing[:_SHOWN]
                 ],
                 "withheld": self._withheld,
+                "weaker_check": report.weak,
                 "waiting_conflicts": report.waiting,
                 "last_error": self._last_error,
                 "watchers": [
@@ -558,6 +554,8 @@ class Live:
             self._busy_rounds = 0
         if self._standing:
             times.append(now + _PROBLEMS_S)
+        if report.kept or report.weak:  # somebody may have had it open
+            times.append(now + (_PROBE_S if report.kept else _PROBE_WEAK_S))
         return min(times, default=None)
 
     @property

@@ -240,7 +240,7 @@ class MirrorRun:
         side.finish(
             self._lessons(side, tree, pairs, plan, results), self._count(doomed), time.time_ns()
         )
-        for path in side.side.probe_displaced(min_age_ns=HOUR_NS):
+        for path in side.side.probe_displaced(min_age_ns=HOUR_NS).back:
             self._met(Met("beta", "busy", path, "was written while it was replaced; both stay"))
         if self.config.retention is not None:
             for text in side.side.tend(self.config.retention):

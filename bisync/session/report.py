@@ -95,6 +95,7 @@ class Report(Struct):
     conflict_list: list[Conflict] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)  # only of a plan
     sizes: tuple[Sizes, Sizes] | None = None  # if they were asked for
+    weak: int = 0  # displaced files that nobody could be held off from, still looked at
     held: Withheld = field(default_factory=Withheld)
     _start: float = field(default_factory=time.monotonic)
     _met_before: set[Met] = field(default_factory=set)

@@ -366,7 +366,9 @@ class Run:
     def _look_again(self, cycle: Cycle) -> None:
         """Whoever was caught in ``open`` while a file was displaced gets the edit back."""
         for side in SIDES:
-            for path in self.sides[side].probe_displaced(min_age_ns=_PROBE_NS):
+            probed = self.sides[side].probe_displaced(min_age_ns=_PROBE_NS)
+            self.report.weak += probed.weak
+            for path in probed.back:
                 self._meet(
                     Met(side.label, "busy", path, "was written while it was replaced; both stay")
                 )

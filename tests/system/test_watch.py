@@ -364,6 +364,34 @@ def test_a_directory_that_may_be_read_again(here: Pair):
         (a / "d").chmod(0o755)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="files of others are for root to make")
+def test_a_writer_that_nobody_could_ask_for(here: Pair):
+    """Without a lease a replaced file is looked at until it was still for a minute."""
+    a, b = here
+    put(a / "f", b"old")
+    with watching(a, b, prefix=("setpriv", "--bounding-set=-lease")) as it:
+        ready(it)
+        for root in (a, b):
+            os.chown(root / "f", 12345, 12345)
+        it.wait()
+        with (b / "f").open("ab", buffering=0) as file:
+            put(a / "f", b"from alpha")
+            it.wait()
+            assert (b / "f").read_bytes() == b"from alpha"
+            until = time.monotonic() + 4  # the look after a second is over
+            while time.monotonic() < until:
+                put(a / "other", b"%f" % time.monotonic())
+                it.wait()
+            assert it.status()["weaker_check"] == 1
+            assert "weaker check: 1" in it.ask("status").stdout
+            file.write(b" AND LATE")
+            assert it.until(lambda e: ".edited-" in e.get("path", ""))
+        it.wait()
+        assert_equal(a, b)
+        assert {b"from alpha", b"old AND LATE"} <= contents(a)
+        assert it.shows(lambda s: not s["weaker_check"])["weaker_check"] == 0
+
+
 def test_what_is_deleted_after_it_was_shown_is_not_approved(here: Pair, kind: str):
     """A person approves what was shown; a tree emptied meanwhile is for another look."""
     a, b = here

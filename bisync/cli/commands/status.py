@@ -103,6 +103,11 @@ def _told(row: dict[str, Any]) -> list[str]:
         text.append(f"  {side}'s own files: {'' if whole else 'at least '}{parts}")
     text += [f"  busy: {path}" for path in row["busy"]]
     text += [f"  problem: {problem}" for problem in row["problems"]]
+    if row["weaker_check"]:
+        text.append(
+            f"  weaker check: {row['weaker_check']} replaced files of others, looked at until they "
+            "were still for a minute"
+        )
     if row["withheld"]:
         text.append(f"  {row['withheld']} deletions withheld")
     if row["waiting_conflicts"]:
