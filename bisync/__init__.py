@@ -15,6 +15,7 @@ from bisync.errors import (
 )
 
 if TYPE_CHECKING:
+    from bisync.core.conflict import Conflict
     from bisync.core.declared import Declared, Hooks, postgresql
     from bisync.core.hot import Allowance
     from bisync.core.ignore import Ignore
@@ -49,6 +50,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "AfterRestore": "bisync.session.config",
     "Change": "bisync.session.report",
+    "Conflict": "bisync.core.conflict",
     "Config": "bisync.session.config",
     "DeleteLimit": "bisync.core.safety",
     "Endpoint": "bisync.endpoint.interface",
@@ -103,6 +105,7 @@ __all__ = [
     "BusyError",
     "Change",
     "Config",
+    "Conflict",
     "Declared",
     "DeleteLimit",
     "Endpoint",
