@@ -592,11 +592,13 @@ class RemoteEndpoint:
     def leave(self) -> None:
         """Give the root back, and keep the connection."""
         try:
-            if not self.channel.broken:
+            while not self.channel.broken:
                 try:
                     self._far.hear()
+                    break
                 except BisyncError as error:  # why it is given back now says more
                     log.info("not-done reason=%s", error)
+            if not self.channel.broken:
                 self._far("close")
         finally:
             self._closed()

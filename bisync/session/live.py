@@ -9,7 +9,6 @@ import contextlib
 import itertools
 import logging
 import math
-import os
 import random
 import threading
 import time
@@ -36,12 +35,12 @@ from bisync.errors import (
 from bisync.fs.sizes import Sizes
 from bisync.session.approval import Withheld
 from bisync.session.remembered import absolute, last_complete
-from bisync.session.report import Event, Listener, Met, Progress, Report
+from bisync.session.report import Event, Listener, Met, Progress, Report, spots_of
 from bisync.session.run import Manner, Proving
 from bisync.session.session import Session
 from bisync.session.totals import Totals
 from bisync.watch.choose import Kind, watch
-from bisync.watch.interface import Coverage, Spot, Watcher
+from bisync.watch.interface import Coverage, Watcher
 from bisync.watch.marks import Batch, Marks
 
 log = logging.getLogger(__name__)
@@ -84,15 +83,6 @@ class _Request(Struct):
     def answer(self, code: int, said: str = "") -> None:
         self.code, self.said = code, said
         self.done.set()
-
-
-def _spots(standing: list[Met]) -> tuple[set[Spot], set[Spot]]:
-    """Where problems were met, on each side: no mark tells of their end."""
-    found: tuple[set[Spot], set[Spot]] = (set(), set())
-    for met in standing:
-        spots = Spot(os.path.dirname(met.path)), Spot(met.path)
-        found[met.side == SIDES[1].label].update(spots)
-    return found
 
 
 class Live:
@@ -436,7 +426,7 @@ class Live:
             self._in_hand = min(olds, default=None)
             again = everything or bool(ripe) or (self._again_at or math.inf) <= now
             most = len(self._standing) if everything else _LOOKED_AT if again else 0
-            troubled, unseen = _spots(self._standing[:most]), self._standing[most:]
+            troubled, unseen = spots_of(self._standing[:most]), self._standing[most:]
             manner = self._manner(batches, now, asked=bool(ripe) or everything, left=bool(unseen))
             began_ns = time.time_ns()
         self._used_before = time.process_time()
@@ -508,7 +498,7 @@ class Live:
     ) -> None:
         began, began_ns = times
         if everything:
-            self._look_at_coverage()
+            self._look_at_coverage(far=True)
         with self._changed:
             now, used = time.monotonic(), time.process_time() - self._used_before
             self._failures, self._reason, self._in_hand = 0, "", None
@@ -604,11 +594,15 @@ class Live:
             self._watchers[number] = watcher
             self._coverage[number] = watcher.coverage()
 
-    def _look_at_coverage(self) -> None:
-        """Ask the watchers here; never under the lock, which they wait for to tell of marks."""
+    def _look_at_coverage(self, *, far: bool = False) -> None:
+        """Ask the watchers here; never under the lock, which they wait for to tell of marks.
+
+        ``far``: ask those elsewhere, too; only this session's thread may.
+        """
         for number, watcher in enumerate(self._watchers):
-            if watcher is not None and not isinstance(watcher, RemoteEndpoint):
-                self._coverage[number] = watcher.coverage()
+            if watcher is not None and (far or not isinstance(watcher, RemoteEndpoint)):
+                with contextlib.suppress(EndpointError):  # the next run finds it cut
+                    self._coverage[number] = watcher.coverage()
 
     def _drop_watchers(self) -> None:
         watchers, self._watchers = self._watchers, [None, None]

@@ -1,5 +1,6 @@
 """What a run did: counters, and the events along the way."""
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -25,6 +26,7 @@ from bisync.fs.result import Result
 from bisync.fs.sizes import Sizes
 from bisync.fs.walk import Problem
 from bisync.session.approval import Withheld
+from bisync.watch.interface import Spot
 
 _WORST_FIRST = (1, 2, 3, 12, 30, 25, 23, 40, 24, 0)
 
@@ -148,6 +150,15 @@ class Report(Struct):
 
 
 Listener: TypeAlias = Callable[[Event], None]
+
+
+def spots_of(standing: list[Met]) -> tuple[set[Spot], set[Spot]]:
+    """Where problems were met, on each side: no mark tells of their end."""
+    found: tuple[set[Spot], set[Spot]] = (set(), set())
+    for met in standing:
+        spots = Spot(os.path.dirname(met.path)), Spot(met.path)
+        found[met.side == SIDES[1].label].update(spots)
+    return found
 
 
 def met_from(side: str, problem: Problem) -> Met:
