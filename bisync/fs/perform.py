@@ -462,7 +462,7 @@ class Performer:
                 raise StaleError("somebody changed it at the same moment")
             self._swap_in(temp, staged.handle, place, guard)
         finally:
-            self.back.drop_link(temp, place, staged.handle, guard.looked.handle)
+            self.back.drop_link(temp, place, first, staged.handle, guard.looked.handle)
 
     def _undo_keep(self, step: Replace, guard: Guard) -> None:
         if step.keep is not None:

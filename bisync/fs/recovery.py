@@ -14,7 +14,7 @@ from typing import Any
 from msgspec import Struct, field
 
 from bisync.core.node import Attributes, Content, Kind, Node, NodeId, Place
-from bisync.core.path import display
+from bisync.core.path import TEMP_PREFIX, display
 from bisync.core.plan import Placements, Update
 from bisync.core.rows import update_from_list
 from bisync.errors import PathError, StaleError
@@ -426,7 +426,7 @@ class _Recovery:
             self._leave_beside(spot, row)
 
     def _leave_beside(self, spot: tuple[int, bytes], row: dict[str, Any]) -> None:
-        if "at" not in row:
+        if "at" not in row or not self.replica.options.fsync:  # it may be torn by a power cut
             self.to_store(*spot, row)
             return
         try:
@@ -532,9 +532,9 @@ class _Recovery:
         if dir_fd == stage.incoming:
             stage.set_aside(name)
         if dir_fd in (stage.incoming, stage.displaced):
-            where = {"out": name.decode("latin-1")}
-        elif row is not None and "near" in row and place_from_row(row["near"])[1] == name:
-            where = {"near": row["near"]}
+            where: dict[str, Any] = {"out": name.decode("latin-1")}
+        elif row is not None and "near" in row and name.startswith(TEMP_PREFIX):
+            where = {"near": [row["near"][0], name.decode("latin-1")]}  # it, or a link beside it
         else:
             return  # it has its name in the tree
         note_stuck(self.replica.database, path, where)

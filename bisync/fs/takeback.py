@@ -92,7 +92,7 @@ class TakeBack:
                     self.look.root.handles, temp, self.look.directories.at(place), staged.handle
                 )
             finally:
-                self.drop_link(temp, place, old, staged.handle)
+                self.drop_link(temp, place, first, old, staged.handle)
         self.exchange(staged.spot, first, staged.handle)
 
     def names(self, one: Looked, two: Looked) -> None:
@@ -105,17 +105,18 @@ class TakeBack:
             raise StaleError("somebody changed it at the same moment")
         swap(one.dir_fd, one.name, two.dir_fd, two.name)
 
-    def drop_link(self, temp: Spot, place: Place, *known: bytes) -> None:
+    def drop_link(self, temp: Spot, place: Place, first: Place, *known: bytes) -> None:
         """Remove a link beside a staged object; what somebody had at ``place`` is kept.
 
         Args:
+            first: of the group; what is not in the stage is beside that.
             known: handles of objects that have another name.
         """
         try:
             if self.look.handle(*temp) in known:
                 os.unlink(temp[1], dir_fd=temp[0])
             else:
-                self.let_wait(temp, self.look.index.place_path(place), place[0])
+                self.let_wait(temp, self.look.index.place_path(place), first[0])
         except StaleError:
             return  # it is gone
         except OSError as error:

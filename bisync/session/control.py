@@ -14,7 +14,6 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import IO, Any
 
@@ -265,20 +264,27 @@ def _answers(
         UsageError: one did not understand it.
     """
 
-    def asked(path: str) -> dict[str, Any] | EndpointError | None:
-        try:
-            return _asked(path, question, patience)
-        except EndpointError as error:
-            return error
+    answers: dict[str, dict[str, Any] | EndpointError | None] = {}
 
+    def asked(path: str) -> None:
+        try:
+            answers[path] = _asked(path, question, patience)
+        except EndpointError as error:
+            answers[path] = error
+
+    # Nobody has to wait for one that does not answer, if somebody stops this process.
+    threads = [threading.Thread(target=asked, args=(path,), daemon=True) for path in paths]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     found = {}
-    if paths:
-        with ThreadPoolExecutor(len(paths)) as pool:
-            for path, answer in zip(paths, pool.map(asked, paths), strict=True):
-                if isinstance(answer, EndpointError):
-                    silent.append(answer)
-                elif answer is not None:
-                    found[path] = answer
+    for path in paths:
+        answer = answers[path]
+        if isinstance(answer, EndpointError):
+            silent.append(answer)
+        elif answer is not None:
+            found[path] = answer
     for answer in found.values():
         if answer["code"]:
             raise UsageError(str(answer["said"]))

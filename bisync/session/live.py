@@ -228,9 +228,12 @@ class Live:
             )
 
     def _oldest(self) -> float | None:
-        times = [marks.oldest() for marks in self._marks]
-        times += [self._in_hand, self._open_since]
-        return min((each for each in times if each is not None), default=None)
+        times = [self._in_hand, self._open_since, self._oldest_mark(math.inf)]
+        found = min(each for each in times if each is not None)
+        return None if found == math.inf else found
+
+    def _oldest_mark(self, none: float) -> float:
+        return min((t for m in self._marks if (t := m.oldest()) is not None), default=none)
 
     def _set(self, **values: object) -> None:
         with self._changed:
@@ -427,11 +430,14 @@ class Live:
             again = everything or bool(ripe) or (self._again_at or math.inf) <= now
             most = len(self._standing) if everything else _LOOKED_AT if again else 0
             troubled, unseen = spots_of(self._standing[:most]), self._standing[most:]
-            manner = self._manner(batches, now, asked=bool(ripe) or everything, left=bool(unseen))
-            began_ns = time.time_ns()
+            polled = not everything and any(c is not None and c.polled for c in self._coverage)
+            manner = self._manner(
+                batches, now, asked=bool(ripe) or everything, left=polled or bool(unseen)
+            )
+            accepts, self._accepts_root = self._accepts_root, False
         self._used_before = time.process_time()
         config = self.session.config
-        self.session.config = replace(config, accept_root=config.accept_root or self._accepts_root)
+        self.session.config = replace(config, accept_root=config.accept_root or accepts)
         marked = (batches[0].directories | troubled[0], batches[1].directories | troubled[1])
         only = None if everything else marked
         try:
@@ -445,16 +451,15 @@ class Live:
                 raise
             self._failed(error, "halted")  # it did work: a root is not there just now
         except HaltError as error:
-            self._accepts_root = False  # it was for another halt than this one
             self._failed(error, "halted")
         except DrivenError as error:
             self._has_followed = True
-            self._failed(error, "following")
+            self._failed(error, "following", accepts_root=accepts)
         except BisyncError as error:
-            self._failed(error, "reconnecting")
+            self._failed(error, "reconnecting", accepts_root=accepts)
         else:
             self._stand(report, unseen)
-            self._ended(report, (now, began_ns), manner, ripe, everything=everything)
+            self._ended(report, now, manner, ripe, everything=everything)
         finally:
             self.session.config = config
 
@@ -483,6 +488,7 @@ class Live:
             tend=tend,
             measure=tend,
             left=left,
+            until_ns=time.time_ns() - int(1e9 * (time.monotonic() - self._oldest_mark(now))),
             prove=proves,
             approved=self._approved,
         )
@@ -490,19 +496,17 @@ class Live:
     def _ended(
         self,
         report: Report,
-        times: tuple[float, int],
+        began: float,
         manner: Manner,
         ripe: list[_Request],
         *,
         everything: bool,
     ) -> None:
-        began, began_ns = times
         if everything:
             self._look_at_coverage(far=True)
         with self._changed:
             now, used = time.monotonic(), time.process_time() - self._used_before
             self._failures, self._reason, self._in_hand = 0, "", None
-            self._accepts_root = False
             if manner.removals:
                 self._held = report.held
                 if manner.approved is self._approved:  # and not one that came meanwhile
@@ -519,8 +523,8 @@ class Live:
                 self._prove_at = math.inf if self._proving.done else now + pause
             self._again_at = self._look_again_at(report, manner, now)
             if report.exit_code == 0 and manner.removals and not self._standing:
-                self._open_since = None
-                self._complete_ns = began_ns
+                if not manner.left:
+                    self._open_since, self._complete_ns = None, manner.until_ns
             elif self._open_since is None:
                 self._open_since = began
             known = 0 if manner.removals else self._withheld
@@ -558,7 +562,7 @@ class Live:
         said = str(error)
         self._set(_phase="failed", _reason=said, _last_error=said, _end=(error.exit_code, said))
 
-    def _failed(self, error: BisyncError, phase: str) -> None:
+    def _failed(self, error: BisyncError, phase: str, *, accepts_root: bool = False) -> None:
         """Try again later, at everything: nobody knows what was missed."""
         if str(error) != self._reason:
             log.warning("%s", error)
@@ -567,6 +571,7 @@ class Live:
         with self._changed:
             pause = _RETRY_S[min(self._failures, len(_RETRY_S) - 1)]
             self._failures += 1
+            self._accepts_root = self._accepts_root or accepts_root  # it was not met yet
             now = time.monotonic()
             self._all_at = now + pause * (0.75 + random.random() / 2)  # noqa: S311
             self._phase, self._reason, self._last_error = phase, str(error), str(error)

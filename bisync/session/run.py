@@ -60,6 +60,7 @@ class Manner(Struct, frozen=True):
     tend: bool = True  # let the store go of what is old, tidy the state
     measure: bool = False  # see how much room the engine's own files take
     left: bool = False  # something that an earlier run met is not looked at by this one
+    until_ns: int | None = None  # what was noticed later is for another one; None: it is not
     prove: Proving | None = None  # go on with this for a while; None: not without --checksum
     approved: Withheld = field(default_factory=Withheld)  # by a person, as it was shown
 
@@ -109,6 +110,8 @@ class Run:
         if not self.dry:
             self._carry_out(ledger, hellos)
         began_ns = time.time_ns()  # what happens from here on may be seen, or not
+        if manner.until_ns is not None:
+            began_ns = min(began_ns, manner.until_ns)
         seen = self._observe(only)
 
         def note(found: list[Noted]) -> None:

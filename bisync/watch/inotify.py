@@ -89,6 +89,7 @@ class InotifyWatcher:
         self._newborn: Newborn[tuple[int, bytes]] = Newborn()
         self._missed: set[int] = set()  # directories in which something may have been made unseen
         self._unwatched: dict[bytes, str] = {}  # tops of what is polled, and why
+        self._shut: set[int] = set()  # directories with some in them that we may not open
         self._has_lost = False  # the table may be wrong
         self._token_watch = -1
         self._lock = threading.RLock()
@@ -146,7 +147,7 @@ class InotifyWatcher:
                 try:
                     child = os.open(name, _OPEN, dir_fd=here)
                 except OSError as error:
-                    self._cannot_open(below, error)
+                    self._cannot_open(below, error, watch)
                     continue
                 added = self._add(child, watch, name, below)
                 if tell:
@@ -182,9 +183,11 @@ class InotifyWatcher:
         self._table[parent].below[name] = wd
         return wd
 
-    def _cannot_open(self, path: bytes, error: OSError) -> None:
+    def _cannot_open(self, path: bytes, error: OSError, parent: int) -> None:
         """A directory is gone, or not for us, which the scan says; else it may hold news."""
-        if error.errno not in (*_GONE, *_NOT_OURS):
+        if error.errno in _NOT_OURS:
+            self._shut.add(parent)
+        elif error.errno not in _GONE:
             self._cannot_watch(path, error)
 
     def _cannot_watch(self, path: bytes, error: OSError) -> None:
@@ -202,7 +205,8 @@ class InotifyWatcher:
                 return [os.fsencode(e.name) for e in entries if e.is_dir(follow_symlinks=False)]
         except OSError as error:
             log.info("cannot-list path=%r error=%s", path, error.strerror)
-            self._cannot_open(path, error)
+            if error.errno not in (*_GONE, *_NOT_OURS):
+                self._cannot_watch(path, error)
             return []
 
     def _detach(self, wd: int, known: _Watched) -> None:
@@ -213,6 +217,7 @@ class InotifyWatcher:
 
     def _forget(self, wd: int) -> _Watched | None:
         known = self._table.pop(wd, None)
+        self._shut.discard(wd)
         if known is not None and self._by_handle.get(known.handle) == wd:
             del self._by_handle[known.handle]
         return known
@@ -282,6 +287,9 @@ class InotifyWatcher:
     def _happened(self, event: InotifyEvent, path: bytes) -> None:
         mask, name = event.mask, event.name
         if not name:  # the directory itself
+            if event.wd in self._shut:
+                self._shut.discard(event.wd)
+                self._look_again(event.wd)
             spot = Spot(os.path.dirname(path), self._table[event.wd].handle, above=True)
             self._sink.touched(spot, AT_ONCE)
             return
@@ -316,7 +324,12 @@ class InotifyWatcher:
                 self._moved(half, wd, event.name, below)
             else:
                 self._enter(wd, event.name, below)
-        elif not mask & In.IN_DELETE and event.name not in self._table[wd].below:
+        elif mask & In.IN_DELETE:
+            child = self._table[wd].below.get(event.name)
+            known = None if child is None else self._table.get(child)
+            if child is not None and known is not None:
+                self._detach(child, known)  # its watch lasts for as long as somebody has it open
+        elif mask & In.IN_CREATE or event.name not in self._table[wd].below:
             self._enter(wd, event.name, below)  # it is new, or may be opened since just now
         self._sink.touched(self._spot(wd, path), AT_ONCE)
 
@@ -355,7 +368,7 @@ class InotifyWatcher:
         try:
             fd = os.open(name, _OPEN, dir_fd=above)
         except OSError as error:
-            self._cannot_open(path, error)
+            self._cannot_open(path, error, parent)
             return
         try:
             count = len(self._table)
@@ -375,7 +388,7 @@ class InotifyWatcher:
         try:
             fd = os.open(name, _OPEN, dir_fd=above)
         except OSError as error:
-            self._cannot_open(path, error)
+            self._cannot_open(path, error, parent)
             return
         finally:
             os.close(above)
@@ -538,6 +551,8 @@ class InotifyWatcher:
             try:
                 if known is not None and name:
                     self._enter(wd, name, path)
+                elif not name:
+                    self._add_below(self._root, self._root_watch, b"", tell=True)
             except OSError as error:
                 self._cannot_watch(path, error)
         return list({*tops, *self._unwatched})
@@ -553,7 +568,8 @@ class InotifyWatcher:
             except OSError:
                 continue
             try:
-                todo += [path + b"/" + name for name in self._directories_in(fd, path)]
+                above = path + b"/" if path else b""
+                todo += [above + name for name in self._directories_in(fd, path)]
             finally:
                 os.close(fd)
 

@@ -13,10 +13,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import bisync
 from bisync import Config, Fsync, Session
+from bisync.watch.interface import AT_ONCE, Pace, Spot
 from tests.system.live import AGENT, Watching, ready, watching
 from tests.trees import (
     assert_equal,
@@ -342,11 +345,12 @@ def test_exchanged_directories(live: tuple[Path, Path, Watching]):
             assert_equal(a, b)
 
 
-def test_a_directory_that_may_be_read_again(here: Pair):
+@pytest.mark.parametrize("mode", [0, 0o400, 0o100])
+def test_a_directory_that_may_be_read_again(here: Pair, mode: int):
     """It is watched from then on, with all that is in it."""
     a, b = here
     put(a / "d/e/1", b"1")
-    (a / "d").chmod(0)
+    (a / "d").chmod(mode)
     words = (
         ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
     )
@@ -418,6 +422,55 @@ def test_what_is_deleted_after_it_was_shown_is_not_approved(here: Pair, kind: st
         (a / "new").unlink()
         it.stop()
     assert it.summary["withheld"] == 0
+
+
+def test_a_root_that_is_accepted_while_it_is_looked_at(here: Pair, monkeypatch: pytest.MonkeyPatch):
+    """What a person says during a run counts for the next one."""
+    a, b = here
+    put(a / "f", b"1")
+    bisync.sync(a, b)
+    b.rename(b.with_name("away"))
+    put(b / "g", b"2")
+    session = bisync.Session(a, b)
+    live, real, runs = bisync.Live(session), session.run, list[bool]()
+
+    def run(**more: Any) -> Any:
+        runs.append(session.config.accept_root)
+        if len(runs) == 1:
+            live.resume(accept_root=True)
+        if runs[-1] or len(runs) == 3:
+            live.stop()
+        return real(**more)
+
+    monkeypatch.setattr(session, "run", run)
+    live.run()
+    assert runs == [False, True]
+    assert_equal(a, b)
+    assert set(look(a)) == {"f", "g"}
+
+
+def test_complete_is_no_later_than_what_waits(here: Pair, monkeypatch: pytest.MonkeyPatch):
+    """A mark that is not due yet is of something that is not done; the roots' facts know."""
+    a, b = here
+    put(a / "f", b"1")
+    session = bisync.Session(a, b)
+    live, real, times = bisync.Live(session), session.run, list[int]()
+
+    def run(**more: Any) -> Any:
+        report = real(**more)
+        if not times:
+            live._marks[0].touched(Spot(b"d"), Pace(not_before_s=5.0))
+            times.append(time.time_ns())
+            live._marks[0].touched(Spot(b""), AT_ONCE)
+        else:
+            times.append(bisync.facts(a).pairs[0].complete_ns or 0)
+            live.stop()
+        return report
+
+    monkeypatch.setattr(session, "run", run)
+    live.run()
+    marked, complete = times
+    assert 0 < complete <= marked
 
 
 def test_a_root_that_goes_and_comes_back(here: Pair, kind: str):

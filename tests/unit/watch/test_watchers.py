@@ -1,7 +1,9 @@
 """One contract for every watcher: what happens below the root is said, of the right directory."""
 
+import contextlib
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -238,6 +240,64 @@ def test_what_cannot_be_watched_yet(
         assert heard.about(place)
     finally:
         watcher.close()
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_directory_that_is_made_again(start: Start, heard: Heard, root: Path, *, held: bool):
+    """The new one is watched, whoever still has the old one, or what was in it, open."""
+    start(root)
+    with contextlib.ExitStack() as stack:
+        if held:
+            stack.enter_context((root / "d/f").open())
+            fd = os.open(root / "d", os.O_RDONLY)
+            stack.callback(os.close, fd)
+        shutil.rmtree(root / "d")
+        (root / "d").mkdir()
+        _settle(heard, root)
+        for number in range(2):
+            heard.clear()
+            (root / f"d/new{number}").write_bytes(b"1")
+            assert heard.about(b"d")
+    heard.clear()
+    (root / "d/last").write_bytes(b"1")
+    assert heard.about(b"d")
+
+
+def test_a_root_that_could_not_be_listed_once(
+    heard: Heard, root: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """All below it is looked at, and then watched."""
+    real, once = os.scandir, [True]
+
+    def scandir(path: Any = ".") -> Any:
+        if once and isinstance(path, int):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    watcher = watch(Kind.INOTIFY, Scope(os.fsencode(root), poll_s=0.05), heard)
+    try:
+        assert watcher.coverage().polled == 1
+        once.clear()
+        assert heard.until(lambda h: b"d/e" in h.directories)
+        deadline = time.monotonic() + 20
+        while watcher.coverage().directories < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        heard.clear()
+        (root / "d/e/f").write_bytes(b"1")
+        assert heard.about(b"d/e")
+    finally:
+        watcher.close()
+
+
+def test_what_nobody_reads_any_more(heard: Heard, root: Path):
+    """A dead reader is no reason to miss anything, at any depth."""
+    watcher = InotifyWatcher(Scope(os.fsencode(root), poll_s=0.05), heard)
+    assert watcher._fd is not None
+    watcher._fd.stop()
+    watcher._fd.join()
+    assert heard.until(lambda h: {b"", b"d", b"d/e"} <= {*h.directories})
+    watcher.close()
 
 
 def test_a_top_that_is_gone(heard: Heard, root: Path, monkeypatch: pytest.MonkeyPatch):
