@@ -546,8 +546,8 @@ class LocalEndpoint:
         back, now, waiting = list[bytes](), time.time_ns(), 0
         rows = db.execute("SELECT path, payload FROM displaced").fetchall()
         for kept, payload in rows:
-            text, before, time_ns, weak = json.loads(payload)
-            path = text.encode("latin-1")
+            text, before, time_ns, *more = json.loads(payload)
+            path, weak = text.encode("latin-1"), any(more)  # a row of an older bisync ends there
             if self._was_written(kept, before):
                 back.append(self._bring_back(kept, path))
             elif 0 <= now - time_ns < max(min_age_ns, STILL_NS if weak else 0):
