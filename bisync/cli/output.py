@@ -192,6 +192,13 @@ def line(text: str) -> None:
         raise UnwrittenError(error.strerror) from error
 
 
+def mute() -> None:
+    """Write nothing more to standard output, nor what waits to be: it takes nothing."""
+    nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+
+
 def complain(text: str) -> None:
     """One line on standard error."""
     print(f"bisync: {text}", file=sys.stderr, flush=True)

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from bisync.cli.commands.sync import config_of
 from bisync.cli.commands.watch import live_config
 from bisync.cli.configfile import default_path, read
-from bisync.cli.output import Output, complain, line
+from bisync.cli.output import Output, complain, line, mute
 from bisync.cli.reaching import reach
 from bisync.errors import (
     BisyncError,
@@ -115,6 +115,7 @@ class _Running:
             show()
         except (OSError, UnwrittenError) as error:
             self._is_heard = False
+            mute()
             log.warning("%s: nothing more is written: %s", self.name, error)
 
     def _run(self) -> None:
