@@ -15,6 +15,7 @@ import random
 import re
 import shlex
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -239,6 +240,16 @@ def everything(*roots: Path) -> set[bytes]:
     """Collect the contents that are live or kept in any of ``roots``."""
     live = set().union(*map(contents, roots))
     return live | {content for root in roots for _, content in kept(root)}
+
+
+def killed(act: Callable[[], object]) -> None:
+    """Do something in a process of its own, which has to end by SIGKILL."""
+    if not (pid := os.fork()):
+        try:
+            act()
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
 
 
 # --- Comparing trees -----------------------------------------------------------------------------

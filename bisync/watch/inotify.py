@@ -359,12 +359,19 @@ class InotifyWatcher:
             for name in self._directories_in(fd, path):
                 below = path + b"/" + name if path else name
                 if not self._scope.skip(below):
-                    self._look_at(fd, wd, name, below)
+                    self._look_at(fd, wd, name, below, only_new=True)
         finally:
             os.close(fd)
         self._sink.touched(self._spot(wd, path), AT_ONCE)
 
-    def _look_at(self, above: int, parent: int, name: bytes, path: bytes) -> None:
+    def _look_at(
+        self, above: int, parent: int, name: bytes, path: bytes, *, only_new: bool = False
+    ) -> None:
+        """Watch a directory, then all below it; then they may be listed.
+
+        Args:
+            only_new: what has a watch already only gets its place.
+        """
         try:
             fd = os.open(name, _OPEN, dir_fd=above)
         except OSError as error:
@@ -373,32 +380,24 @@ class InotifyWatcher:
         try:
             count = len(self._table)
             wd = self._add(fd, parent, name, path)
-            if wd is not None and len(self._table) > count:
-                self._add_below(fd, wd, path, tell=True)
-                self._sink.touched(self._spot(wd, path), AT_ONCE)
-        finally:
-            os.close(fd)
-
-    def _enter(self, parent: int, name: bytes, path: bytes) -> None:
-        """Watch a directory that is new, then all below it; then they may be listed."""
-        above = self._open_watched(parent)
-        if above is None:
-            self._missed.add(parent)
-            return
-        try:
-            fd = os.open(name, _OPEN, dir_fd=above)
-        except OSError as error:
-            self._cannot_open(path, error, parent)
-            return
-        finally:
-            os.close(above)
-        try:
-            wd = self._add(fd, parent, name, path)
+            if only_new and len(self._table) == count:
+                return
             if wd is not None:
                 self._add_below(fd, wd, path, tell=True)
             self._sink.touched(self._spot(wd, path), AT_ONCE)
         finally:
             os.close(fd)
+
+    def _enter(self, parent: int, name: bytes, path: bytes) -> None:
+        """Watch a directory that is new."""
+        above = self._open_watched(parent)
+        if above is None:
+            self._missed.add(parent)
+            return
+        try:
+            self._look_at(above, parent, name, path)
+        finally:
+            os.close(above)
 
     def _open_watched(self, wd: int) -> int | None:
         """A directory with a watch, opened; ``None``: it is not where the events so far say."""

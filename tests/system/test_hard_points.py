@@ -27,6 +27,7 @@ from tests.trees import (
     exchange,
     frozen,
     kept,
+    killed,
     look,
     put,
     save,
@@ -197,12 +198,7 @@ def test_killed_when_it_took_back_what_somebody_used(
 
         monkeypatch.setattr(perform.Performer, "_keep", use)
         monkeypatch.setattr(apply.Applier, "_clean_up", lambda *_: os.kill(os.getpid(), SIGKILL))
-        if not (engine := os.fork()):
-            try:
-                bisync.sync(a, b)
-            finally:
-                os._exit(0)
-        assert os.waitstatus_to_exitcode(os.waitpid(engine, 0)[1]) == -SIGKILL
+        killed(lambda: bisync.sync(a, b))
         monkeypatch.undo()
         report = bisync.sync(a, b)
         if end == "goes on":

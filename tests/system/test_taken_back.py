@@ -14,7 +14,7 @@ from bisync import Take, resolve
 from bisync.fs import displaced, perform, takeback
 from bisync.fs.stage import Stage
 from bisync.fs.store import Store
-from tests.trees import NOON, assert_equal, edit, everything, look, put, save
+from tests.trees import NOON, assert_equal, edit, everything, killed, look, put, save
 
 Pair = tuple[Path, Path]
 NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
@@ -148,12 +148,7 @@ def test_killed_when_a_group_was_exchanged_with_what_somebody_saved(
             os.kill(os.getpid(), SIGKILL)
 
     monkeypatch.setattr(perform, "swap", swap)
-    if not (engine := os.fork()):
-        try:
-            bisync.sync(a, b)
-        finally:
-            os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(engine, 0)[1]) == -SIGKILL
+    killed(lambda: bisync.sync(a, b))
     assert {b"SAVED", b"from alpha"} <= _settled(monkeypatch, a, b)
 
 

@@ -206,11 +206,8 @@ def test_a_directory_that_was_of_no_interest_for_a_while(start: Start, heard: He
     assert heard.about(b"d/e")
 
 
-@pytest.mark.parametrize("moved", [False, True])
-def test_what_cannot_be_watched_yet(
-    heard: Heard, root: Path, monkeypatch: pytest.MonkeyPatch, *, moved: bool
-):
-    """It is looked at where it is, and watched as soon as it can be."""
+def _no_watch_for_e(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """The limit of watches is reached at directories called e, until the list is cleared."""
     original, full = InotifyWatcher._watch, [True]
 
     def limited(self: InotifyWatcher, fd: int, *rest: Any) -> int:
@@ -219,6 +216,15 @@ def test_what_cannot_be_watched_yet(
         return original(self, fd, *rest)
 
     monkeypatch.setattr(InotifyWatcher, "_watch", limited)
+    return full
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_what_cannot_be_watched_yet(
+    heard: Heard, root: Path, monkeypatch: pytest.MonkeyPatch, *, moved: bool
+):
+    """It is looked at where it is, and watched as soon as it can be."""
+    full = _no_watch_for_e(monkeypatch)
     watcher = watch(Kind.INOTIFY, Scope(os.fsencode(root), poll_s=0.05), heard)
     try:
         assert watcher.coverage().polled == 1
@@ -302,14 +308,7 @@ def test_what_nobody_reads_any_more(heard: Heard, root: Path):
 
 def test_a_top_that_is_gone(heard: Heard, root: Path, monkeypatch: pytest.MonkeyPatch):
     """What cannot be watched and is not there any more is not looked for any more."""
-    original = InotifyWatcher._watch
-
-    def limited(self: InotifyWatcher, fd: int, *rest: Any) -> int:
-        if os.readlink(f"/proc/self/fd/{fd}").endswith("/e"):
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return original(self, fd, *rest)
-
-    monkeypatch.setattr(InotifyWatcher, "_watch", limited)
+    _no_watch_for_e(monkeypatch)
     watcher = watch(Kind.INOTIFY, Scope(os.fsencode(root), poll_s=0.05), heard)
     try:
         assert watcher.coverage().polled == 1
