@@ -198,11 +198,11 @@ class Performer:
 
     def _swap_in(self, spot: Spot, ours: bytes, place: Place, guard: Guard) -> None:
         """Exchange, look at what came out, and take it back if it is a surprise."""
+        self.record.touched.add(place[0])  # taken back, too, it is durable before the log forgets
         swap(*spot, *self.directories.at(place))
         with _undone_by(lambda: self.back.exchange(spot, place, ours)):
             if guard.somebody_waits() or not self.look.same_object(*spot, guard.looked):
                 raise StaleError("somebody changed it at the same moment")
-        self.record.touched.add(place[0])
 
     def _keep(
         self,

@@ -100,6 +100,7 @@ class Restorer:
                 os.fsync(dir_fd)
             except (PathError, OSError):
                 self._clear(spot, (dir_fd, base), row)
+                os.fsync(dir_fd)  # what was taken back is, before the log forgets
                 raise
             finally:
                 self._unlog(seq)
